@@ -1,0 +1,63 @@
+"""The arithmetic of inference: memory, FLOPs, bytes, time and price, from a config alone.
+
+Pure Python, no torch. Every function is a formula of the chapter "Autoregressive
+decoding", with its units; sources in brackets are keys of `book/references.bib`.
+"""
+
+from quire.analysis.catalog import catalog_config, catalog_json
+from quire.analysis.cost import (
+    electricity_usd_per_million_tokens,
+    joules_per_token,
+    usd_per_million_tokens,
+)
+from quire.analysis.hardware import Hardware, find_hardware, load_hardware
+from quire.analysis.latency import MemoryLedger, Prediction, memory_ledger, predict
+from quire.analysis.memory import (
+    DTYPE_BYTES,
+    ParameterCount,
+    activation_bytes,
+    count_parameters,
+    dtype_bytes,
+    kv_bytes_per_token,
+    kv_cache_bytes,
+    logit_bytes,
+    mla_kv_bytes_per_token,
+    short_dtype,
+    weight_bytes,
+)
+from quire.analysis.roofline import achieved_mbu, achieved_mfu, binding_ceiling, roofline_time
+from quire.analysis.work import Work, decode_work, prefill_work, recompute_work
+
+__all__ = [
+    "DTYPE_BYTES",
+    "Hardware",
+    "MemoryLedger",
+    "ParameterCount",
+    "Prediction",
+    "Work",
+    "achieved_mbu",
+    "achieved_mfu",
+    "activation_bytes",
+    "binding_ceiling",
+    "catalog_config",
+    "catalog_json",
+    "count_parameters",
+    "decode_work",
+    "dtype_bytes",
+    "electricity_usd_per_million_tokens",
+    "find_hardware",
+    "joules_per_token",
+    "kv_bytes_per_token",
+    "kv_cache_bytes",
+    "load_hardware",
+    "logit_bytes",
+    "memory_ledger",
+    "mla_kv_bytes_per_token",
+    "predict",
+    "prefill_work",
+    "recompute_work",
+    "roofline_time",
+    "short_dtype",
+    "usd_per_million_tokens",
+    "weight_bytes",
+]
