@@ -1,0 +1,82 @@
+"""Find a Chromium for the browser tests, Lighthouse and the PDF, or install one.
+
+`python scripts/chromium.py` prints the path of one; `--install` fetches it if there is
+none: Debian's package as root, Playwright's own build otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+MACOS = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+
+# What every use here passes: no sandbox (root in a container has none), and none of the
+# browser's own traffic, so that a request to another host can only be the page's.
+FLAGS = (
+    "--no-sandbox",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def find() -> str | None:
+    """The path of a Chromium: `$CHROME`, one on the PATH, then Playwright's; else None."""
+    if chosen := os.environ.get("CHROME"):
+        path = shutil.which(chosen)
+        if path is None:
+            raise SystemExit(f"CHROME={chosen} is not a program; unset it or name one")
+        return path
+    for name in NAMES:
+        if path := shutil.which(name):
+            return path
+    if MACOS.is_file():
+        return str(MACOS)
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        return None
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    return own if Path(own).is_file() else None
+
+
+def install() -> None:
+    """Install a Chromium. Raises SystemExit, with one line to act on, if none came."""
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        commands = [
+            ["apt-get", "update", "-qq"],
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"],
+        ]
+    else:
+        commands = [[sys.executable, "-m", "playwright", "install", "chromium"]]
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            detail = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+            raise SystemExit(
+                f"no Chromium, and `{' '.join(command)}` failed ({' '.join(detail)}): "
+                "install Chromium or Chrome, or set CHROME to one"
+            )
+
+
+def main() -> None:
+    path = find()
+    if path is None and "--install" in sys.argv[1:]:
+        print("installing Chromium", file=sys.stderr)
+        install()
+        path = find()
+    if path is None:
+        raise SystemExit("no Chromium: install Chromium or Chrome, or set CHROME to one")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
