@@ -117,11 +117,11 @@ def fetch_config(name: str) -> Path:
     Raises:
         ValueError: no such model, or the hub cannot be reached.
     """
-    from huggingface_hub import snapshot_download  # slow to import, and seldom needed
-
     try:
         if "/" not in name:
             raise ValueError("a hub name has the form owner/name")
+        from huggingface_hub import snapshot_download  # slow to import, and seldom needed
+
         return Path(snapshot_download(name, allow_patterns=["config.json"]))
     except Exception as error:  # the hub's client raises many kinds
         raise ValueError(
