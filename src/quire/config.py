@@ -1,0 +1,98 @@
+"""`EngineConfig` and `Components`: everything an engine is told when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from quire.errors import QuireError
+
+if TYPE_CHECKING:  # the swap points' protocols, which themselves read EngineConfig
+    from quire.attention.interface import AttentionBackend
+    from quire.kv.slots import KVCacheManager
+    from quire.sampling.sampler import Sampler
+    from quire.scheduler import Scheduler
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Sizes of one engine.
+
+    Args:
+        max_model_len: longest sequence, prompt and output together, in tokens.
+        max_num_seqs: requests that run at once.
+        max_num_batched_tokens: token budget of one step; a longer prompt is computed in
+            chunks over several steps.
+        device: where the model runs.
+        dtype: type of weights, activations and cache.
+    """
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise QuireError(f"{name}={value!r}: must be an integer of at least 1")
+
+
+@dataclass(frozen=True)
+class Components:
+    """A reader's own part for each swap point; None keeps quire's.
+
+    Each is a class or a factory, called with the arguments named here:
+
+        llm = LLM("quire-mini", components=Components(sampler=MySampler))
+    """
+
+    sampler: Callable[[], Sampler] | None = None
+    scheduler: Callable[[EngineConfig, KVCacheManager], Scheduler] | None = None
+    kv_cache_manager: Callable[[int, int], KVCacheManager] | None = None  # slots, KV groups
+    attention: Callable[[], AttentionBackend] | None = None
+
+
+def default_device(device: str | torch.device | None = None) -> torch.device:
+    """Return the device asked for, or the GPU if there is one.
+
+    Raises:
+        QuireError: a CUDA device was asked for and torch sees none.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise QuireError(f"device={str(device)!r}: torch sees no CUDA device; use device='cpu'")
+    return chosen
+
+
+def default_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
+    """Return the dtype asked for, or what suits the device.
+
+    float32 on a CPU; on a GPU bfloat16 from compute capability 8.0 on and float16 below.
+    The capability decides, since torch reports emulated bfloat16 as supported on a T4.
+
+    Raises:
+        QuireError: a name that is no floating-point dtype quire runs.
+    """
+    if dtype is None:
+        if device.type != "cuda":
+            return torch.float32
+        major, _ = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if major >= 8 else torch.float16
+    by_name = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
+    chosen = by_name.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in by_name.values():
+        raise QuireError(f"dtype={dtype!r}: must be one of {', '.join(by_name)}")
+    assert chosen is not None
+    return chosen

@@ -1,0 +1,234 @@
+"""`LLMEngine`: the step loop. Requests go in, `RequestOutput`s come out.
+
+Request → Scheduler.schedule() → SchedulerOutput → ModelRunner.execute() → PendingStep
+        → .wait() → StepResult → Scheduler.update() → RequestOutput
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from quire.config import EngineConfig
+from quire.detokenizer import Detokenizer, Tokenizer
+from quire.errors import InvalidRequestError
+from quire.messages import Logprob, StepResult
+from quire.models.config import ModelConfig
+from quire.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from quire.request import FinishReason, Request
+from quire.runner.model_runner import ModelRunner
+from quire.sampling.params import SamplingParams
+from quire.scheduler import Scheduler
+from quire.trace import Trace
+
+
+@dataclass
+class _Sequence:
+    """A request with what its caller sees of it."""
+
+    request: Request
+    completion: CompletionOutput
+    metrics: RequestMetrics
+    detokenizer: Detokenizer | None
+
+
+@dataclass
+class _Parent:
+    """What a caller submitted: a prompt and its n sequences."""
+
+    output: RequestOutput
+    sequences: list[_Sequence] = field(default_factory=list)
+
+
+class LLMEngine:
+    """Drives scheduler and runner, and turns tokens into text.
+
+    It holds no tensors and makes no decision; those belong to the runner and the
+    scheduler.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model_config: ModelConfig,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        tokenizer: Tokenizer | None,
+        trace: Trace | None = None,
+    ) -> None:
+        """`tokenizer` may be None: the engine then speaks token ids only."""
+        self.config = config
+        self.model_config = model_config
+        self.tokenizer = tokenizer
+        self.trace = trace
+        self._scheduler = scheduler
+        self._runner = runner
+        self._parents: dict[str, _Parent] = {}  # by parent id
+        self._sequences: dict[str, tuple[_Parent, _Sequence]] = {}  # by request id
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether there is work left."""
+        return bool(self._parents)
+
+    def add_request(
+        self, request_id: str, prompt: str | Sequence[int], params: SamplingParams
+    ) -> None:
+        """Submit a prompt, as text or as token ids.
+
+        Raises:
+            InvalidRequestError: the prompt is empty, too long, or has a token id outside
+                the vocabulary; text was given, or a stop string, without a tokenizer.
+        """
+        token_ids = self._tokenize(prompt, params)
+        parent = _Parent(
+            RequestOutput(
+                request_id,
+                prompt if isinstance(prompt, str) else None,
+                token_ids,
+                outputs=[],
+                finished=False,
+                prompt_logprobs=None if params.prompt_logprobs is None else [None],
+            )
+        )
+        self._parents[request_id] = parent
+        for index in range(params.n):
+            request = Request(
+                f"{request_id}-{index}",
+                token_ids,
+                _params_of_sample(params, index),
+                self.model_config.eos_token_ids,
+            )
+            completion = CompletionOutput(index, "", request.output_token_ids)
+            if params.logprobs is not None:
+                completion.logprobs, completion.cumulative_logprob = [], 0.0
+            detokenizer = None
+            if self.tokenizer is not None:
+                detokenizer = Detokenizer(self.tokenizer, params.stop_strings)
+            sequence = _Sequence(
+                request, completion, RequestMetrics(request.arrival_time), detokenizer
+            )
+            parent.sequences.append(sequence)
+            parent.output.outputs.append(completion)
+            self._sequences[request.request_id] = (parent, sequence)
+            self._scheduler.add(request)
+        parent.output.metrics = parent.sequences[0].metrics
+
+    def abort_request(self, request_id: str) -> None:
+        """Withdraw a prompt; an unknown or finished id is ignored."""
+        parent = self._parents.pop(request_id, None)
+        for sequence in parent.sequences if parent else ():
+            self._scheduler.abort(sequence.request.request_id)
+            self._sequences.pop(sequence.request.request_id, None)
+
+    # docs: step begin
+    def step(self) -> list[RequestOutput]:
+        """Run one step; return the prompts that got a token, as they now stand."""
+        begin = time.perf_counter()
+        scheduled = self._scheduler.schedule()
+        result = self._runner.execute(scheduled).wait()
+        advanced = self._scheduler.update(scheduled, result)
+        end = time.perf_counter()
+        if self.trace is not None:
+            self.trace.record(scheduled, result, begin, end)
+        return self._collect(advanced, result, end)
+
+    # docs: step end
+
+    def _collect(
+        self, advanced: list[Request], result: StepResult, now: float
+    ) -> list[RequestOutput]:
+        for request_id, rows in result.prompt_logprobs.items():
+            self._add_prompt_logprobs(request_id, rows)
+        changed: dict[str, RequestOutput] = {}
+        for request in advanced:
+            if request.request_id not in self._sequences:
+                continue
+            parent, sequence = self._sequences[request.request_id]
+            num_new = len(result.token_ids.get(request.request_id, ()))
+            self._extend(sequence, result.logprobs.get(request.request_id, []))
+            sequence.metrics.token_times += [now] * num_new
+            if request.finish_reason is not None:
+                self._finish(parent, sequence)
+            changed[parent.output.request_id] = parent.output
+        return list(changed.values())
+
+    def _extend(self, sequence: _Sequence, logprobs: list[dict[int, Logprob]]) -> None:
+        """Add a step's tokens to the text and the log-probabilities of a completion."""
+        request, completion = sequence.request, sequence.completion
+        detokenizer = sequence.detokenizer
+        if completion.logprobs is not None:
+            completion.logprobs += logprobs
+            chosen = request.output_token_ids[-len(logprobs) :]
+            total = sum(row[i].logprob for row, i in zip(logprobs, chosen, strict=True))
+            completion.cumulative_logprob = (completion.cumulative_logprob or 0.0) + total
+        if detokenizer is None:
+            return
+        token_id = request.output_token_ids[-1]
+        # The token that ended the output is returned as an id but not as text.
+        if request.finish_reason is not FinishReason.STOP:
+            detokenizer.append(token_id)
+        if request.finish_reason is not None:
+            detokenizer.finish()
+        if detokenizer.stopped_by is not None:
+            self._scheduler.abort(request.request_id, FinishReason.STOP)
+            request.finish_reason = FinishReason.STOP
+            completion.stop_reason = detokenizer.stopped_by
+        completion.text = detokenizer.ready
+
+    def _finish(self, parent: _Parent, sequence: _Sequence) -> None:
+        request, completion = sequence.request, sequence.completion
+        completion.finish_reason = request.finish_reason
+        last = request.output_token_ids[-1]
+        if completion.stop_reason is None and last in request.sampling_params.stop_token_ids:
+            completion.stop_reason = last
+        del self._sequences[request.request_id]
+        if all(s.completion.finish_reason is not None for s in parent.sequences):
+            parent.output.finished = True
+            del self._parents[parent.output.request_id]
+
+    def _add_prompt_logprobs(self, request_id: str, rows: list[dict[int, Logprob]]) -> None:
+        parent, sequence = self._sequences[request_id]
+        if sequence.completion.index == 0 and parent.output.prompt_logprobs is not None:
+            parent.output.prompt_logprobs += rows
+
+    def _tokenize(self, prompt: str | Sequence[int], params: SamplingParams) -> list[int]:
+        if self.tokenizer is None and (isinstance(prompt, str) or params.stop_strings):
+            raise InvalidRequestError(
+                "this checkpoint has no tokenizer: give the prompt as token ids, and "
+                "stop_token_ids instead of stop strings"
+            )
+        if isinstance(prompt, str):
+            assert self.tokenizer is not None
+            token_ids = list(self.tokenizer.encode(prompt))
+        else:
+            token_ids = list(prompt)
+        if not token_ids:
+            raise InvalidRequestError(
+                f"prompt {prompt!r} has no tokens: a model needs at least one to continue from"
+            )
+        vocab_size = self.model_config.vocab_size
+        for position, token_id in enumerate(token_ids):
+            if not (isinstance(token_id, int) and 0 <= token_id < vocab_size):
+                raise InvalidRequestError(
+                    f"token id {token_id!r} at position {position} is outside the vocabulary "
+                    f"[0, {vocab_size})"
+                )
+        if len(token_ids) >= self.config.max_model_len:
+            raise InvalidRequestError(
+                f"the prompt has {len(token_ids)} tokens and max_model_len is "
+                f"{self.config.max_model_len}, which must hold one output token too: shorten "
+                f"the prompt or raise max_model_len (the model allows "
+                f"{self.model_config.max_position})"
+            )
+        return token_ids
+
+
+def _params_of_sample(params: SamplingParams, index: int) -> SamplingParams:
+    """Give sample `index` of a seeded request a seed of its own; sample 0 keeps it."""
+    if params.seed is None or index == 0:
+        return params
+    # An odd step walks through all 64-bit values before it repeats one.
+    seed = (params.seed + index * 0x9E37_79B9_7F4A_7C15 + 2**63) % 2**64 - 2**63
+    return replace(params, seed=seed)

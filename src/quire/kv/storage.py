@@ -1,0 +1,43 @@
+"""`KVStorage`: the tensors that hold keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quire.kv.spec import KVCacheSpec
+
+
+@dataclass
+class LayerKV:
+    """The cache of one layer: position p of a sequence is at [block, :, p % block_size]."""
+
+    key: Tensor  # [num_blocks, num_kv_heads, block_size, head_size]
+    value: Tensor  # the same
+
+
+class KVStorage:
+    """The cache of a model, a `LayerKV` a layer.
+
+    Block 0 is the null block and belongs to no request. Until the chapter "The paged KV
+    cache", a block is as long as the longest sequence, so that each request has one.
+    """
+
+    def __init__(
+        self, specs: list[KVCacheSpec], num_blocks: int, block_size: int, device: torch.device
+    ) -> None:
+        """Allocate `num_blocks` blocks of `block_size` tokens, the null block among them."""
+        self.block_size = block_size
+        self.layers = []
+        for spec in specs:
+            shape = (num_blocks, spec.num_kv_heads, block_size, spec.head_size)
+            # Memory that is never written costs no physical page on a CPU.
+            key = torch.empty(shape, dtype=spec.dtype, device=device)
+            self.layers.append(LayerKV(key, torch.empty_like(key)))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all layers' keys and values."""
+        return sum(kv.key.nbytes + kv.value.nbytes for kv in self.layers)

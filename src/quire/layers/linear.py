@@ -1,0 +1,101 @@
+"""Linear layers that load in shards and leave the arithmetic to a `QuantMethod`.
+
+Query, key and value projections are one matrix, gate and up another: fewer, larger
+products. A checkpoint stores them apart, so a fused layer names its shards.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quire.errors import CheckpointError
+
+
+class QuantMethod(Protocol):
+    """Swap point: how a linear layer stores its weight and multiplies by it."""
+
+    def create_weights(self, layer: Linear, dtype: torch.dtype, device: torch.device) -> None:
+        """Register the layer's parameters, empty."""
+        ...
+
+    def load_shard(self, layer: Linear, name: str, shard: str, tensor: Tensor) -> None:
+        """Copy one checkpoint tensor (`name` is "weight" or "bias") into its part."""
+        ...
+
+    def finish_load(self, layer: Linear) -> None:
+        """Transform the weights once all shards are there."""
+        ...
+
+    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+        """Return x @ weight.T + bias; x is [num_tokens, in_features]."""
+        ...
+
+
+class Unquantized:
+    """Weights as the checkpoint has them, in the engine's dtype."""
+
+    def create_weights(self, layer: Linear, dtype: torch.dtype, device: torch.device) -> None:
+        """Register `weight` [out_features, in_features] and, if asked, `bias`."""
+        shape = (layer.out_features, layer.in_features)
+        layer.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=device), False)
+        bias = torch.empty(layer.out_features, dtype=dtype, device=device)
+        layer.bias = nn.Parameter(bias, False) if layer.has_bias else None
+
+    def load_shard(self, layer: Linear, name: str, shard: str, tensor: Tensor) -> None:
+        """Copy a tensor into the rows of its shard."""
+        begin, size = layer.shard_rows[shard]
+        parameter: Tensor = getattr(layer, name)
+        part = parameter[begin : begin + size]
+        if part.shape != tensor.shape:
+            raise CheckpointError(
+                f"shape {list(tensor.shape)} where the config asks for {list(part.shape)}"
+            )
+        part.copy_(tensor)
+
+    def finish_load(self, layer: Linear) -> None:
+        """Nothing to transform."""
+
+    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+        """One matrix product."""
+        return F.linear(x, layer.weight, layer.bias)
+
+
+class Linear(nn.Module):
+    """y = x W^T + b over one or more shards stacked along the output.
+
+    `shards` maps a checkpoint's name for each part to its output features, in order.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        shards: dict[str, int],
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        method: QuantMethod | None = None,
+    ) -> None:
+        """Create the layer with its weights empty."""
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = sum(shards.values())
+        self.has_bias = bias
+        self.shard_rows: dict[str, tuple[int, int]] = {}  # name → first row, number of rows
+        begin = 0
+        for name, size in shards.items():
+            self.shard_rows[name] = (begin, size)
+            begin += size
+        self.method: QuantMethod = method or Unquantized()
+        self.method.create_weights(self, dtype, device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to x, [num_tokens, in_features]."""
+        return self.method.apply(self, x)

@@ -1,0 +1,57 @@
+"""RMSNorm (Zhang and Sennrich 2019)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension."""
+
+    def __init__(self, size: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+        """Create the norm with its weight [size] empty."""
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device), False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x, [..., size]."""
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class HeadNorm(nn.Module):
+    """RMSNorm of each query and key head (Qwen3), with one weight for each kind.
+
+    Queries and keys lie side by side after the fused projection and are normalised in
+    one operation: the weight has a row a head.
+    """
+
+    def __init__(
+        self,
+        heads: dict[str, int],
+        head_size: int,
+        eps: float,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """`heads` maps a checkpoint's name for each kind to its number of heads."""
+        super().__init__()
+        self.eps = eps
+        self.shards = heads
+        shape = (sum(heads.values()), head_size)
+        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=device), False)
+
+    def shard(self, name: str) -> Tensor:
+        """Return the rows of `weight` that belong to a kind, [heads, head_size]."""
+        begin = 0
+        for kind, size in self.shards.items():
+            if kind == name:
+                return self.weight[begin : begin + size]
+            begin += size
+        raise KeyError(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x, [num_tokens, heads, head_size]."""
+        return F.rms_norm(x, (x.shape[-1],), None, self.eps) * self.weight

@@ -1,0 +1,224 @@
+"""`LLM`: the public face, with the names that vLLM's users know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from quire.attention.torch_backend import TorchAttention
+from quire.config import Components, EngineConfig, default_device, default_dtype
+from quire.detokenizer import Tokenizer
+from quire.engine import LLMEngine
+from quire.errors import InvalidRequestError, QuireError
+from quire.kv.slots import SlotManager
+from quire.kv.spec import KVCacheSpec, layer_specs
+from quire.kv.storage import KVStorage
+from quire.models.config import ModelConfig
+from quire.models.decoder import Decoder
+from quire.models.loader import initialize_random, load_weights, resolve_checkpoint
+from quire.outputs import RequestOutput
+from quire.runner.model_runner import ModelRunner
+from quire.sampling.params import SamplingParams
+from quire.sampling.sampler import TorchSampler
+from quire.scheduler import FCFSScheduler
+from quire.trace import Trace
+
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """A model ready to generate.
+
+        llm = LLM("quire-mini")
+        llm.generate(["def fibonacci(n):"], SamplingParams(max_tokens=64, temperature=0))
+
+    Args:
+        model: a shipped model's name, a checkpoint folder, a hub name, or a `ModelConfig`,
+            which gets random weights (to measure speed at a model's real size).
+        dtype: "float32", "bfloat16" or "float16"; by default float32 on a CPU, on a GPU
+            bfloat16 from compute capability 8.0 on and float16 below.
+        device: "cpu", "cuda", …; by default the GPU if there is one.
+        max_model_len: longest sequence in tokens; by default the model's own limit, at
+            most 4,096, since every running request has room for this many reserved.
+        max_num_seqs: requests that run at once; more wait.
+        max_num_batched_tokens: tokens computed in one step at most.
+        components: a reader's own parts, see `Components`.
+        trace: record every step here.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: the checkpoint cannot be loaded.
+        QuireError: an impossible size, device or dtype.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | ModelConfig,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 32,
+        max_num_batched_tokens: int = 4096,
+        components: Components | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        folder = None if isinstance(model, ModelConfig) else resolve_checkpoint(model)
+        model_config = (
+            model if isinstance(model, ModelConfig) else ModelConfig.from_folder(folder or "")
+        )
+        chosen_device = default_device(device)
+        config = EngineConfig(
+            max_model_len=_max_model_len(max_model_len, model_config),
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            device=chosen_device,
+            dtype=default_dtype(chosen_device, dtype),
+        )
+        self.config = config
+        self.model_config = model_config
+        self.tokenizer = None if folder is None else _load_tokenizer(folder)
+        self.engine = _build_engine(
+            config, model_config, folder, self.tokenizer, components or Components(), trace
+        )
+        self._num_requests = 0
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete one or many prompts; return one `RequestOutput` a prompt, in their order.
+
+        Args:
+            prompts: a string, a list of token ids, or a list of either.
+            sampling_params: one for all prompts, or a list of as many.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter cannot be served. Every prompt is
+                checked before any is run.
+        """
+        listed = _as_list(prompts)
+        params = sampling_params or SamplingParams()
+        each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(listed):
+            raise InvalidRequestError(
+                f"{len(listed)} prompts but {len(each)} sampling_params: give one for all or "
+                "one for each"
+            )
+        ids = self._submit(listed, each)
+        finished: dict[str, RequestOutput] = {}
+        try:
+            while len(finished) < len(ids):
+                for output in self.engine.step():
+                    if output.finished:
+                        finished[output.request_id] = output
+        finally:  # an interrupt must not leave requests behind
+            for request_id in ids:
+                self.engine.abort_request(request_id)
+        return [finished[request_id] for request_id in ids]
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Iterator[RequestOutput]:
+        """Complete one prompt, yielding its `RequestOutput` after each token.
+
+        It is the same object every time, grown: `output.outputs[0].text` is the text so
+        far, without bytes that do not yet make a character. Leaving the loop early
+        withdraws the request.
+        """
+        (request_id,) = self._submit([prompt], [sampling_params or SamplingParams()])
+        try:
+            finished = False
+            while not finished:
+                for output in self.engine.step():
+                    if output.request_id == request_id:
+                        finished = output.finished
+                        yield output
+        finally:
+            self.engine.abort_request(request_id)
+
+    def _submit(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> list[str]:
+        ids: list[str] = []
+        try:
+            for prompt, own in zip(prompts, params, strict=True):
+                request_id = str(self._num_requests)
+                self.engine.add_request(request_id, prompt, own)
+                ids.append(request_id)
+                self._num_requests += 1
+        except InvalidRequestError:
+            for request_id in ids:
+                self.engine.abort_request(request_id)
+            raise
+        return ids
+
+
+# docs: build begin
+def _build_engine(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    folder: Path | None,
+    tokenizer: Tokenizer | None,
+    components: Components,
+    trace: Trace | None,
+) -> LLMEngine:
+    """Put the parts together: model and cache on the device, scheduler on the host."""
+    backend = (components.attention or TorchAttention)()
+    model = Decoder(model_config, backend, config.max_model_len, config.dtype, config.device)
+    if folder is None:
+        initialize_random(model)
+    else:
+        load_weights(model, folder)
+
+    specs = layer_specs(model_config, config.dtype)
+    layer_groups = _group_layers(specs)
+    storage = KVStorage(specs, config.max_num_seqs + 1, config.max_model_len, config.device)
+    manager = (components.kv_cache_manager or SlotManager)(
+        config.max_num_seqs, max(layer_groups) + 1
+    )
+
+    scheduler = (components.scheduler or FCFSScheduler)(config, manager)
+    sampler = (components.sampler or TorchSampler)()
+    runner = ModelRunner(config, model, storage, backend, sampler, layer_groups)
+    return LLMEngine(config, model_config, scheduler, runner, tokenizer, trace)
+
+
+# docs: build end
+
+
+def _group_layers(specs: list[KVCacheSpec]) -> list[int]:
+    """Number the distinct specs in order of appearance; return each layer's number."""
+    numbers: dict[KVCacheSpec, int] = {}
+    return [numbers.setdefault(spec, len(numbers)) for spec in specs]
+
+
+def _max_model_len(asked: int | None, model_config: ModelConfig) -> int:
+    if asked is None:
+        return min(model_config.max_position, 4096)
+    if asked > model_config.max_position:
+        raise QuireError(
+            f"max_model_len={asked}: the model was made for {model_config.max_position} tokens "
+            "(max_position_embeddings); ask for at most that"
+        )
+    return asked
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    """Load a folder's tokenizer with transformers, or return None where there is none."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if not any((folder / name).is_file() for name in names):
+        return None
+    from transformers import AutoTokenizer  # slow to import, and not needed for token ids
+
+    return AutoTokenizer.from_pretrained(str(folder))
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Wrap a single prompt; integers at the top level are one prompt's token ids."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and all(isinstance(item, int) for item in prompts):
+        return [cast(Sequence[int], prompts)]
+    return list(cast(Sequence[Prompt], prompts))

@@ -1,0 +1,70 @@
+"""What the scheduler says to the runner, and what the runner answers.
+
+Plain dataclasses of ids and counts: they can be recorded (`quire.trace`), replayed, and
+sent to another process. Their order is the scheduler's, the same on every rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from quire.sampling.params import SamplingParams
+
+
+@dataclass(frozen=True)
+class NewRequest:
+    """What the runner must know of a request once, when it first runs."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling_params: SamplingParams
+
+
+# docs: messages begin
+@dataclass(frozen=True)
+class ScheduledEntry:
+    """Compute positions [start, start + num_tokens) of one request in this step."""
+
+    request_id: str
+    row: int  # the request's row in the runner's tables, its own until it ends
+    start: int
+    num_tokens: int
+    samples: bool  # its last known token is computed, so the step chooses the next
+    new_block_ids: tuple[tuple[int, ...], ...] = ()  # per KV group, appended to its table
+    num_draft_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class SchedulerOutput:
+    """One step's work."""
+
+    step: int
+    entries: tuple[ScheduledEntry, ...]
+    new_requests: tuple[NewRequest, ...] = ()
+    finished_ids: tuple[str, ...] = ()  # ended since the last step: their rows are free
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions computed in this step."""
+        return sum(entry.num_tokens for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """Log-probability of one token and its rank, 1 being the most probable."""
+
+    logprob: float
+    rank: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step computed, by request id."""
+
+    step: int
+    token_ids: dict[str, list[int]]  # 0…k+1 accepted tokens
+    logprobs: dict[str, list[dict[int, Logprob]]] = field(default_factory=dict)
+    prompt_logprobs: dict[str, list[dict[int, Logprob]]] = field(default_factory=dict)
+
+
+# docs: messages end

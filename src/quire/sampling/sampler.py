@@ -1,0 +1,108 @@
+"""`Sampler`: from the logits of a step to one token a row, without leaving the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from quire.sampling.noise import Purpose, exponential
+from quire.sampling.processors import (
+    apply_min_p,
+    apply_penalties,
+    apply_temperature,
+    apply_top_k_top_p,
+)
+from quire.sampling.tensors import SamplingTensors
+
+
+@dataclass
+class TokenLogprobs:
+    """Log-probabilities of chosen tokens and of the K most probable ones, R rows.
+
+    `rank` is 1 for the most probable token.
+    """
+
+    chosen: Tensor  # float32 [R]
+    rank: Tensor  # int64 [R]
+    top_ids: Tensor  # int64 [R, K]
+    top_values: Tensor  # float32 [R, K]
+
+
+@dataclass
+class SamplerOutput:
+    """The tokens of a step: row r accepts `tokens[r, : num_accepted[r]]`.
+
+    A step without drafts has one column and accepts one token a row.
+    """
+
+    tokens: Tensor  # int64 [R, 1 + k]
+    num_accepted: Tensor  # int64 [R]
+    logprobs: TokenLogprobs | None = None
+
+
+class Sampler(Protocol):
+    """Swap point: chooses the next token of every row.
+
+    `drafts` is None until a proposer is configured.
+    """
+
+    def __call__(
+        self, logits: Tensor, sampling: SamplingTensors, drafts: Tensor | None = None
+    ) -> SamplerOutput:
+        """Choose from `logits`, float32 [R, V]."""
+        ...
+
+
+# docs: sampler begin
+class TorchSampler:
+    """The reference sampler: exact, in torch, on any device."""
+
+    def __call__(
+        self, logits: Tensor, sampling: SamplingTensors, drafts: Tensor | None = None
+    ) -> SamplerOutput:
+        """Choose from `logits`, float32 [R, V]; `drafts` must be None here."""
+        if drafts is not None:
+            raise NotImplementedError("TorchSampler verifies no drafts; use a rejection sampler")
+        tokens = self.choose(logits, sampling)
+        logprobs = None
+        if sampling.num_logprobs is not None:
+            logprobs = gather_logprobs(logits, tokens, sampling.num_logprobs)
+        return SamplerOutput(tokens[:, None], torch.ones_like(tokens), logprobs)
+
+    def choose(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
+        """Return the next token of each row, int64 [R]."""
+        if sampling.penalties is not None:
+            logits = apply_penalties(logits, sampling.penalties)
+        if sampling.all_greedy:
+            return logits.argmax(dim=-1)
+        greedy = logits.argmax(dim=-1)
+        logits = apply_temperature(logits, sampling.temperature)
+        if sampling.min_p is not None:
+            logits = apply_min_p(logits, sampling.min_p)
+        if sampling.top_k is not None or sampling.top_p is not None:
+            logits = apply_top_k_top_p(logits, sampling.top_k, sampling.top_p)
+        race = exponential(
+            sampling.seeds, sampling.positions, Purpose.TOKEN, width=logits.shape[-1]
+        )
+        # argmax(p / E), in logarithms so that a low temperature cannot underflow.
+        drawn = (logits - race.log()).argmax(dim=-1)
+        return torch.where(sampling.temperature == 0, greedy, drawn)
+
+
+# docs: sampler end
+
+
+def gather_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> TokenLogprobs:
+    """Return the log-probabilities of `tokens` [R] and of the `num_top` best, from raw logits."""
+    logprobs = logits.log_softmax(dim=-1)
+    chosen = logprobs.gather(-1, tokens[:, None])
+    top_values, top_ids = logprobs.topk(num_top, dim=-1)
+    return TokenLogprobs(
+        chosen=chosen[:, 0],
+        rank=(logprobs > chosen).sum(dim=-1) + 1,
+        top_ids=top_ids,
+        top_values=top_values,
+    )

@@ -1,0 +1,105 @@
+"""`SamplingTensors`: the sampling parameters of one step as tensors, one row a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quire.sampling.params import SamplingParams
+
+
+@dataclass
+class SamplingTensors:
+    """What a `Sampler` needs beside the logits. R is the number of rows of the step.
+
+    A field that no row of the step uses is None, so that a greedy step costs an argmax
+    and nothing more.
+    """
+
+    temperature: Tensor  # float32 [R]; 0 marks a greedy row
+    seeds: Tensor  # int64 [R]
+    positions: Tensor  # int64 [R], position of the token being chosen
+    all_greedy: bool
+    top_k: Tensor | None = None  # int64 [R]
+    top_p: Tensor | None = None  # float32 [R]
+    min_p: Tensor | None = None  # float32 [R]
+    penalties: Penalties | None = None
+    num_logprobs: int | None = None  # the most that any row asks for
+
+    @classmethod
+    def build(
+        cls,
+        params: Sequence[SamplingParams],
+        seeds: Sequence[int],
+        positions: Sequence[int],
+        device: torch.device,
+        penalties: Penalties | None = None,
+    ) -> SamplingTensors:
+        """Gather the parameters of a step's rows, in row order."""
+
+        def column(name: str, neutral: float, dtype: torch.dtype) -> Tensor | None:
+            values = [getattr(p, name) for p in params]
+            if all(value == neutral for value in values):
+                return None
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        asked = [p.logprobs for p in params if p.logprobs is not None]
+        return cls(
+            temperature=torch.tensor(
+                [p.temperature for p in params], dtype=torch.float32, device=device
+            ),
+            seeds=torch.tensor(seeds, dtype=torch.int64, device=device),
+            positions=torch.tensor(positions, dtype=torch.int64, device=device),
+            all_greedy=all(p.greedy for p in params),
+            top_k=column("top_k", 0, torch.int64),
+            top_p=column("top_p", 1.0, torch.float32),
+            min_p=column("min_p", 0.0, torch.float32),
+            penalties=penalties,
+            num_logprobs=max(asked, default=None),
+        )
+
+
+@dataclass
+class Penalties:
+    """Strengths and token counts of the rows of a step; V is the vocabulary."""
+
+    repetition: Tensor  # float32 [R, 1]
+    presence: Tensor  # float32 [R, 1]
+    frequency: Tensor  # float32 [R, 1]
+    prompt_counts: Tensor  # int64 [R, V]
+    output_counts: Tensor  # int64 [R, V]
+
+    @classmethod
+    def build(
+        cls,
+        params: Sequence[SamplingParams],
+        prompts: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        vocab_size: int,
+    ) -> Penalties | None:
+        """Count the tokens of each row, or return None if no row has a penalty.
+
+        Args:
+            prompts, outputs: int64 token ids of each row, on the sampling device.
+        """
+        if not any(p.has_penalties for p in params):
+            return None
+        device = prompts[0].device
+
+        def column(name: str) -> Tensor:
+            values = [[getattr(p, name)] for p in params]
+            return torch.tensor(values, dtype=torch.float32, device=device)
+
+        def count(rows: Sequence[Tensor]) -> Tensor:
+            return torch.stack([torch.bincount(row, minlength=vocab_size) for row in rows])
+
+        return cls(
+            repetition=column("repetition_penalty"),
+            presence=column("presence_penalty"),
+            frequency=column("frequency_penalty"),
+            prompt_counts=count(prompts),
+            output_counts=count(outputs),
+        )
