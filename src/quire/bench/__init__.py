@@ -1,0 +1,1 @@
+"""Benchmarks: each writes one file of `measurements/`, which chapters draw."""

@@ -1,0 +1,93 @@
+"""`quire bench NAME`: run one benchmark, print its rows, write its measurement file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from quire.analysis import Hardware, catalog_config, catalog_json, find_hardware
+from quire.bench import decode, divergence, linear, steps
+from quire.bench.measurement import Measurement, Row
+from quire.config import default_device, default_dtype
+from quire.errors import QuireError
+from quire.models.config import ModelConfig
+from quire.models.loader import resolve_checkpoint
+
+TITLES = {
+    "decode": "Output tokens per second, quire against transformers' generate",
+    "steps": "Time of a prefill step over prompt length, of a decode step over batch size",
+    "linear": "Matrix products of one decoder layer over the number of tokens at once",
+    "divergence": "Greedy outputs that change with the batch a request is in",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `quire bench`."""
+    parser.add_argument("name", choices=TITLES, help="what to measure")
+    parser.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
+    parser.add_argument(
+        "--model",
+        default="quire-mini",
+        help="a shipped model or a folder; for steps and linear also a model of the catalog, "
+        f"with random weights: {', '.join(catalog_json())} (default: %(default)s)",
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=256, help="decode: output tokens")
+    parser.add_argument("--out", type=Path, help="folder to write <id>.json to (default: print)")
+    parser.add_argument("--id", help="the measurement's id (default: from name and device)")
+    parser.add_argument("--commit", help="commit to record (default: asked of git)")
+
+
+def run(args: argparse.Namespace, command: str) -> int:
+    """Measure and report; `command` is recorded as the way to repeat it."""
+    device = default_device(args.device)
+    torch.set_num_threads(args.threads)
+    rows = _measure(args, device)
+    print_rows(rows)
+    if args.out is not None:
+        measurement_id = args.id or f"{args.name}-{device_label(device)}"
+        measurement = Measurement(measurement_id, TITLES[args.name], command, rows)
+        print(f"wrote {measurement.save(args.out, args.commit)}")
+    return 0
+
+
+def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
+    if args.name == "decode":
+        return decode.run(args.model, device.type, args.tokens, args.threads)
+    if args.name == "divergence":
+        dtypes = ("float32", "bfloat16") if device.type == "cuda" else ("float32",)
+        return divergence.run(args.model, device, dtypes)
+    catalogued = catalog_config(args.model)
+    config = catalogued or ModelConfig.from_folder(resolve_checkpoint(args.model))
+    if args.name == "linear":
+        layers = 4 if device.type == "cuda" else config.num_layers
+        return linear.run(config, device, default_dtype(device), layers)
+    model: str | ModelConfig = args.model if catalogued is None else catalogued
+    if device.type == "cuda":
+        return steps.run(model, config, device, _hardware(device))
+    return steps.run(model, config, device, None, steps.BATCHES[:6], steps.PROMPTS[:3])
+
+
+def _hardware(device: torch.device) -> Hardware | None:
+    try:
+        return find_hardware(device_label(device))
+    except (KeyError, ValueError, QuireError):
+        return None
+
+
+def device_label(device: torch.device) -> str:
+    """Return a short name for a device: "cpu", "h200", "t4"."""
+    if device.type == "cpu":
+        return "cpu"
+    words = torch.cuda.get_device_name(device).lower().replace("-", " ").split()
+    return next((word for word in words if word not in ("nvidia", "tesla")), "gpu")
+
+
+def print_rows(rows: list[Row]) -> None:
+    """Print one line a row, aligned."""
+    width = max(len(row.case) for row in rows)
+    for row in rows:
+        beside = "  ".join(f"{name} {value:.4g}" for name, value in row.baselines.items())
+        print(f"{row.case:<{width}}  {row.metric} {row.value:.4g} {row.unit}  {beside}".rstrip())

@@ -1,0 +1,62 @@
+"""`quire bench divergence`: does the batch a request is in change its greedy tokens?
+
+A matrix product may add its terms in another order when it has more rows, which changes
+the last bits; near a tie that changes a token, and from there on the text.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+
+from quire.bench.measurement import Row
+from quire.llm import LLM
+from quire.sampling.params import SamplingParams
+
+NUM_TOKENS = 200
+_NAMES = ("read", "merge", "parse", "split", "find", "count", "write", "sort")
+_ARGUMENTS = ("path", "items, key", "text", "self, node", "a, b", "data=None", "lines", "values")
+PROMPTS = [f"def {name}({arguments}):\n" for name in _NAMES for arguments in _ARGUMENTS]
+
+
+def run(model: str, device: torch.device, dtypes: tuple[str, ...]) -> list[Row]:
+    """Compare 64 prompts one by one with the same prompts in batches of 2, 8 and 64."""
+    params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
+    rows = []
+    for dtype in dtypes:
+        llm = LLM(model, device=device, dtype=dtype, max_num_seqs=64)
+
+        def tokens(batch: int, llm: LLM = llm) -> list[list[int]]:
+            texts: list[list[int]] = []
+            for begin in range(0, len(PROMPTS), batch):
+                outputs = llm.generate(PROMPTS[begin : begin + batch], params)
+                texts += [output.outputs[0].token_ids for output in outputs]
+            return texts
+
+        alone = tokens(1)
+        for batch in (1, 2, 8, 64):
+            first = [first_difference(a, b) for a, b in zip(alone, tokens(batch), strict=True)]
+            changed = [position for position in first if position is not None]
+            rows.append(
+                Row(
+                    f"{dtype}-batch{batch}",
+                    "diverged_sequences",
+                    len(changed),
+                    f"of {len(PROMPTS)}",
+                    parameters={
+                        "batch": batch,
+                        **(
+                            {"median_first_difference": statistics.median(changed)}
+                            if changed
+                            else {}
+                        ),
+                    },
+                )
+            )
+    return rows
+
+
+def first_difference(a: list[int], b: list[int]) -> int | None:
+    """Return the first index at which two lists differ, or None."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
