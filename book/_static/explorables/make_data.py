@@ -1,0 +1,271 @@
+"""Make the data of the explorables from the engine and from `quire.analysis`.
+
+    python book/_static/explorables/make_data.py
+
+writes `data/decode-stepper.json` (a trace of a real run), `data/latency-calculator.json`
+(models, devices and the opening question) and `data/sampler-playground.json` (the logits
+of real next tokens), each from scratch and the same every time. Run it after a change of
+the shipped model, of `hardware.toml` or of a formula; `tests/site/test_explorables.py`
+fails until then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quire import LLM, Components, SamplingParams, Trace
+from quire.analysis import (
+    Hardware,
+    catalog_json,
+    decode_work,
+    find_hardware,
+    kv_bytes_per_token,
+    load_hardware,
+    predict,
+    prefill_work,
+    recompute_work,
+    weight_bytes,
+)
+from quire.models.config import ModelConfig
+from quire.models.loader import resolve_checkpoint
+from quire.sampling.sampler import SamplerOutput, TorchSampler
+from quire.sampling.tensors import SamplingTensors
+
+FOLDER = Path(__file__).with_name("data")
+MODEL = "quire-mini"
+
+STEPPER_PROMPT = 'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n'
+STEPPER_TOKENS = 40
+
+LATENCY_SCENARIO = {
+    "model": "meta-llama/Llama-3.1-8B",
+    "hardware": "h200-sxm-measured",
+    "batch": 1,
+    "prompt_tokens": 512,
+    "output_tokens": 256,
+    "weight_dtype": "bf16",
+    "kv_dtype": "bf16",
+}
+LARGER_BATCH = 64
+# Keys of a config.json that the arithmetic reads.
+CONFIG_KEYS = (
+    "architectures",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "dtype",
+)
+
+# Name and text of each prompt; the first is asked about.
+SAMPLER_PROMPTS = (
+    ("an assignment", "def mean(values):\n    total = "),
+    ("an import", "import numpy as"),
+    ("a loop", "for i in"),
+    ("a docstring", 'def load(path):\n    """'),
+    ("an error", "    raise "),
+)
+SAMPLER_QUESTION = {"prompt": 0, "top_p": 0.9}
+LOGIT_SCALE = 1024  # logits are stored as multiples of 1/1024, in 16 bits: |logit| < 32
+
+
+def decode_stepper(model: str) -> dict[str, Any]:
+    """Replayable trace of one greedy run in float32, with the work of every step."""
+    trace = Trace()
+    llm = LLM(model, dtype="float32", device="cpu", trace=trace)
+    params = SamplingParams(max_tokens=STEPPER_TOKENS, temperature=0, ignore_eos=True)
+    (output,) = llm.generate([STEPPER_PROMPT], params)
+    prompt_ids, chosen = output.prompt_token_ids, list(output.outputs[0].token_ids)
+    config, dtype = llm.model_config, "fp32"
+    steps = []
+    for step, token in zip(trace.steps, token_texts(llm, prompt_ids, chosen), strict=True):
+        (entry,) = step.scheduled.entries
+        context = entry.start + entry.num_tokens
+        prefill = entry.start == 0
+        cached = (
+            prefill_work(config, 1, context, dtype, dtype)
+            if prefill
+            else decode_work(config, 1, context, dtype, dtype)
+        )
+        recomputed = recompute_work(config, 1, context, dtype)
+        steps.append(
+            {
+                "phase": "prefill" if prefill else "decode",
+                "start": entry.start,
+                "token": token,
+                "with": work_of(entry.num_tokens, cached.flops, cached.bytes_moved),
+                "without": work_of(context, recomputed.flops, recomputed.bytes_moved),
+            }
+        )
+    return {
+        "model": Path(model).name,
+        "command": f'LLM("{Path(model).name}").generate(prompt, '
+        f"SamplingParams(max_tokens={STEPPER_TOKENS}, temperature=0, ignore_eos=True))",
+        "dtype": dtype,
+        "prompt_tokens": token_texts(llm, [], prompt_ids),
+        "kv_bytes_per_token": int(kv_bytes_per_token(config, dtype)),
+        "weight_bytes": int(weight_bytes(config, dtype)),
+        "steps": steps,
+    }
+
+
+def work_of(positions: int, flops: float, bytes_moved: float) -> dict[str, int]:
+    """One side of a step."""
+    return {"positions": positions, "flops": int(flops), "bytes": int(bytes_moved)}
+
+
+def token_texts(llm: LLM, before: list[int], token_ids: list[int]) -> list[str]:
+    """Text that each token adds; the pieces join to the decoded whole."""
+    assert llm.tokenizer is not None
+    prefixes = [llm.tokenizer.decode([*before, *token_ids[:i]]) for i in range(len(token_ids) + 1)]
+    return [after[len(ahead) :] for ahead, after in itertools.pairwise(prefixes)]
+
+
+def latency_calculator(model: str) -> dict[str, Any]:
+    """Models, devices and the opening question with its explanation."""
+    shipped = json.loads((resolve_checkpoint(model) / "config.json").read_text("utf-8"))
+    models = {**catalog_json(), Path(model).name: shipped}
+    devices: dict[str, Hardware] = {}
+    for device in load_hardware().values():
+        devices[device.key] = device
+        devices[device.measured().key] = device.measured()
+    return {
+        "models": {
+            name: {key: raw[key] for key in CONFIG_KEYS if raw.get(key) is not None}
+            for name, raw in models.items()
+        },
+        "hardware": {key: hardware_row(device) for key, device in devices.items()},
+        "scenario": LATENCY_SCENARIO,
+        "question": latency_question(),
+    }
+
+
+def hardware_row(device: Hardware) -> dict[str, Any]:
+    """What the calculator needs of a device."""
+    return {
+        "name": device.name,
+        "memory_bytes": device.memory_bytes,
+        "bandwidth_bytes_per_s": device.bandwidth_bytes_per_s,
+        "peak_flops": device.peak_flops,
+        "tdp_watts": device.tdp_watts,
+        "usd_per_hour": device.usd_per_hour,
+    }
+
+
+def latency_question() -> dict[str, str]:
+    """The gate's question; its explanation is computed, never typed."""
+    config = ModelConfig.from_dict(catalog_json()[LATENCY_SCENARIO["model"]])
+    device = find_hardware("h200").measured()
+
+    def limits(batch: int) -> Any:
+        return predict(
+            config,
+            device,
+            batch=batch,
+            prompt_tokens=LATENCY_SCENARIO["prompt_tokens"],
+            output_tokens=LATENCY_SCENARIO["output_tokens"],
+            weight_dtype=LATENCY_SCENARIO["weight_dtype"],
+            kv_dtype=LATENCY_SCENARIO["kv_dtype"],
+        )
+
+    one, many = limits(1), limits(LARGER_BATCH)
+    bandwidth = device.bandwidth_bytes_per_s / 1e12
+    return {
+        "text": "Llama-3.1-8B in bf16 decodes one request on an H200, whose memory delivers "
+        f"{bandwidth:.2f} TB/s (measured). At most how many tokens a second can any engine "
+        "produce?",
+        "label": "Tokens a second",
+        "explanation": f"Each token reads {one.decode.bytes_moved / 1e9:.1f} GB, so it takes "
+        f"{one.tpot_s * 1e3:.2f} ms, however fast the arithmetic. At batch {LARGER_BATCH} the "
+        f"same read serves {LARGER_BATCH} tokens: try it below; the TPOT grows to "
+        f"{many.tpot_s * 1e3:.2f} ms only.",
+    }
+
+
+class RecordingSampler(TorchSampler):
+    """The engine's sampler, keeping the logits it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[torch.Tensor, int]] = []
+
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        sampling: SamplingTensors,
+        drafts: torch.Tensor | None = None,
+    ) -> SamplerOutput:
+        self.seen.append((logits[0].clone(), int(sampling.positions[0])))
+        return super().__call__(logits, sampling, drafts)
+
+
+def sampler_playground(model: str) -> dict[str, Any]:
+    """Logits over the whole vocabulary at each prompt, in fixed point."""
+    sampler = RecordingSampler()
+    llm = LLM(model, dtype="float32", device="cpu", components=Components(sampler=lambda: sampler))
+    assert llm.tokenizer is not None
+    for _, text in SAMPLER_PROMPTS:
+        llm.generate([text], SamplingParams(max_tokens=1))
+    return {
+        "scale": LOGIT_SCALE,
+        "question": SAMPLER_QUESTION,
+        "vocabulary": [
+            llm.tokenizer.decode([token]) for token in range(llm.model_config.vocab_size)
+        ],
+        "prompts": [
+            {"name": name, "text": text, "position": position, "logits": pack_logits(logits)}
+            for (name, text), (logits, position) in zip(SAMPLER_PROMPTS, sampler.seen, strict=True)
+        ],
+    }
+
+
+def pack_logits(logits: torch.Tensor) -> str:
+    """Centre on the mean, which no probability sees, and pack as little-endian int16."""
+    centred = (logits - logits.mean()).numpy()
+    fixed = np.rint(centred * LOGIT_SCALE)
+    if np.abs(fixed).max() > np.iinfo(np.int16).max:
+        raise ValueError(f"a logit of {np.abs(centred).max():.1f} needs a smaller LOGIT_SCALE")
+    return base64.b64encode(fixed.astype("<i2").tobytes()).decode("ascii")
+
+
+MAKERS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "decode-stepper": decode_stepper,
+    "latency-calculator": latency_calculator,
+    "sampler-playground": sampler_playground,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--model", default=MODEL, help="shipped name or folder (%(default)s)")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, maker in MAKERS.items():
+        path = args.out / f"{name}.json"
+        content = json.dumps(maker(args.model), ensure_ascii=False, separators=(",", ":"))
+        path.write_text(content + "\n", "utf-8")
+        print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB")
+
+
+if __name__ == "__main__":
+    main()
