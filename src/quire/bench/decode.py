@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from quire.bench.measurement import Row
@@ -25,7 +27,7 @@ def run(model: str, device: str, num_tokens: int = 256, num_threads: int = 2) ->
 
     torch.set_num_threads(num_threads)
     llm = LLM(model, device=device, dtype="float32", max_num_seqs=BATCH)
-    reference = AutoModelForCausalLM.from_pretrained(
+    reference: Any = AutoModelForCausalLM.from_pretrained(
         str(resolve_checkpoint(model)), dtype=torch.float32
     )
     reference.to(torch.device(device))
