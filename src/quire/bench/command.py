@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from quire.analysis import Hardware, catalog_config, catalog_json, find_hardware
-from quire.bench import decode, divergence, linear, steps
+from quire.bench import decode, divergence, linear, pitfalls, steps
 from quire.bench.measurement import Measurement, Row
 from quire.config import default_device, default_dtype
 from quire.errors import QuireError
@@ -19,6 +19,7 @@ TITLES = {
     "decode": "Output tokens per second, quire against transformers' generate",
     "steps": "Time of a prefill step over prompt length, of a decode step over batch size",
     "linear": "Matrix products of one decoder layer over the number of tokens at once",
+    "pitfalls": "One matrix-vector product timed rightly and with one mistake at a time",
     "divergence": "Greedy outputs that change with the batch a request is in",
 }
 
@@ -56,6 +57,10 @@ def run(args: argparse.Namespace, command: str) -> int:
 def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
     if args.name == "decode":
         return decode.run(args.model, device.type, args.tokens, args.threads)
+    if args.name == "pitfalls":
+        if device.type != "cuda":
+            raise QuireError("bench pitfalls times a GPU's queue and cache; use --device cuda")
+        return pitfalls.run(device)
     if args.name == "divergence":
         dtypes = ("float32", "bfloat16") if device.type == "cuda" else ("float32",)
         return divergence.run(args.model, device, dtypes)
