@@ -6,7 +6,7 @@ BIN := .venv/bin
 SITE := _build/html
 export PYTHON TORCH_INDEX
 BUILD := $(BIN)/jupyter-book build . --path-output . -q
-NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with tests/nbval.cfg
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300
 
 .DEFAULT_GOAL := help
 .PHONY: help book html site test check test-gpu notebooks labs pdf lighthouse lock clean env

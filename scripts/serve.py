@@ -106,9 +106,8 @@ def main() -> None:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
         reason = "taken" if error.errno == errno.EADDRINUSE else "not allowed"
-        raise SystemExit(
-            f"port {arguments.port} is {reason}; choose another: make book PORT={arguments.port + 81}"
-        ) from None
+        other = f"make book PORT={arguments.port + 81}"
+        raise SystemExit(f"port {arguments.port} is {reason}; choose another: {other}") from None
     print(f"The book: http://{HOST}:{server.server_port}/   (Ctrl-C ends)", flush=True)
     try:
         server.serve_forever()

@@ -54,4 +54,7 @@ $venv/bin/python -m pip install --quiet --disable-pip-version-check \
     ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
     -c requirements.lock -e '.[book,labs,dev]' \
     || stop "pip could not install the environment; its message is above"
+# A notebook kernel warns that its loopback port is not encrypted, once a page.
+mkdir -p $venv/etc/ipython
+echo 'c.IPKernelApp.log_level = "ERROR"' > $venv/etc/ipython/ipython_kernel_config.py
 printf '%s\n' "$wanted" > $stamp

@@ -116,6 +116,14 @@ def add_colab_button(
     )
 
 
+def mend_body(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Replace the roles that ARIA 1.2 has withdrawn and docutils still writes."""
+    if "body" in context:
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
 def clean_site(app: Sphinx, exception: Exception | None) -> None:
     """Leave in the site what this build made, and an `index.html` at its root."""
     if exception is not None or app.builder.format != "html":
@@ -147,6 +155,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", configure, priority=400)
     app.connect("doctree-read", add_trio_links)
     app.connect("html-page-context", add_colab_button, priority=600)
+    app.connect("html-page-context", mend_body)
     app.connect("build-finished", clean_site, priority=900)
     app.add_js_file("site.js", defer="defer")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

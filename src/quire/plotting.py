@@ -48,7 +48,8 @@ def use_style(image_format: Literal["svg", "png"] = "svg") -> None:
 
     mpl.rcParams.update(
         {
-            "figure.figsize": (6.8, 3.4),
+            # 538 CSS pixels: inside the text column, and still legible scaled to a phone.
+            "figure.figsize": (5.6, 3.3),
             "figure.facecolor": "none",
             "figure.constrained_layout.use": True,
             "savefig.facecolor": "none",
@@ -58,9 +59,9 @@ def use_style(image_format: Literal["svg", "png"] = "svg") -> None:
             "axes.edgecolor": INK,
             "axes.labelcolor": INK,
             "axes.titlecolor": INK,
-            "axes.titlesize": 11,
+            "axes.titlesize": 12,
             "axes.titlelocation": "left",
-            "axes.labelsize": 10,
+            "axes.labelsize": 11,
             "axes.linewidth": 0.8,
             "axes.spines.top": False,
             "axes.spines.right": False,
@@ -74,17 +75,17 @@ def use_style(image_format: Literal["svg", "png"] = "svg") -> None:
             "text.color": INK,
             "xtick.color": INK,
             "ytick.color": INK,
-            "xtick.labelsize": 9,
-            "ytick.labelsize": 9,
+            "xtick.labelsize": 10,
+            "ytick.labelsize": 10,
             "lines.linewidth": 1.8,
             "lines.markersize": 4.5,
             "legend.frameon": False,
-            "legend.fontsize": 9,
+            "legend.fontsize": 10,
             "font.family": "sans-serif",
             # Words stay words in an SVG. The page sets them in its own face; matplotlib
             # measures them in DejaVu Sans, which is wider, so nothing overlaps.
             "font.sans-serif": ["DejaVu Sans", "sans-serif"],
-            "font.size": 10,
+            "font.size": 11,
             "svg.fonttype": "none",
             "svg.hashsalt": "quire",
         }
@@ -131,5 +132,5 @@ def label_lines(ax: Axes, lines: Iterable[Line2D] | None = None, *, gap: float =
             xycoords="axes fraction",
             color=line.get_color(),
             va="center",
-            fontsize=9,
+            fontsize=10.5,
         )

@@ -1,0 +1,87 @@
+"""What every test shares: where it may run, and the browser it drives.
+
+Without `--require-gpu` no test sees a GPU, so `make test` means the same on every machine.
+With it (`make test-gpu`) nothing may skip: a test that would, fails and says why.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in ("book/_ext", "scripts"):
+    sys.path.insert(0, str(ROOT / folder))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-gpu",
+        action="store_true",
+        help="run what needs a CUDA device, and fail whatever would otherwise skip",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "notebook: a cell of a notebook, run by nbval")
+    if not config.getoption("--require-gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Workers share the cores; one thread each keeps them from waiting on one another.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marker
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker("notebook")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is None:
+        return
+    if not item.config.getoption("--require-gpu"):
+        pytest.skip("runs on a GPU: make test-gpu")
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.fail("--require-gpu, and torch finds no CUDA device", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if (
+        report.skipped
+        and item.config.getoption("--require-gpu")
+        and not hasattr(report, "wasxfail")
+    ):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"--require-gpu allows no skip: {reason}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def base_url() -> None:
+    """pytest-base-url's own fixture is written in a form that this pytest warns about."""
+    return None
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args(browser_type_launch_args: dict[str, Any]) -> dict[str, Any]:
+    """The machine's own Chromium, with nothing of its own to ask the network."""
+    import chromium
+
+    path = chromium.find()
+    if path is None:
+        pytest.fail("no Chromium: run `make test`, which installs one, or set CHROME to one")
+    return {**browser_type_launch_args, "executable_path": path, "args": list(chromium.FLAGS)}

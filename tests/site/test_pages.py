@@ -1,0 +1,132 @@
+"""Every page in a real browser, in both themes, on a desk and on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from urllib.parse import urlsplit
+
+import bookmeta
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Response
+
+pytestmark = pytest.mark.browser
+
+PAGES = [*bookmeta.pages(), "genindex", "search"]
+WIDTHS = {"desk": (1280, 800), "phone": (390, 844)}
+
+LAYOUT = """() => {
+  const root = document.documentElement, complaints = [];
+  if (root.scrollWidth > root.clientWidth) {
+    const wide = [...document.querySelectorAll("body *")].filter(
+      e => e.getBoundingClientRect().right > root.clientWidth + 1);
+    complaints.push(`scrolls sideways: ${wide.slice(0, 5).map(e => e.outerHTML.slice(0, 80))}`);
+  }
+  for (const icon of document.querySelectorAll("[class*='fa-']")) {
+    if (!getComputedStyle(icon).getPropertyValue("--icon")) {
+      complaints.push(`css/icons.css lacks the icon of "${icon.className}"`);
+    }
+  }
+  return complaints;
+}"""
+
+AXE = """async () => {
+  const { violations } = await axe.run(document, { resultTypes: ["violations"] });
+  return violations.map(v => `axe ${v.id}: ${v.help}\\n    ` + v.nodes.slice(0, 4).map(
+    n => `${n.target.join(" ")} — ${n.html.slice(0, 160)} ${n.any.map(a => a.message).join("; ")}`
+  ).join("\\n    "));
+}"""
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    return (resources.files("axe_playwright_python") / "axe.min.js").read_text("utf8")
+
+
+@pytest.fixture(scope="module", params=["light", "dark"])
+def theme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=list(WIDTHS))
+def tab(request: pytest.FixtureRequest, theme: str, browser: Browser) -> Iterator[Page]:
+    """One tab that visits the pages in turn, as a reader's does."""
+    width, height = WIDTHS[request.param]
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce"
+    )
+    yield context.new_page()
+    context.close()
+
+
+def visit(tab: Page, url: str) -> list[str]:
+    """Open an address and wait until it is quiet; what went wrong on the way."""
+    complaints: list[str] = []
+    host = urlsplit(url).netloc
+
+    def on_console(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            complaints.append(f"console: {message.text}")
+
+    def on_response(response: Response) -> None:
+        if urlsplit(response.url).netloc != host and not response.url.startswith(
+            ("data:", "blob:")
+        ):
+            complaints.append(f"asked another host: {response.url}")
+        elif response.status >= 400:
+            complaints.append(f"{response.status}: {response.url}")
+
+    listeners = {
+        "console": on_console,
+        "pageerror": lambda error: complaints.append(f"script: {error}"),
+        "requestfailed": lambda request: complaints.append(f"failed: {request.url}"),
+        "response": on_response,
+    }
+    for event, listener in listeners.items():
+        tab.on(event, listener)  # type: ignore[call-overload]
+    tab.goto(url)
+    tab.wait_for_load_state("networkidle")
+    for event, listener in listeners.items():
+        tab.remove_listener(event, listener)
+    return complaints
+
+
+@pytest.mark.parametrize("page_name", PAGES)
+def test_page_is_sound(page_name: str, tab: Page, theme: str, site_url: str, axe: str) -> None:
+    complaints = visit(tab, f"{site_url}{page_name}.html")
+    complaints += tab.evaluate(LAYOUT)
+    shown = tab.evaluate("document.documentElement.dataset.theme")
+    if shown != theme:
+        complaints.append(f"the reader asks for {theme} and gets {shown}")
+    tab.evaluate(axe)
+    complaints += tab.evaluate(AXE)
+    assert not complaints, "\n".join(complaints)
+
+
+def test_the_theme_button_works_and_is_remembered(browser: Browser, site_url: str) -> None:
+    context = browser.new_context(color_scheme="light", viewport={"width": 1280, "height": 800})
+    tab = context.new_page()
+    tab.goto(f"{site_url}{PAGES[0]}.html")
+    seen = set()
+    for _ in range(3):
+        tab.locator(".theme-switch-button:visible").first.click()
+        seen.add(tab.evaluate("document.documentElement.dataset.mode"))
+    assert seen == {"light", "dark", "auto"}
+    while tab.evaluate("document.documentElement.dataset.mode") != "dark":
+        tab.locator(".theme-switch-button:visible").first.click()
+    tab.goto(f"{site_url}{PAGES[1]}.html")
+    assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
+    context.close()
+
+
+def test_a_page_reads_without_javascript(browser: Browser, site_url: str) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    for slug in bookmeta.slugs():
+        tab.goto(f"{site_url}chapters/{slug}.html")
+        assert tab.locator("article h1").is_visible()
+        # A formula is typeset, an explorable shows its static figure.
+        for selector in (".katex-html", "figure.q-explorable > * > *"):
+            for part in tab.locator(selector).all()[:3]:
+                assert part.is_visible(), f"{slug}: {selector} is hidden without JavaScript"
+    context.close()
