@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,11 +35,22 @@ class KVStorage:
         self.layers = []
         for spec in specs:
             shape = (num_blocks, spec.num_kv_heads, block_size, spec.head_size)
-            # Memory that is never written costs no physical page on a CPU.
-            key = torch.empty(shape, dtype=spec.dtype, device=device)
-            self.layers.append(LayerKV(key, torch.empty_like(key)))
+            key, value = (_zeros(shape, spec.dtype, device) for _ in range(2))
+            self.layers.append(LayerKV(key, value))
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all layers' keys and values."""
         return sum(kv.key.nbytes + kv.value.nbytes for kv in self.layers)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros: a padded batch reads what nobody wrote, and 0 · NaN would not be 0.
+
+    On a CPU they come from calloc, where a page costs memory only once it is written;
+    `torch.zeros` would write them all.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    buffer = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(buffer).view(dtype).view(shape)
