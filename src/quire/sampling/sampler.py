@@ -96,10 +96,13 @@ class TorchSampler:
 
 
 def gather_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> TokenLogprobs:
-    """Return the log-probabilities of `tokens` [R] and of the `num_top` best, from raw logits."""
+    """Return the log-probabilities of `tokens` [R] and of the `num_top` best, from raw logits.
+
+    A vocabulary of fewer than `num_top` tokens gives them all.
+    """
     logprobs = logits.log_softmax(dim=-1)
     chosen = logprobs.gather(-1, tokens[:, None])
-    top_values, top_ids = logprobs.topk(num_top, dim=-1)
+    top_values, top_ids = logprobs.topk(min(num_top, logits.shape[-1]), dim=-1)
     return TokenLogprobs(
         chosen=chosen[:, 0],
         rank=(logprobs > chosen).sum(dim=-1) + 1,
