@@ -1,0 +1,211 @@
+"""Tiny random checkpoints of every architecture, written by transformers, and its answers.
+
+Norm weights and biases are random too: transformers starts them at one and zero, where a
+model that forgot them would look right. The scale keeps the logits some nats apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from quire import LLM
+from quire.kv.slots import SlotManager
+from quire.scheduler import FCFSScheduler
+
+VOCAB_SIZE = 96
+TEXT_VOCAB_SIZE = 400
+MAX_POSITION = 256
+WINDOW = 24
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_POSITION,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+def _rope(kind: str = "default", theta: float = 10_000.0, **scaling: float) -> dict[str, Any]:
+    return {"rope_type": kind, "rope_theta": theta, **scaling}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One checkpoint: its `config.json` beside `SIZES`, and how it is stored."""
+
+    model_type: str
+    options: dict[str, Any] = field(default_factory=dict)
+    max_shard_size: str = "1GB"
+
+
+SPECS: dict[str, Spec] = {
+    "llama3-scaled": Spec(
+        "llama",
+        {
+            # Wavelengths of 6 to 20,000 positions: some kept, some blended, some stretched.
+            "rope_parameters": _rope(
+                "llama3",
+                factor=4.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=32,
+            ),
+        },
+    ),
+    "llama-linear-biased": Spec(
+        "llama",
+        {
+            "rope_parameters": _rope("linear", factor=3.0),
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 6,
+        },
+    ),
+    "qwen2": Spec("qwen2", {"rope_parameters": _rope(theta=1e6), "num_key_value_heads": 1}),
+    "qwen2-two-groups": Spec(
+        "qwen2",
+        {
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "max_window_layers": 1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3-sharded": Spec(
+        "qwen3",
+        {"head_dim": 16, "rope_parameters": _rope(theta=1e6), "tie_word_embeddings": True},
+        max_shard_size="60KB",
+    ),
+    "mistral": Spec(
+        "mistral", {"head_dim": 8, "sliding_window": WINDOW, "rms_norm_eps": 1e-5}, "60KB"
+    ),
+}
+
+
+def write(folder: Path, spec: Spec, seed: int = 0) -> Path:
+    """Write a checkpoint of random weights and return its folder."""
+    config = AutoConfig.for_model(spec.model_type, **{**SIZES, **spec.options})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name:
+                parameter.copy_(1 + 0.3 * noise)
+            elif parameter.dim() == 1:  # a bias
+                parameter.copy_(0.3 * noise)
+            elif "embed" in name or "lm_head" in name:
+                parameter.copy_(0.5 * noise)
+            else:
+                parameter.copy_(1.5 * noise / parameter.shape[1] ** 0.5)
+    model.save_pretrained(folder, max_shard_size=spec.max_shard_size)
+    return folder
+
+
+SAMPLE_TEXT = """\
+def fibonacci(n):
+    if n < 2:
+        return n
+    return fibonacci(n - 1) + fibonacci(n - 2)
+
+class Stack:
+    def __init__(self):
+        self.items = []
+
+    def push(self, item):
+        self.items.append(item)
+"""
+
+
+def write_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer: 256 bytes, some merges, `<|end|>`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TEXT_VOCAB_SIZE,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([SAMPLE_TEXT] * 2, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    fast.save_pretrained(folder)
+    return fast
+
+
+def write_text_model(folder: Path) -> Path:
+    """A checkpoint with a tokenizer, whose eos is the tokenizer's."""
+    tokenizer = write_tokenizer(folder)
+    options = {"vocab_size": TEXT_VOCAB_SIZE, "eos_token_id": tokenizer.eos_token_id}
+    return write(folder, Spec("qwen3", {"head_dim": 16, **options}), seed=1)
+
+
+def transformers_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The oracle: the same weights in transformers."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.eval()
+
+
+@torch.no_grad()
+def oracle_logits(model: PreTrainedModel, token_ids: Sequence[int]) -> Tensor:
+    """Logits after each token of one sequence, float32 [len(token_ids), vocab_size]."""
+    logits: Tensor = model(torch.tensor([list(token_ids)], device=model.device)).logits
+    return logits[0].float()
+
+
+def oracle_greedy(model: PreTrainedModel, prompt: Sequence[int], num_tokens: int) -> list[int]:
+    """What transformers' own `generate` continues a prompt with, past any end of sequence."""
+    output = model.generate(
+        torch.tensor([list(prompt)], device=model.device),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=model.device),
+        do_sample=False,
+        min_new_tokens=num_tokens,
+        max_new_tokens=num_tokens,
+        pad_token_id=0,
+    )
+    return list(output[0, len(prompt) :].tolist())
+
+
+def random_prompts(
+    lengths: Sequence[int], seed: int = 0, vocab: int = VOCAB_SIZE
+) -> list[list[int]]:
+    """One prompt of random token ids a length."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(vocab, (n,), generator=generator).tolist() for n in lengths]
+
+
+def assert_empty(llm: LLM) -> None:
+    """Every request is gone and everything it held is free again."""
+    engine = llm.engine
+    scheduler, rows = engine._scheduler, engine._runner._batch._states
+    assert isinstance(scheduler, FCFSScheduler)
+    assert isinstance(scheduler._kv, SlotManager)
+    assert not engine.has_requests
+    assert not engine._sequences
+    assert not scheduler.has_requests
+    scheduler._kv.check()
+    assert not scheduler._kv._held
+    assert sorted(scheduler._free_rows) == list(range(llm.config.max_num_seqs))
+    # The runner learns with the next step which requests ended in this one.
+    assert set(rows) <= set(scheduler._finished_ids)
