@@ -204,12 +204,12 @@ def limit_rows(
 
 
 def amount(value: float, unit: str) -> str:
-    """Format with a decimal prefix and three digits: 1.19 GB, 115 GFLOP."""
-    for prefix in ("", "k", "M", "G", "T"):
-        if value < 999.5:
-            return f"{value:.3g} {prefix}{unit}"
-        value /= 1000
-    return f"{value:.3g} P{unit}"
+    """Format with a decimal prefix and three digits: 1.19 GB, 21.0 MB, 115 GFLOP."""
+    prefixes = iter("kMGTPEZY")
+    prefix = ""
+    while value >= 999.5:
+        value, prefix = value / 1000, next(prefixes)
+    return f"{value:#.3g}".rstrip(".") + f" {prefix}{unit}"
 
 
 def duration(seconds: float) -> str:

@@ -284,11 +284,11 @@ def test_prediction_keeps_its_own_books(name: str, device: str, workload: dict[s
         latency * hardware.tdp_watts / batch / output
     )
     bigger = predict(config, hardware, **{**workload, "batch": 2 * batch})
-    assert bigger.tpot_s >= result.tpot_s
+    assert bigger.tpot_s >= result.tpot_s * (1 - 1e-12)
     assert bigger.output_tokens_per_s >= result.output_tokens_per_s * (1 - 1e-12)
     slower = predict(config, hardware, **workload, mfu=0.5, mbu=0.25, step_overhead_s=1e-4)
-    assert 2 * result.tpot_s <= slower.tpot_s - 1e-4 + 1e-15
-    assert slower.tpot_s - 1e-4 <= 4 * result.tpot_s * (1 + 1e-12)
+    assert 2 * result.tpot_s * (1 - 1e-9) <= slower.tpot_s - 1e-4
+    assert slower.tpot_s - 1e-4 <= 4 * result.tpot_s * (1 + 1e-9)
 
 
 @given(
@@ -419,4 +419,4 @@ def test_info_answers_bad_input_in_one_line(
 
 def test_info_says_when_a_model_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert quire_info("llama-3.1-70b", "--hardware", "h100") == 0
-    assert "DOES NOT FIT in 80 GB" in capsys.readouterr().out
+    assert "DOES NOT FIT in 80.0 GB" in capsys.readouterr().out

@@ -22,7 +22,7 @@ p { margin: 0; }
 .question { font-weight: 600; max-width: 62ch; }
 .gate > * + * { margin-top: .75rem; }
 .row { display: flex; flex-wrap: wrap; gap: .5rem .75rem; align-items: end; }
-label, legend { color: var(--muted); font-size: .875rem; }
+label { display: block; color: var(--muted); font-size: .875rem; }
 label > :is(input, select) { display: block; margin-top: .2rem; color: var(--ink); }
 button, input, select, textarea { font: inherit; color: inherit; background: transparent;
   border: 1px solid var(--muted); border-radius: 5px; padding: .3rem .6rem; min-height: 2.25rem;
@@ -42,6 +42,7 @@ table { border-collapse: collapse; width: 100%; }
 th, td { padding: .25rem .5rem; border-bottom: 1px solid var(--rule); text-align: right; }
 th { font-weight: 600; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
 code, .mono { font-family: var(--q-mono, ui-monospace, monospace); font-size: .875em; }
+.key { white-space: nowrap; }
 .key::before { content: ""; display: inline-block; width: .75em; height: .75em;
   margin-right: .35em; background: var(--swatch); border: 1px solid var(--rule); }
 svg { display: block; width: 100%; height: auto; overflow: visible; }

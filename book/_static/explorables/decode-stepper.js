@@ -97,7 +97,8 @@ class DecodeStepper extends Explorable {
           key("not there yet", "transparent")),
         this.cellNotes.with, this.cells.with.root,
         this.cellNotes.without, this.cells.without.root),
-      html("table", {}, html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "this step"),
+      html("table", {}, html("thead", {}, html("tr", {}, html("th", { scope: "col" },
+        "this step", html("small", {}, "and so far")),
         html("th", { scope: "col" }, "with cache"), html("th", { scope: "col" }, "without"))),
         this.tableBody),
       this.chart,
@@ -183,7 +184,7 @@ class DecodeStepper extends Explorable {
       ? `${number(current.without.positions)} computed` : "nothing kept"}`;
     this.tableBody.replaceChildren(...MEASURES.map(([name, label, format]) => {
       const cell = (side) => html("td", {}, current ? format(current[side][name]) : "–",
-        html("small", {}, `${format(this.totals[side][name][step])} so far`));
+        html("small", {}, format(this.totals[side][name][step])));
       return html("tr", {}, html("th", { scope: "row" }, label), cell("with"), cell("without"));
     }));
     this.drawChart();
@@ -195,17 +196,19 @@ class DecodeStepper extends Explorable {
     const top = this.totals.without.positions[last];
     const x = (k) => LEFT + (k / last) * (WIDTH - 2 * LEFT);
     const y = (value) => HEIGHT - BOTTOM - (value / top) * (HEIGHT - BOTTOM - TOP);
-    const line = (side, colour) => svg("polyline", { class: "line", style: `stroke: ${colour}`,
-      points: this.totals[side].positions.slice(0, this.step + 1)
+    const line = (side, colour, end, opacity) => svg("polyline", { class: "line",
+      style: `stroke: ${colour}; stroke-opacity: ${opacity}`,
+      points: this.totals[side].positions.slice(0, end + 1)
         .map((value, k) => `${x(k)},${y(value)}`).join(" ") });
     const at = (side) => this.totals[side].positions[this.step];
-    const right = this.step > last / 2;
+    // The upper curve leaves room on its left, the lower one on either side.
+    const left = { without: this.step > 0.3 * last, with: this.step > 0.6 * last };
     const ends = [["without", "var(--c2)"], ["with", "var(--c1)"]].flatMap(([side, colour]) => [
       svg("circle", { cx: x(this.step), cy: y(at(side)), r: 4, style: `fill: ${colour}` }),
-      svg("text", { x: x(this.step) + (right ? -8 : 8),
+      svg("text", { x: x(this.step) + (left[side] ? -8 : 8),
         // While the two ends are close, the upper label keeps clear of the lower one.
-        y: side === "with" ? y(at(side)) - 8 : Math.min(y(at(side)) - 8, y(at("with")) - 24),
-        "text-anchor": right ? "end" : "start", style: "font-weight: 600" },
+        y: side === "with" ? y(at(side)) - 8 : Math.min(y(at(side)) - 8, y(at("with")) - 26),
+        "text-anchor": left[side] ? "end" : "start", style: "font-weight: 600" },
       `${side === "with" ? "with cache" : "without"} ${number(at(side))}`)]);
     this.chart.setAttribute("aria-label", `Positions computed up to step ${this.step}: ` +
       `${number(at("with"))} with the cache, ${number(at("without"))} without.`);
@@ -213,7 +216,8 @@ class DecodeStepper extends Explorable {
       svg("line", { class: "axis", x1: LEFT, x2: WIDTH - LEFT, y1: y(0), y2: y(0) }),
       svg("text", { x: LEFT, y: HEIGHT - 6 }, "positions computed so far"),
       svg("text", { x: WIDTH - LEFT, y: HEIGHT - 6, "text-anchor": "end" }, `step ${last}`),
-      line("without", "var(--c2)"), line("with", "var(--c1)"), ...ends);
+      line("without", "var(--c2)", last, 0.3), line("with", "var(--c1)", last, 0.3),
+      line("without", "var(--c2)", this.step, 1), line("with", "var(--c1)", this.step, 1), ...ends);
   }
 }
 

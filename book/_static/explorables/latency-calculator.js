@@ -19,8 +19,6 @@ const dollars = (value) => `$${value < 1000 ? value.toPrecision(3) : number(valu
 
 class LatencyCalculator extends Explorable {
   static css = `
-    fieldset { border: 0; padding: 0; margin: 0; min-width: 0; }
-    legend { padding: 0; font-weight: 600; margin-bottom: .35rem; }
     .controls { display: grid; gap: .9rem; }
     .results { display: grid; gap: 1rem; }
     @container (min-width: 40rem) { .results { grid-template-columns: 1fr 1fr; } }

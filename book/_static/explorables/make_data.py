@@ -43,7 +43,13 @@ from quire.sampling.tensors import SamplingTensors
 FOLDER = Path(__file__).with_name("data")
 MODEL = "quire-mini"
 
-STEPPER_PROMPT = 'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n'
+# A prompt ends on a visible character: the tokenizer joins line ends with what follows.
+STEPPER_PROMPT = """class Point:
+    def __init__(self, x, y):
+        self.x = x
+        self.y = y
+
+    def __eq__(self, other):"""
 STEPPER_TOKENS = 40
 
 LATENCY_SCENARIO = {
@@ -79,11 +85,11 @@ CONFIG_KEYS = (
 
 # Name and text of each prompt; the first is asked about.
 SAMPLER_PROMPTS = (
-    ("an assignment", "def mean(values):\n    total = "),
+    ("the start of a sum", "def mean(values):\n    total ="),
     ("an import", "import numpy as"),
-    ("a loop", "for i in"),
-    ("a docstring", 'def load(path):\n    """'),
-    ("an error", "    raise "),
+    ("a constructor", "    def __init__(self"),
+    ("a loop", "for i in range"),
+    ("an error", "    raise"),
 )
 SAMPLER_QUESTION = {"prompt": 0, "top_p": 0.9}
 LOGIT_SCALE = 1024  # logits are stored as multiples of 1/1024, in 16 bits: |logit| < 32

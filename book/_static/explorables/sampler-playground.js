@@ -20,10 +20,10 @@ class SamplerPlayground extends Explorable {
   static css = `
     .controls { display: grid; gap: .25rem 1.25rem; grid-template-columns: 1fr; }
     @container (min-width: 34rem) { .controls { grid-template-columns: 1fr 1fr; } }
-    .controls output { color: var(--ink); font-weight: 600; float: right; }
+    .controls .value { color: var(--ink); font-weight: 600; float: right; }
     select { width: 100%; }
     .bars { table-layout: fixed; }
-    .bars td:nth-child(2) { padding-inline: 0; }
+    .bars :is(th, td):nth-child(2) { padding-inline: 0; text-align: left; }
     .bars th, .bars td { padding-block: .1rem; white-space: nowrap; }
     .bars th[scope=row] { overflow: hidden; text-overflow: ellipsis; }
     .bars th:nth-child(n + 3) { width: 5.2rem; } .bars th:nth-child(5) { width: 4.2rem; }
@@ -107,7 +107,7 @@ class SamplerPlayground extends Explorable {
   }
 
   slider({ key, label, min, max, step, neutral }) {
-    const output = html("output", {});
+    const output = html("span", { class: "value" });
     const input = html("input", { type: "range", name: key, min, max, step,
       value: this.settings[key], oninput: () => {
         this.settings[key] = input.valueAsNumber;
@@ -166,7 +166,8 @@ class SamplerPlayground extends Explorable {
     const restDrawn = [...this.tally].filter(([token]) => !order.slice(0, ROWS).includes(token))
       .reduce((sum, [, count]) => sum + count, 0);
     this.rows.replaceChildren(...shown, html("tr", {},
-      html("th", { scope: "row" }, `${number(logits.length - ROWS)} others`), html("td"),
+      html("th", { scope: "row" }, "others", html("span", { class: "sr" }, `, ${number(logits.length - ROWS)} tokens`)),
+      html("td"),
       html("td", {}, percent(rest(this.probabilities))),
       html("td", { class: "wide" }, percent(rest(base))), html("td", {}, restDrawn || "")));
     clearTimeout(this.saying);
