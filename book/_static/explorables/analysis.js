@@ -29,6 +29,13 @@ function slidingWindows(raw, switches) {
   return Array.from({ length: layers }, (_, layer) => (layer >= first ? window : null));
 }
 
+/** Layers by window, `[window, how many]`: a step's attention then costs a few additions. */
+function windowGroups(windows) {
+  const groups = new Map();
+  for (const window of windows) groups.set(window, (groups.get(window) ?? 0) + 1);
+  return [...groups];
+}
+
 /** The sizes in a transformers `config.json`; throws in words what is wrong with it. */
 export function modelConfig(raw) {
   const architecture = raw.architectures?.[0] ?? "missing";
@@ -57,7 +64,7 @@ export function modelConfig(raw) {
     outputBias: bias,
     mlpBias: raw.mlp_bias ?? false,
     qkNorm: Boolean(switches.qkNorm),
-    slidingWindows: slidingWindows(raw, switches),
+    windowGroups: windowGroups(slidingWindows(raw, switches)),
     dtype: raw.dtype ?? raw.torch_dtype ?? "float32",
   };
 }
@@ -79,15 +86,15 @@ export const kvBytesPerToken = (c, dtype) =>
   2 * c.numLayers * c.numKvHeads * c.headSize * DTYPE_BYTES[dtype];
 
 const attendedTokens = (c, context) =>
-  sum(c.slidingWindows.map((window) => Math.min(context, window || context)));
+  sum(c.windowGroups.map(([window, layers]) => layers * Math.min(context, window || context)));
 
 export const kvCacheBytes = (c, context, dtype) =>
   attendedTokens(c, context) * (kvBytesPerToken(c, dtype) / c.numLayers);
 
 function causalPairs(c, numTokens) {
-  return sum(c.slidingWindows.map((window) => {
+  return sum(c.windowGroups.map(([window, layers]) => {
     const ramp = Math.min(numTokens, window || numTokens);
-    return (ramp * (ramp + 1)) / 2 + (numTokens - ramp) * ramp;
+    return layers * ((ramp * (ramp + 1)) / 2 + (numTokens - ramp) * ramp);
   }));
 }
 

@@ -16,7 +16,7 @@ const CSS = `
 * { box-sizing: border-box; }
 [hidden] { display: none !important; }
 .app { border: 1px solid var(--rule); border-radius: 8px; padding: 1rem; font-size: .9375rem;
-  line-height: 1.5; font-variant-numeric: tabular-nums; }
+  font-family: var(--q-sans, inherit); line-height: 1.5; font-variant-numeric: tabular-nums; }
 .app > * + * { margin-top: 1rem; }
 p { margin: 0; }
 .question { font-weight: 600; max-width: 62ch; }

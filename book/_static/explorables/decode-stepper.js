@@ -27,6 +27,7 @@ class DecodeStepper extends Explorable {
     .cell.computed { fill: var(--c2); stroke: var(--c2); }
     .line { fill: none; stroke-width: 2; }
     .axis { stroke: var(--rule); }
+    td { white-space: nowrap; }
     small { display: block; color: var(--muted); font-size: .8125rem; }
   `;
 
