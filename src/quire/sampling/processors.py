@@ -32,7 +32,9 @@ def apply_penalties(logits: Tensor, penalties: Penalties) -> Tensor:
 
 def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
     """Divide each row by its temperature [R]; greedy rows (0) are left alone."""
-    divisor = torch.where(temperature == 0, 1.0, temperature)
+    # Below 1e-30 a quotient may overflow to inf, the same for several tokens; at it,
+    # any two float32 logits that differ are already worlds apart.
+    divisor = torch.where(temperature == 0, 1.0, temperature.clamp(min=1e-30))
     return logits / divisor[:, None]
 
 
@@ -57,9 +59,11 @@ def apply_top_k_top_p(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None
         ordered = ordered.masked_fill(~keep, -torch.inf)
     if top_p is not None:
         probabilities = ordered.softmax(dim=-1)
-        # The mass before a token decides: the first token always stays.
+        # The mass before a token decides. The first always stays, even where a tiny
+        # top_p is 0 in float32.
         mass_before = probabilities.cumsum(dim=-1) - probabilities
         keep &= (mass_before < top_p[:, None]) | (top_p >= 1)[:, None]
+        keep[:, 0] = True
     keep_by_id = torch.zeros_like(keep).scatter_(-1, token_ids, keep)
     return logits.masked_fill(~keep_by_id, -torch.inf)
 
