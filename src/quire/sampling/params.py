@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from quire.errors import InvalidRequestError
@@ -58,32 +57,23 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.n, int) and self.n >= 1, "n", self.n, "an integer of at least 1")
+        for name in ("n", "max_tokens"):
+            value = getattr(self, name)
+            _require(is_int(value) and value >= 1, name, value, "an integer of at least 1")
         _require(
-            isinstance(self.max_tokens, int) and self.max_tokens >= 1,
-            "max_tokens",
-            self.max_tokens,
-            "an integer of at least 1",
-        )
-        _require(
-            isinstance(self.top_k, int) and self.top_k >= 0,
+            is_int(self.top_k) and 0 <= self.top_k < 2**63,
             "top_k",
             self.top_k,
             "an integer of at least 1, or 0 to keep every token",
         )
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            number = isinstance(value, int | float) and math.isfinite(value)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            # NaN lies between no two numbers.
             _require(number and low <= value <= high, name, value, f"between {low:g} and {high:g}")
         _require(self.top_p > 0, "top_p", self.top_p, "above 0 (use temperature=0 for greedy)")
         _require(
-            math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
-            "repetition_penalty",
-            self.repetition_penalty,
-            "above 0 (1 changes nothing)",
-        )
-        _require(
-            self.seed is None or (isinstance(self.seed, int) and -(2**63) <= self.seed < 2**63),
+            self.seed is None or (is_int(self.seed) and -(2**63) <= self.seed < 2**63),
             "seed",
             self.seed,
             "an integer of 64 bits, or None",
@@ -91,17 +81,26 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             _require(
-                value is None or (isinstance(value, int) and 0 <= value <= MAX_LOGPROBS),
+                value is None or (is_int(value) and 0 <= value <= MAX_LOGPROBS),
                 name,
                 value,
                 f"None or between 0 and {MAX_LOGPROBS}",
             )
         _require(
-            all(isinstance(text, str) and text for text in self.stop_strings),
+            isinstance(self.stop, str | list | tuple)
+            and all(isinstance(text, str) and text for text in self.stop_strings),
             "stop",
             self.stop,
             "a non-empty string or a list of them",
         )
+        _require(
+            isinstance(self.stop_token_ids, list | tuple)
+            and all(is_int(token_id) and token_id >= 0 for token_id in self.stop_token_ids),
+            "stop_token_ids",
+            self.stop_token_ids,
+            "a list of token ids",
+        )
+        _require(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "True or False")
 
     @property
     def greedy(self) -> bool:
@@ -128,9 +127,15 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("temperature", 0.0, 100.0),
     ("top_p", 0.0, 1.0),
     ("min_p", 0.0, 1.0),
+    ("repetition_penalty", 0.01, 100.0),
     ("presence_penalty", -2.0, 2.0),
     ("frequency_penalty", -2.0, 2.0),
 )
+
+
+def is_int(value: object) -> bool:
+    """Whether a value is an integer; True and False are not meant as numbers."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
