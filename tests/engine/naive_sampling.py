@@ -1,0 +1,65 @@
+"""The next token's distribution, spelled out in Python floats: the oracle of the sampler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from quire import SamplingParams
+
+
+def penalised(
+    logits: Sequence[float], params: SamplingParams, prompt: Sequence[int], output: Sequence[int]
+) -> list[float]:
+    """Logits after the repetition, frequency and presence penalties."""
+    result = []
+    for token, logit in enumerate(logits):
+        if token in prompt or token in output:
+            if logit > 0:
+                logit /= params.repetition_penalty
+            else:
+                logit *= params.repetition_penalty
+        times = sum(1 for other in output if other == token)
+        logit -= times * params.frequency_penalty
+        if times:
+            logit -= params.presence_penalty
+        result.append(logit)
+    return result
+
+
+def distribution(
+    logits: Sequence[float],
+    params: SamplingParams,
+    prompt: Sequence[int] = (),
+    output: Sequence[int] = (),
+) -> list[float]:
+    """Return the probability of each token."""
+    values = penalised(logits, params, prompt, output)
+    if params.temperature == 0:
+        best = max(range(len(values)), key=lambda token: (values[token], -token))
+        return [float(token == best) for token in range(len(values))]
+    largest = max(values)
+    weights = [math.exp((value - largest) / params.temperature) for value in values]
+
+    # Tokens from the most probable down, equal ones by id.
+    kept = sorted(range(len(values)), key=lambda token: (-weights[token], token))
+    kept = [token for token in kept if weights[token] >= params.min_p * weights[kept[0]]]
+    if params.top_k:
+        kept = kept[: params.top_k]
+    if params.top_p < 1:
+        total = sum(weights[token] for token in kept)
+        nucleus: list[int] = []
+        for token in kept:
+            nucleus.append(token)
+            if sum(weights[t] for t in nucleus) >= params.top_p * total:
+                break
+        kept = nucleus
+    total = sum(weights[token] for token in kept)
+    return [weights[token] / total if token in kept else 0.0 for token in range(len(values))]
+
+
+def log_softmax(logits: Sequence[float]) -> list[float]:
+    """Natural logarithm of each token's probability."""
+    largest = max(logits)
+    total = math.log(sum(math.exp(logit - largest) for logit in logits))
+    return [logit - largest - total for logit in logits]

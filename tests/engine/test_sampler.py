@@ -1,0 +1,547 @@
+"""The sampler against a naive one, its noise against statistics, its seeds against batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import naive_sampling
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from quire import LLM, SamplingParams
+from quire.sampling import Penalties, SamplingTensors, TorchSampler
+from quire.sampling.noise import Purpose, exponential, uniform
+from quire.sampling.processors import (
+    apply_min_p,
+    apply_penalties,
+    apply_temperature,
+    apply_top_k_top_p,
+)
+from quire.sampling.sampler import gather_logprobs
+
+CPU = torch.device("cpu")
+DRAWS = 20_000
+ALPHA = 1e-3  # the seeds are fixed, so a test that passes once passes always
+# Gaps, a tie of the two best, a tie in the middle, a tail.
+LOGITS = [2.0, 2.0, 1.5, 0.9, 0.9, 0.3, -0.2, -1.0, -1.0, -2.5, -4.0, -9.0]
+
+
+def tensors(
+    params: Sequence[SamplingParams],
+    seeds: Sequence[int],
+    positions: Sequence[int],
+    penalties: Penalties | None = None,
+) -> SamplingTensors:
+    return SamplingTensors.build(params, seeds, positions, CPU, penalties)
+
+
+def draw(
+    logits: Sequence[float],
+    params: SamplingParams,
+    prompt: Sequence[int] = (),
+    output: Sequence[int] = (),
+    count: int = DRAWS,
+) -> list[int]:
+    """Draw one token for each of `count` seeds."""
+    rows = [params] * count
+    penalties = Penalties.build(
+        rows,
+        [torch.tensor(prompt, dtype=torch.int64)] * count,
+        [torch.tensor(output, dtype=torch.int64)] * count,
+        len(logits),
+    )
+    sampling = tensors(rows, range(count), [7] * count, penalties)
+    sampled = TorchSampler()(torch.tensor([logits] * count), sampling)
+    assert sampled.tokens.shape == (count, 1)
+    assert sampled.num_accepted.tolist() == [1] * count
+    return list(sampled.tokens[:, 0].tolist())
+
+
+def assert_distributed(tokens: Sequence[int], probabilities: Sequence[float]) -> None:
+    """Chi-square; tokens expected fewer than five times are counted together."""
+    observed = [tokens.count(token) for token in range(len(probabilities))]
+    expected = [p * len(tokens) for p in probabilities]
+    impossible = [t for t, p in enumerate(probabilities) if p == 0 and observed[t]]
+    assert not impossible, f"tokens {impossible} have probability 0 and were drawn"
+    common = [t for t, e in enumerate(expected) if e >= 5]
+    rare = [t for t, e in enumerate(expected) if 0 < e < 5]
+    pairs = [(observed[t], expected[t]) for t in common]
+    if rare:
+        pairs.append((sum(observed[t] for t in rare), sum(expected[t] for t in rare)))
+    if len(pairs) == 1:
+        assert pairs[0][0] == len(tokens)
+        return
+    assert stats.chisquare(*zip(*pairs, strict=True)).pvalue > ALPHA, (observed, expected)
+
+
+DISTRIBUTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "cold": {"temperature": 0.4},
+    "hot": {"temperature": 3.0},
+    "hottest": {"temperature": 100.0},
+    "top_k=1": {"top_k": 1},
+    "top_k=4 cuts a tie": {"top_k": 4},
+    "top_k=5": {"top_k": 5, "temperature": 2.0},
+    "top_k of all": {"top_k": 12},
+    "top_k beyond all": {"top_k": 10**6},
+    "top_p=0.1": {"top_p": 0.1},
+    "top_p=0.5": {"top_p": 0.5},
+    "top_p=0.9": {"top_p": 0.9},
+    "top_p=0.999": {"top_p": 0.999},
+    "min_p=0.3": {"min_p": 0.3},
+    "min_p=0.02": {"min_p": 0.02, "temperature": 1.7},
+    "min_p=1": {"min_p": 1.0},
+    "top_k, top_p": {"top_k": 6, "top_p": 0.8},
+    "top_p of what top_k left": {"top_k": 3, "top_p": 0.65},
+    "top_p of what min_p left": {"min_p": 0.3, "top_p": 0.65},
+    "temperature before top_p": {"temperature": 2.5, "top_p": 0.6},
+    "temperature before min_p": {"temperature": 0.5, "min_p": 0.2},
+    "all": {"temperature": 1.3, "top_k": 8, "top_p": 0.93, "min_p": 0.05},
+    "repetition": {"repetition_penalty": 1.8},
+    "reward": {"repetition_penalty": 0.6},
+    "presence": {"presence_penalty": 1.1},
+    "frequency": {"frequency_penalty": 0.7},
+    "negative": {"presence_penalty": -0.9, "frequency_penalty": -0.4},
+    "penalties before the rest": {
+        "repetition_penalty": 1.4,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.3,
+        "temperature": 0.8,
+        "top_k": 7,
+        "top_p": 0.9,
+        "min_p": 0.01,
+    },
+}
+PROMPT, OUTPUT = [0, 3, 3, 9], [1, 1, 1, 5, 3]
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_distribution(name: str) -> None:
+    params = SamplingParams(**DISTRIBUTIONS[name])
+    probabilities = naive_sampling.distribution(LOGITS, params, PROMPT, OUTPUT)
+    assert_distributed(draw(LOGITS, params, PROMPT, OUTPUT), probabilities)
+
+
+def test_chi_square_finds_a_wrong_sampler() -> None:
+    """The check can fail: draws at temperature 1.0 are no draws at 1.1."""
+    probabilities = naive_sampling.distribution(LOGITS, SamplingParams(temperature=1.1))
+    with pytest.raises(AssertionError):
+        assert_distributed(draw(LOGITS, SamplingParams()), probabilities)
+
+
+def test_positions_are_as_good_as_seeds() -> None:
+    """One request's successive draws follow the distribution, as draws of many seeds do."""
+    params = [SamplingParams(temperature=1.5)] * DRAWS
+    sampling = tensors(params, [3] * DRAWS, range(DRAWS))
+    tokens = TorchSampler().choose(torch.tensor([LOGITS] * DRAWS), sampling).tolist()
+    assert_distributed(tokens, naive_sampling.distribution(LOGITS, params[0]))
+
+
+finite = st.floats(-12, 12, width=32)
+some_params = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 1e-3, 0.3, 1.0, 2.0, 100.0]),
+    top_k=st.sampled_from([0, 0, 1, 2, 3, 7, 50]),
+    top_p=st.sampled_from([1.0, 1.0, 1e-9, 0.2, 0.5, 0.77, 0.95]),
+    min_p=st.sampled_from([0.0, 0.0, 0.01, 0.3, 0.9, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 0.5, 1.3]),
+    presence_penalty=st.sampled_from([0.0, -1.0, 1.5]),
+    frequency_penalty=st.sampled_from([0.0, -0.5, 0.4]),
+)
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(some_params, st.lists(finite, min_size=8, max_size=8)), min_size=1, max_size=5
+    ),
+    seen=st.lists(st.integers(0, 7), max_size=6),
+    seed=st.integers(-(2**63), 2**63 - 1),
+)
+def test_mixed_rows_draw_only_what_each_allows(
+    rows: list[tuple[SamplingParams, list[float]]], seen: list[int], seed: int
+) -> None:
+    """Greedy, sampled and penalised rows side by side, against the naive support."""
+    params = [p for p, _ in rows]
+    prompt, output = seen[:2], seen[2:]
+    penalties = Penalties.build(
+        params,
+        [torch.tensor(prompt, dtype=torch.int64)] * len(rows),
+        [torch.tensor(output, dtype=torch.int64)] * len(rows),
+        8,
+    )
+    logits = torch.tensor([row for _, row in rows])
+    before = logits.clone()
+    tokens = TorchSampler().choose(
+        logits, tensors(params, [seed] * len(rows), range(len(rows)), penalties)
+    )
+    assert torch.equal(logits, before)  # the argument is left as it was
+    for (own, row), token in zip(rows, tokens.tolist(), strict=True):
+        allowed = naive_sampling.distribution(row, own, prompt, output)
+        # A token on the very edge of a threshold may fall either way in float32.
+        loose = replace(
+            own,
+            top_p=min(1.0, own.top_p * (1 + 1e-5)),
+            min_p=own.min_p * (1 - 1e-5),
+        )
+        values = naive_sampling.penalised(row, own, prompt, output)
+        near_ties = abs(values[token] - max(values)) < 1e-4
+        assert (
+            allowed[token] > 0
+            or naive_sampling.distribution(row, loose, prompt, output)[token] > 0
+            or near_ties
+        )
+
+
+# --- edges -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("top_p", [1e-300, 1e-46, 1e-10])
+def test_the_smallest_top_p_keeps_the_best_token(top_p: float) -> None:
+    logits = [0.0, 1.0, 5.0, 4.99]
+    assert set(draw(logits, SamplingParams(top_p=top_p), count=200)) == {2}
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-38, 1e-20, 1e-4])
+def test_the_smallest_temperature_is_greedy(temperature: float) -> None:
+    logits = [30.0, -4.0, 50.0, 49.0, 0.0]
+    assert set(draw(logits, SamplingParams(temperature=temperature), count=200)) == {2}
+
+
+def test_the_smallest_temperature_shares_a_tie() -> None:
+    tokens = draw([5.0, 1.0, 5.0], SamplingParams(temperature=1e-30), count=2000)
+    assert_distributed(tokens, [0.5, 0.0, 0.5])
+
+
+def test_greedy_takes_the_first_of_a_tie() -> None:
+    assert draw(LOGITS, SamplingParams(temperature=0), count=3) == [0, 0, 0]
+
+
+def test_a_single_allowed_token_wins_whatever_the_noise() -> None:
+    """The rest is removed, not made unlikely: noise of 20 nats must not bring it back."""
+    logits = [0.0] * 50
+    assert set(draw(logits, SamplingParams(top_k=1), count=5000)) == {0}
+    assert set(draw([100.0, 99.0, 0.0], SamplingParams(min_p=0.9), count=5000)) == {0}
+
+
+def test_greedy_rows_beside_sampled_rows() -> None:
+    sampled, greedy = SamplingParams(temperature=5.0), SamplingParams(temperature=0)
+    rows = [greedy, sampled] * 500
+    tokens = TorchSampler().choose(
+        torch.tensor([LOGITS] * 1000), tensors(rows, range(1000), [0] * 1000)
+    )
+    assert set(tokens[::2].tolist()) == {0}
+    assert len(set(tokens[1::2].tolist())) > 6
+
+
+def test_a_row_without_an_option_is_untouched_by_its_neighbours() -> None:
+    """Neutral values must be neutral when another row makes the column exist."""
+    plain = SamplingParams()
+    busy = SamplingParams(top_k=2, top_p=0.3, min_p=0.5, repetition_penalty=2.0)
+    logits = torch.tensor([LOGITS] * 200)
+    seeds, positions = list(range(200)), [5] * 200
+    alone = TorchSampler().choose(logits, tensors([plain] * 200, seeds, positions))
+    rows = [plain, busy] * 100
+    seen = [torch.tensor(PROMPT)] * 200
+    penalties = Penalties.build(rows, seen, seen, len(LOGITS))
+    mixed = TorchSampler().choose(logits, tensors(rows, seeds, positions, penalties))
+    assert mixed[::2].tolist() == alone[::2].tolist()
+    assert mixed[1::2].tolist() != alone[1::2].tolist()
+
+
+# --- processors against transformers -----------------------------------------
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(st.lists(finite, min_size=9, max_size=9, unique=True), min_size=1, max_size=4),
+    value=st.sampled_from([0.05, 0.3, 0.5, 0.8, 0.99]),
+    k=st.integers(1, 12),
+)
+def test_processors_are_those_of_transformers(
+    rows: list[list[float]], value: float, k: int
+) -> None:
+    logits = torch.tensor(rows)
+    count = len(rows)
+    column = torch.full((count,), value)
+    ids = torch.zeros(count, 1, dtype=torch.int64)
+
+    def compare(ours: Tensor, warper: Any) -> None:
+        theirs = warper(ids, logits.clone())
+        torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), atol=1e-6, rtol=0)
+
+    compare(apply_temperature(logits, column), TemperatureLogitsWarper(value))
+    compare(apply_top_k_top_p(logits, torch.full((count,), k), None), TopKLogitsWarper(k))
+    compare(apply_min_p(logits, column), MinPLogitsWarper(value))
+    cumulative = logits.sort(dim=-1, descending=True).values.softmax(-1).cumsum(-1)
+    if (cumulative - value).abs().min() > 1e-5:  # no token on the very edge
+        compare(apply_top_k_top_p(logits, None, column), TopPLogitsWarper(value))
+
+
+@settings(deadline=None)
+@given(
+    logits=st.lists(finite, min_size=9, max_size=9),
+    prompt=st.lists(st.integers(0, 8), min_size=1, max_size=6),
+    output=st.lists(st.integers(0, 8), max_size=6),
+    penalty=st.sampled_from([0.5, 1.0, 1.2, 3.0]),
+)
+def test_penalties(
+    logits: list[float], prompt: list[int], output: list[int], penalty: float
+) -> None:
+    params = SamplingParams(
+        repetition_penalty=penalty, presence_penalty=0.7, frequency_penalty=-0.2
+    )
+    ids = [torch.tensor(x, dtype=torch.int64) for x in (prompt, output)]
+    penalties = Penalties.build([params], [ids[0]], [ids[1]], 9)
+    assert penalties is not None
+    ours = apply_penalties(torch.tensor([logits]), penalties)
+    expected = naive_sampling.penalised(logits, params, prompt, output)
+    torch.testing.assert_close(ours, torch.tensor([expected]), atol=1e-5, rtol=1e-5)
+    only = Penalties.build(
+        [replace(params, presence_penalty=0.0, frequency_penalty=0.0)], [ids[0]], [ids[1]], 9
+    )
+    if only is not None:
+        theirs = RepetitionPenaltyLogitsProcessor(penalty)(
+            torch.tensor([prompt + output]), torch.tensor([logits])
+        )
+        torch.testing.assert_close(apply_penalties(torch.tensor([logits]), only), theirs)
+
+
+# --- log-probabilities -------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(
+    logits=st.lists(finite, min_size=6, max_size=6),
+    token=st.integers(0, 5),
+    num_top=st.integers(0, 9),
+)
+def test_logprobs(logits: list[float], token: int, num_top: int) -> None:
+    values = gather_logprobs(torch.tensor([logits]), torch.tensor([token]), num_top)
+    expected = naive_sampling.log_softmax(logits)
+    assert values.chosen.item() == pytest.approx(expected[token], abs=1e-5)
+    assert values.rank.item() == 1 + sum(logit > logits[token] for logit in logits)
+    best = sorted(expected, reverse=True)[:num_top]
+    assert values.top_values[0].tolist() == pytest.approx(best, abs=1e-5)
+    for token_id, value in zip(values.top_ids[0].tolist(), values.top_values[0], strict=True):
+        assert value.item() == pytest.approx(expected[token_id], abs=1e-5)
+
+
+def test_logprobs_are_the_models_own() -> None:
+    """Before penalties, temperature and truncation."""
+    params = [SamplingParams(temperature=0.1, top_k=2, repetition_penalty=2.0, logprobs=3)]
+    penalties = Penalties.build(params, [torch.tensor([2])], [torch.tensor([2])], len(LOGITS))
+    sampled = TorchSampler()(torch.tensor([LOGITS]), tensors(params, [0], [0], penalties))
+    assert sampled.logprobs is not None
+    expected = naive_sampling.log_softmax(LOGITS)
+    assert sampled.logprobs.chosen.item() == pytest.approx(expected[sampled.tokens.item()])
+    assert sampled.logprobs.top_values[0].tolist() == pytest.approx(sorted(expected)[:-4:-1])
+
+
+# --- the noise ---------------------------------------------------------------
+
+
+def noise(seeds: Sequence[int], positions: Sequence[int], width: int = 1, kind: int = 1) -> Tensor:
+    return uniform(torch.tensor(seeds), torch.tensor(positions), Purpose(kind), width)
+
+
+SERIES: dict[str, Callable[[], Tensor]] = {
+    "seeds": lambda: noise(range(50_000), [0] * 50_000)[:, 0],
+    "high halves of seeds": lambda: noise([i << 32 for i in range(50_000)], [9] * 50_000)[:, 0],
+    "negative seeds": lambda: noise([-i - 1 for i in range(50_000)], [9] * 50_000)[:, 0],
+    "positions": lambda: noise([0] * 50_000, range(50_000))[:, 0],
+    "lanes": lambda: noise([1], [1], 50_000)[0],
+    "purposes": lambda: torch.cat(
+        [noise(range(17_000), [3] * 17_000, 1, k)[:, 0] for k in (1, 2, 3)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_noise_is_uniform(name: str) -> None:
+    values = SERIES[name]().double().numpy()
+    assert 0 < values.min() < values.max() < 1
+    assert stats.kstest(values, "uniform").pvalue > ALPHA
+    # Neighbours are independent: pairs fill an 8×8 table evenly.
+    cells = (values[:-1:2] * 8).astype(int) * 8 + (values[1::2] * 8).astype(int)
+    counts = [int((cells == cell).sum()) for cell in range(64)]
+    assert stats.chisquare(counts).pvalue > ALPHA
+    assert abs(stats.pearsonr(values[:-1], values[1:]).statistic) < 4 / len(values) ** 0.5
+
+
+PAIRS: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
+    "one seed to the next": (
+        lambda: noise([5], [2], 40_000),
+        lambda: noise([6], [2], 40_000),
+    ),
+    "seeds apart in the high half": (
+        lambda: noise([5], [2], 40_000),
+        lambda: noise([5 + (1 << 32)], [2], 40_000),
+    ),
+    "a seed and its negative": (
+        lambda: noise([5], [2], 40_000),
+        lambda: noise([-5], [2], 40_000),
+    ),
+    "one position to the next": (
+        lambda: noise([5], [2], 40_000),
+        lambda: noise([5], [3], 40_000),
+    ),
+    "one purpose to the next": (
+        lambda: noise([5], [2], 40_000, 1),
+        lambda: noise([5], [2], 40_000, 2),
+    ),
+    "seed and position exchanged": (
+        lambda: noise([5], [2], 40_000),
+        lambda: noise([2], [5], 40_000),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_streams_are_independent(name: str) -> None:
+    one, other = (make()[0].double().numpy() for make in PAIRS[name])
+    assert abs(stats.pearsonr(one, other).statistic) < 4 / len(one) ** 0.5
+    cells = (one * 8).astype(int) * 8 + (other * 8).astype(int)
+    assert stats.chisquare([int((cells == cell).sum()) for cell in range(64)]).pvalue > ALPHA
+
+
+def test_no_two_draws_share_their_noise() -> None:
+    seeds = [seed for seed in range(100) for _ in range(100)]
+    positions = [position for _ in range(100) for position in range(100)]
+    rows = noise(seeds, positions, 4).tolist()
+    assert len({tuple(row) for row in rows}) == len(rows)
+
+
+def test_noise_resolves_small_probabilities() -> None:
+    """Near 0, where the race is won, the uniforms keep 32 bits; float32 alone has 24."""
+    values = noise([0], [0], 4_000_000)[0]
+    small = values[values < 2.0**-16]
+    assert len(small) > 20
+    assert (small * 2.0**24).frac().abs().max() > 0
+    assert exponential(torch.tensor([0]), torch.tensor([0]), Purpose.TOKEN, 100).min() > 0
+
+
+def test_exponential_is_exponential() -> None:
+    values = exponential(torch.tensor([3]), torch.tensor([4]), Purpose.TOKEN, 50_000)[0]
+    assert stats.kstest(values.double().numpy(), "expon").pvalue > ALPHA
+
+
+def test_noise_does_not_depend_on_its_row_or_width() -> None:
+    alone = noise([7], [3], 50)
+    batch = noise([1, 7, 2], [3, 3, 9], 80)
+    assert torch.equal(batch[1, :50], alone[0])
+
+
+# --- seeds in the engine -----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Callable[[str], Path]) -> LLM:
+    return LLM(checkpoint("qwen2"), device="cpu", max_num_seqs=6, max_num_batched_tokens=32)
+
+
+def tokens_of(llm: LLM, prompts: list[list[int]], params: list[SamplingParams]) -> list[list[int]]:
+    return [o.outputs[0].token_ids for o in llm.generate(prompts, params)]
+
+
+def seeded(count: int) -> list[SamplingParams]:
+    return [
+        SamplingParams(
+            temperature=1.0 + i / 4,
+            top_p=(1.0, 0.9)[i % 2],
+            top_k=(0, 20, 5)[i % 3],
+            frequency_penalty=(0.0, 0.3)[i % 2],
+            seed=1000 + i,
+            max_tokens=24,
+        )
+        for i in range(count)
+    ]
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_in_any_batch(engine: LLM) -> None:
+    prompts = checkpoints.random_prompts([3, 1, 17, 8, 40, 5, 2, 11, 9], seed=20)
+    params = seeded(len(prompts))
+    alone = [tokens_of(engine, [p], [s])[0] for p, s in zip(prompts, params, strict=True)]
+    assert tokens_of(engine, prompts, params) == alone  # rows are reused: nine in six
+    assert tokens_of(engine, prompts[::-1], params[::-1])[::-1] == alone
+    greedy = [SamplingParams(temperature=0, max_tokens=30)] * 3
+    beside = tokens_of(engine, prompts[:3] + prompts, greedy + params)
+    assert beside[3:] == alone
+    checkpoints.assert_empty(engine)
+
+
+def test_seeds_matter(engine: LLM) -> None:
+    prompt = [5, 6, 7]
+    params = [SamplingParams(temperature=2.0, seed=s, max_tokens=12) for s in range(20)]
+    rows = tokens_of(engine, [prompt] * 20, params)
+    assert len({tuple(row) for row in rows}) == 20
+    unseeded = [SamplingParams(temperature=2.0, max_tokens=12)] * 6
+    first = tokens_of(engine, [prompt] * 6, unseeded)
+    second = tokens_of(engine, [prompt] * 6, unseeded)
+    assert len({tuple(row) for row in first + second}) == 12
+
+
+def test_n_samples_are_distinct_and_repeatable(engine: LLM) -> None:
+    params = SamplingParams(n=8, temperature=2.0, seed=2**63 - 1, max_tokens=12, logprobs=2)
+    (output,) = engine.generate([1, 2, 3], params)
+    assert [c.index for c in output.outputs] == list(range(8))
+    rows = [c.token_ids for c in output.outputs]
+    assert len({tuple(row) for row in rows}) == 8
+    again = engine.generate([[9, 9], [1, 2, 3]], params)[1]
+    assert [c.token_ids for c in again.outputs] == rows
+    single = engine.generate([1, 2, 3], replace(params, n=1))[0].outputs[0]
+    assert single.token_ids == rows[0]  # sample 0 keeps the seed
+    for completion in output.outputs:
+        assert completion.logprobs is not None
+        assert len(completion.logprobs) == len(completion.token_ids)
+        chosen = [
+            row[token].logprob
+            for row, token in zip(completion.logprobs, completion.token_ids, strict=True)
+        ]
+        assert completion.cumulative_logprob == pytest.approx(sum(chosen))
+
+
+def test_engine_penalties_see_prompt_and_output(engine: LLM, oracle: Callable[[str], Any]) -> None:
+    """Greedy with penalties, step by step against the naive formula on transformers' logits."""
+    (prompt,) = checkpoints.random_prompts([15], seed=21)
+    params = SamplingParams(
+        temperature=0,
+        max_tokens=40,
+        repetition_penalty=1.3,
+        presence_penalty=0.6,
+        frequency_penalty=0.4,
+    )
+    plain = replace(params, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0)
+    tokens, unpenalised = tokens_of(engine, [prompt, prompt], [params, plain])
+    assert tokens != unpenalised
+    logits = checkpoints.oracle_logits(oracle("qwen2"), prompt + tokens)[len(prompt) - 1 : -1]
+    for i, token in enumerate(tokens):
+        values = naive_sampling.penalised(logits[i].tolist(), params, prompt, tokens[:i])
+        assert token == values.index(max(values))
+
+
+def test_engine_draws_from_the_models_distribution(
+    engine: LLM, oracle: Callable[[str], Any]
+) -> None:
+    """Seeds, positions and rows of the engine feed the sampler as the sampler's tests do."""
+    prompt = [11, 12, 13, 14]
+    params = SamplingParams(temperature=1.5, top_k=12, top_p=0.9, max_tokens=1)
+    rows = [replace(params, seed=seed) for seed in range(1500)]
+    tokens = [row[0] for row in tokens_of(engine, [prompt] * len(rows), rows)]
+    logits = checkpoints.oracle_logits(oracle("qwen2"), prompt)[-1].tolist()
+    assert_distributed(tokens, naive_sampling.distribution(logits, params))
