@@ -212,7 +212,8 @@ def _load_tokenizer(folder: Path) -> Any:
         return None
     from transformers import AutoTokenizer  # slow to import, and not needed for token ids
 
-    return AutoTokenizer.from_pretrained(str(folder))
+    # Cleaning up drops spaces before punctuation, so that text would not grow by appending.
+    return AutoTokenizer.from_pretrained(str(folder), clean_up_tokenization_spaces=False)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
