@@ -1,0 +1,186 @@
+"""The side of labkit that meets the reader's code: loads cells and answers requests.
+
+This file is all of labkit that exists inside the sandbox. It imports the standard library
+only, so it runs by path under `python -I -S`. A request and a reply are one line of JSON
+each; `Executor` serves them, `main` puts it behind a pipe. `labkit.check` uses the same
+`Executor` inside the notebook, so a reader and a grader put the same question the same way.
+
+Values travel as JSON, with two additions: bytes are `{"$bytes": hex}` and a NumPy array is
+`{"$array": base64, "dtype": …, "shape": …}`. Nothing else crosses, least of all an object
+with an `__eq__` of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+DTYPES = ("float64", "float32", "int64", "bool")
+MAX_TEXT = 400  # characters of an error message
+
+
+def to_wire(value: Any) -> Any:
+    """Turn a value into what JSON can hold.
+
+    Raises:
+        TypeError: a type that is not a plain value; the message names it.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if type(value) in (bytes, bytearray):
+        return {"$bytes": value.hex()}
+    if type(value) in (list, tuple):
+        return [to_wire(item) for item in value]
+    if type(value) is dict:
+        if not all(type(key) is str for key in value):
+            raise TypeError("a dict whose keys are not all strings")
+        return {key: to_wire(item) for key, item in value.items()}
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        if type(value) is numpy.ndarray:
+            if value.dtype.name not in DTYPES:
+                raise TypeError(f"an array of dtype {value.dtype.name}")
+            data = base64.b64encode(numpy.ascontiguousarray(value).tobytes()).decode()
+            return {"$array": data, "dtype": value.dtype.name, "shape": list(value.shape)}
+        if isinstance(value, numpy.generic):
+            return to_wire(value.item())
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
+def from_wire(value: Any) -> Any:
+    """Undo `to_wire`; a tuple comes back as a list.
+
+    Raises:
+        ValueError: an array whose dtype, shape and bytes disagree, or bad hex.
+    """
+    if type(value) is list:
+        return [from_wire(item) for item in value]
+    if type(value) is not dict:
+        return value
+    if "$bytes" in value:
+        return bytes.fromhex(value["$bytes"])
+    if "$array" not in value:
+        return {key: from_wire(item) for key, item in value.items()}
+    import numpy
+
+    shape, dtype = value["shape"], value["dtype"]
+    if dtype not in DTYPES or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"an array of dtype {dtype!r} and shape {shape!r}")
+    data = base64.b64decode(value["$array"], validate=True)
+    return numpy.frombuffer(data, dtype=dtype).reshape(shape).copy()
+
+
+class Executor:
+    """Runs requests on a namespace.
+
+    Requests (`op`): `load` a list of cells into a fresh namespace; `call` a function;
+    `new` makes an object and answers its handle; `method` and `get` reach into one.
+    """
+
+    def __init__(self, namespace: dict[str, Any] | None = None) -> None:
+        """Serve `namespace`, or an empty one to load cells into."""
+        self.namespace = {} if namespace is None else namespace
+        self._objects: list[Any] = []
+
+    def handle(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer `{"value": …}` (and `"args"` asked for), or `{"error": words}`."""
+        operations = {
+            "load": self._load,
+            "call": self._call,
+            "new": self._new,
+            "method": self._method,
+            "get": self._get,
+        }
+        try:
+            return operations[request["op"]](request)
+        except BaseException as error:  # whatever the reader's code raises, exit included
+            return {"error": _words(error)}
+
+    def _load(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.namespace, self._objects = {"__name__": "__main__"}, []
+        for name, source in request["cells"]:
+            exec(compile(source, f"<cell {name}>", "exec"), self.namespace)
+        return {"value": None}
+
+    def _call(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._run(self._lookup(request["name"]), request)
+
+    def _new(self, request: dict[str, Any]) -> dict[str, Any]:
+        made = self._lookup(request["name"])(*from_wire(request["args"]))
+        self._objects.append(made)
+        return {"value": len(self._objects) - 1}
+
+    def _method(self, request: dict[str, Any]) -> dict[str, Any]:
+        target = self._objects[request["handle"]]
+        return self._run(getattr(target, request["name"]), request)
+
+    def _get(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._reply(getattr(self._objects[request["handle"]], request["name"]))
+
+    def _run(self, function: Any, request: dict[str, Any]) -> dict[str, Any]:
+        args = copy.deepcopy(from_wire(request["args"]))
+        reply = self._reply(function(*args))
+        if "error" not in reply and request.get("returning"):
+            reply["args"] = [to_wire(args[i]) for i in request["returning"]]
+        return reply
+
+    def _reply(self, value: Any) -> dict[str, Any]:
+        try:
+            return {"value": to_wire(value)}
+        except TypeError as error:
+            return {"error": f"it returned {error}, which is no plain value"}
+
+    def _lookup(self, name: str) -> Any:
+        if name not in self.namespace:
+            raise NameError(f"{name} is not defined: has its cell been run, under that name?")
+        return self.namespace[name]
+
+
+def _words(error: BaseException) -> str:
+    """Return the error as `type: message`, with its line in the reader's cell."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f for f in frames if f.filename.startswith(("<cell ", "<ipython", "/tmp/ipykernel"))]
+    where = f" (line {lines[-1].lineno} of the cell)" if lines else ""
+    if isinstance(error, SyntaxError):
+        return f"syntax error in line {error.lineno}: {error.msg}"[:MAX_TEXT]
+    try:
+        message = str(error)
+    except BaseException:
+        message = "an exception that cannot be printed"
+    return f"{type(error).__name__}: {message}"[:MAX_TEXT] + where
+
+
+def _limit(limits: dict[str, int]) -> None:
+    """Lower this process's limits for good, before any of the reader's code runs."""
+    import resource
+
+    for name, value in limits.items():
+        resource.setrlimit(getattr(resource, name), (value, value))
+
+
+def main() -> None:
+    """Serve requests from standard input until it ends."""
+    limits, packages = json.loads(sys.argv[1])
+    sys.path.insert(0, "/packages") if packages is None else sys.path.extend(packages)
+    # The reader's prints go nowhere: the pipe belongs to the protocol.
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    _limit(limits)
+    executor = Executor()
+    for line in requests:
+        request = json.loads(line)
+        reply = executor.handle(request)
+        reply["id"] = request["id"]
+        replies.write(json.dumps(reply).encode() + b"\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""`Subject`: the reader's code as a check or a hidden test sees it.
+
+A test asks for a call and compares what comes back. Whether the code runs in the same
+notebook (`labkit.check`) or in a sandboxed child (`labkit grade`) is the transport's
+business, so one test can be written for both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from labkit.child import Executor, from_wire, to_wire
+from labkit.sandbox import Child, ChildLost
+from labkit.values import describe, difference
+
+Transport = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Wrong(AssertionError):
+    """The code did not do what was asked; the message says what was called and came back."""
+
+
+def in_notebook(namespace: dict[str, Any]) -> Transport:
+    """Reach the functions of a notebook's namespace, with copies of the arguments."""
+    executor = Executor(namespace)
+
+    def send(request: dict[str, Any]) -> dict[str, Any]:
+        reply = executor.handle(json.loads(json.dumps(request)))
+        if "error" in reply:
+            return reply
+        return {"value": from_wire(reply["value"]), "args": from_wire(reply.get("args", []))}
+
+    return send
+
+
+def in_child(child: Child) -> Transport:
+    """Reach the cells that a child has loaded; a lost child is an error of the code."""
+
+    def send(request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return child.request(request)
+        except ChildLost as lost:
+            return {"error": str(lost)}
+
+    return send
+
+
+class _Caller:
+    """Sends requests; keeps the last complaint, since Hypothesis may wrap it in its own."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.last_complaint: str | None = None
+
+    def send(self, call: str, request: dict[str, Any]) -> dict[str, Any]:
+        reply = self.transport(request)
+        if "error" in reply:
+            self.fail(f"called {call}\ngot {reply['error']}")
+        return reply
+
+    def fail(self, words: str) -> None:
+        self.last_complaint = words
+        raise Wrong(words)
+
+
+class Subject:
+    """The functions and classes that the reader has written."""
+
+    def __init__(self, transport: Transport) -> None:
+        """Speak to the code through `transport`."""
+        self._caller = _Caller(transport)
+
+    @property
+    def last_complaint(self) -> str | None:
+        """What the last failed expectation said."""
+        return self._caller.last_complaint
+
+    def fail(self, words: str) -> None:
+        """Complain in the test's own words.
+
+        Raises:
+            Wrong: always.
+        """
+        self._caller.fail(words)
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Call a function and return its value.
+
+        Raises:
+            Wrong: it raised, gave no plain value, or the child is gone.
+        """
+        return self.call_returning((), name, *args)[0]
+
+    def call_returning(
+        self, returning: Sequence[int], name: str, *args: Any
+    ) -> tuple[Any, list[Any]]:
+        """Call a function; return its value and the arguments at `returning` as it left them."""
+        request = {"op": "call", "name": name, "args": to_wire(args), "returning": list(returning)}
+        reply = self._caller.send(_call(name, args), request)
+        return reply["value"], reply["args"]
+
+    def expect(
+        self, name: str, *args: Any, want: Any, tolerance: float = 0.0, because: str = ""
+    ) -> None:
+        """Call a function and compare its value with `want`.
+
+        Raises:
+            Wrong: the value differs; the message says the call, both values and `because`.
+        """
+        got = self.call(name, *args)
+        self.compare(_call(name, args), got, want, tolerance, because)
+
+    def compare(
+        self, call: str, got: Any, want: Any, tolerance: float = 0.0, because: str = ""
+    ) -> None:
+        """Compare a value that `call` gave; see `expect`."""
+        found = difference(got, want, tolerance)
+        if found is not None:
+            reason = f"  ({because})" if because else ""
+            detail = "" if "at " not in found[:4] and "shape" not in found else f"\n{found}"
+            self.fail(
+                f"called {call}\nexpected {describe(want)}{reason}\ngot {describe(got)}{detail}"
+            )
+
+    def new(self, name: str, *args: Any) -> Instance:
+        """Make an object of one of the reader's classes."""
+        request = {"op": "new", "name": name, "args": to_wire(args)}
+        reply = self._caller.send(_call(name, args), request)
+        if type(reply["value"]) is not int:
+            self.fail(f"called {_call(name, args)}\ngot {describe(reply['value'])}")
+        return Instance(self, self._caller, _call(name, args), reply["value"])
+
+
+class Instance:
+    """An object of the reader's, driven from outside, with the calls it has had."""
+
+    def __init__(self, subject: Subject, caller: _Caller, made: str, handle: int) -> None:
+        self._subject, self._caller = subject, caller
+        self._history, self._handle = [made], handle
+
+    def _said(self, call: str) -> str:
+        return "; ".join([*self._history[:1], *self._history[1:][-6:], call])
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Call a method and return its value."""
+        request = {"op": "method", "handle": self._handle, "name": name, "args": to_wire(args)}
+        reply = self._caller.send(self._said(f".{_call(name, args)}"), request)
+        self._history.append(f".{_call(name, args)}")
+        return reply["value"]
+
+    def expect(
+        self, name: str, *args: Any, want: Any, tolerance: float = 0.0, because: str = ""
+    ) -> None:
+        """Call a method and compare its value with `want`; see `Subject.expect`."""
+        said = self._said(f".{_call(name, args)}")
+        self._subject.compare(said, self.call(name, *args), want, tolerance, because)
+
+    def expect_attribute(self, name: str, want: Any, because: str = "") -> None:
+        """Read an attribute and compare it with `want`."""
+        request = {"op": "get", "handle": self._handle, "name": name}
+        reply = self._caller.send(self._said(f".{name}"), request)
+        self._subject.compare(self._said(f".{name}"), reply["value"], want, 0.0, because)
+
+
+def _call(name: str, args: Sequence[Any]) -> str:
+    return f"{name}({', '.join(describe(arg, 90) for arg in args)})"

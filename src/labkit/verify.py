@@ -1,0 +1,189 @@
+"""Testing the tests: what a lab's author runs before the lab goes out.
+
+The reference and an independent second solution must earn every point in every variant,
+the starter none, and each mutant (a wrong solution) must lose points in the task it
+targets. A mutant is a TOML file with the bug in words and either edits of the reference,
+`old` for `new`, or the name of a percent file whose cells replace the reference's.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.build import build_notebook, drift, notebook_text, read_cells, reference_cells
+from labkit.grade import Grader, hidden_test_names
+from labkit.lab import Lab, LabError, Task
+from labkit.notebook import Submission, collect
+from labkit.report import Report, table
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A wrong solution: the tasks whose cells it replaces, and the most it may earn."""
+
+    name: str
+    bug: str
+    variant: str
+    cells: dict[str, str]
+    at_most: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One graded solution: its score in each task, None where it is the reference's own."""
+
+    name: str
+    scores: dict[str, float | None]
+    total: float
+    problem: str | None
+
+
+def load_mutants(lab: Lab) -> list[Mutant]:
+    """Read every mutant.
+
+    Raises:
+        LabError: an edit whose `old` does not occur exactly once, or an empty mutant.
+    """
+    return [_load_mutant(lab, path) for path in sorted((lab.folder / "mutants").glob("*.toml"))]
+
+
+def _load_mutant(lab: Lab, path: Path) -> Mutant:
+    raw = tomllib.loads(path.read_text("utf8"))
+    variant = lab.variant(raw.get("variant"))
+    if "cells" in raw:
+        found = read_cells(path.with_name(raw["cells"]), lab, variant)
+        cells = {cell.name: cell.reference for cell in found if cell.kind == "task"}
+    else:
+        reference = reference_cells(lab, variant)
+        cells = {raw["task"]: reference[raw["task"]]}
+        for edit in raw["edits"]:
+            source = cells[raw["task"]]
+            if source.count(edit["old"]) != 1:
+                raise LabError(
+                    f"{path.name}: {edit['old']!r} occurs {source.count(edit['old'])} times in "
+                    f"the reference of {raw['task']}, not once"
+                )
+            cells[raw["task"]] = source.replace(edit["old"], edit["new"])
+    if not cells:
+        raise LabError(f"{path.name} changes no task")
+    return Mutant(path.stem, raw["bug"], variant, cells, raw.get("at_most"))
+
+
+def map_problems(lab: Lab) -> list[str]:
+    """Hidden tests without an entry in `lab.toml`, entries without a test or a true sentence."""
+    problems = []
+    texts = [_words(build_notebook(lab, variant)) for variant in lab.variants]
+    for task in lab.tasks:
+        listed, written = {test.name for test in task.tests}, hidden_test_names(lab, task)
+        problems += [f"{task.name}: {name} is not in lab.toml" for name in written - listed]
+        problems += [f"{task.name}: {name} is in lab.toml only" for name in listed - written]
+        for test in task.tests:
+            if not any(" ".join(test.spec.split()) in text for text in texts):
+                problems.append(
+                    f"{task.name}: {test.name} cites no sentence of the lab: {test.spec}"
+                )
+    return problems
+
+
+def _words(notebook: object) -> str:
+    sources = [cell["source"] for cell in notebook.cells]  # type: ignore[attr-defined]
+    return " ".join(" ".join(sources).split())
+
+
+def submission_of(lab: Lab, notebook: object) -> Submission:
+    """Read a notebook that is in memory the way one on disk is read."""
+    content = json.loads(notebook_text(notebook))
+    return collect(lab, content, content["cells"])
+
+
+def verify_solution(lab: Lab, file: str, grader_options: dict[str, bool]) -> list[Row]:
+    """Grade a solution in every variant; beyond the first, only the cells that differ."""
+    rows = []
+    first = reference_cells(lab, None, file)
+    for variant in sorted(lab.variants, key=lambda name: name != lab.default_variant):
+        cells = reference_cells(lab, variant, file)
+        tasks = [
+            t for t in lab.tasks if variant == lab.default_variant or cells[t.name] != first[t.name]
+        ]
+        report = _grade(lab, variant, Submission(cells=cells), tasks, grader_options)
+        problem = None if report.score == report.best else _first_reason(report)
+        rows.append(_row(f"{file}, {variant}", report, tasks, problem))
+    return rows
+
+
+def verify_starter(lab: Lab, grader_options: dict[str, bool]) -> Row:
+    """Grade the untouched starter: it must earn nothing."""
+    submission = submission_of(lab, build_notebook(lab))
+    report = _grade(lab, None, submission, lab.tasks, grader_options)
+    problem = None if report.score == 0 else f"the starter earns {report.score:g}"
+    return _row("starter", report, lab.tasks, problem)
+
+
+def verify_mutant(lab: Lab, mutant: Mutant, grader_options: dict[str, bool]) -> Row:
+    """Grade a mutant in the tasks it changes: it must lose points in each."""
+    tasks = [lab.task(name) for name in mutant.cells]
+    cells = {**reference_cells(lab, mutant.variant), **mutant.cells}
+    report = _grade(lab, mutant.variant, Submission(cells=cells), tasks, grader_options)
+    problem = None
+    for task in tasks:
+        if report.task_score(task.name) == task.points:
+            problem = f"it lives: full points in {task.name}"
+    row = _row(f"mutant {mutant.name}", report, tasks, problem)
+    if mutant.at_most is not None and row.total + lab.written_points > mutant.at_most:
+        problem = f"it earns more than {mutant.at_most:g} with the written answer"
+    return Row(row.name, row.scores, row.total, problem)
+
+
+def _grade(
+    lab: Lab,
+    variant: str | None,
+    submission: Submission,
+    tasks: Iterable[Task],
+    options: dict[str, bool],
+) -> Report:
+    return Grader(lab, variant, unsafe_local=options.get("unsafe_local", False)).grade(
+        submission, tasks
+    )
+
+
+def _row(name: str, report: Report, tasks: Iterable[Task], problem: str | None) -> Row:
+    graded = {task.name for task in tasks}
+    scores = {
+        task.name: report.task_score(task.name) if task.name in graded else None
+        for task in report.lab.tasks
+    }
+    lost = sum(task.points - report.task_score(task.name) for task in tasks)
+    return Row(name, scores, report.lab.automatic_points - lost, problem)
+
+
+def _first_reason(report: Report) -> str:
+    failed = next(outcome for outcome in report.outcomes if outcome.reason is not None)
+    return f"{failed.test.name}: {failed.reason}"
+
+
+def verify(lab: Lab, *, unsafe_local: bool = False) -> tuple[str, list[str]]:
+    """Run everything; return the table of scores and the problems found."""
+    options = {"unsafe_local": unsafe_local}
+    problems = map_problems(lab)
+    drifted = drift(lab)
+    problems += [drifted] if drifted else []
+    rows = verify_solution(lab, "master.py", options)
+    rows += verify_solution(lab, "second.py", options)
+    rows.append(verify_starter(lab, options))
+    rows += [verify_mutant(lab, mutant, options) for mutant in load_mutants(lab)]
+    problems += [f"{row.name}: {row.problem}" for row in rows if row.problem]
+    return score_table(lab, rows), problems
+
+
+def score_table(lab: Lab, rows: list[Row]) -> str:
+    """Scores a solution and task; `=` where the cell is the reference's own."""
+    header = ["", *(f"{task.name} /{task.points:g}" for task in lab.tasks), "all"]
+    body = [
+        [row.name, *("=" if s is None else f"{s:g}" for s in row.scores.values()), f"{row.total:g}"]
+        for row in rows
+    ]
+    return table(header, body)
