@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=256, help="decode: output tokens")
     parser.add_argument("--out", type=Path, help="folder to write <id>.json to (default: print)")
     parser.add_argument("--id", help="the measurement's id (default: from name and device)")
+    parser.add_argument("--max-batch", type=int, default=256, help="steps: largest batch")
     parser.add_argument("--commit", help="commit to record (default: asked of git)")
 
 
@@ -71,7 +72,8 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
         return linear.run(config, device, default_dtype(device), layers)
     model: str | ModelConfig = args.model if catalogued is None else catalogued
     if device.type == "cuda":
-        return steps.run(model, config, device, _hardware(device))
+        batches = tuple(batch for batch in steps.BATCHES if batch <= args.max_batch)
+        return steps.run(model, config, device, _hardware(device), batches)
     return steps.run(model, config, device, None, steps.BATCHES[:6], steps.PROMPTS[:3])
 
 

@@ -16,7 +16,13 @@ from quire.models.config import ModelConfig
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
-def run(config: ModelConfig, device: torch.device, dtype: torch.dtype, layers: int) -> list[Row]:
+def run(
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    layers: int,
+    tokens: tuple[int, ...] = TOKENS,
+) -> list[Row]:
     """Time the four products of `layers` layers, each with weights of its own.
 
     Enough layers keep the weights out of the last-level cache, as a whole model's are.
@@ -34,7 +40,7 @@ def run(config: ModelConfig, device: torch.device, dtype: torch.dtype, layers: i
         for _ in range(layers)
     ]
     rows = []
-    for num_tokens in TOKENS:
+    for num_tokens in tokens:
         inputs = [torch.randn(num_tokens, n, device=device, dtype=dtype) for _, n in shapes]
 
         def work(inputs: list[torch.Tensor] = inputs) -> None:

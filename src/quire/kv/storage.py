@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quire.errors import QuireError
 from quire.kv.spec import KVCacheSpec
 
 
@@ -33,6 +34,7 @@ class KVStorage:
         """Allocate `num_blocks` blocks of `block_size` tokens, the null block among them."""
         self.block_size = block_size
         self.layers = []
+        _require_room(specs, num_blocks, block_size, device)
         for spec in specs:
             shape = (num_blocks, spec.num_kv_heads, block_size, spec.head_size)
             key, value = (_zeros(shape, spec.dtype, device) for _ in range(2))
@@ -42,6 +44,22 @@ class KVStorage:
     def num_bytes(self) -> int:
         """Bytes of all layers' keys and values."""
         return sum(kv.key.nbytes + kv.value.nbytes for kv in self.layers)
+
+
+def _require_room(
+    specs: list[KVCacheSpec], num_blocks: int, block_size: int, device: torch.device
+) -> None:
+    """Raise QuireError if a GPU cannot hold the cache beside what it already holds."""
+    if device.type != "cuda":
+        return
+    needed = num_blocks * block_size * sum(spec.bytes_per_token for spec in specs)
+    free, _ = torch.cuda.mem_get_info(device)
+    if needed > free:
+        raise QuireError(
+            f"the KV cache needs {needed / 1e9:.1f} GB for {num_blocks - 1} sequences of "
+            f"{block_size} tokens and the GPU has {free / 1e9:.1f} GB free: lower max_num_seqs "
+            "or max_model_len"
+        )
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
