@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from quire.errors import QuireError
+from quire.sampling.params import is_int
 
 if TYPE_CHECKING:  # the swap points' protocols, which themselves read EngineConfig
     from quire.attention.interface import AttentionBackend
@@ -39,7 +40,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not is_int(value) or value < 1:
                 raise QuireError(f"{name}={value!r}: must be an integer of at least 1")
 
 
@@ -62,13 +63,19 @@ def default_device(device: str | torch.device | None = None) -> torch.device:
     """Return the device asked for, or the GPU if there is one.
 
     Raises:
-        QuireError: a CUDA device was asked for and torch sees none.
+        QuireError: torch knows no such device, or sees none of that number.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise QuireError(f"device={str(device)!r}: torch sees no CUDA device; use device='cpu'")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise QuireError(f"device={device!r}: must be 'cpu', 'cuda' or 'cuda:<number>'") from None
+    count = torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        raise QuireError(
+            f"device={str(device)!r}: torch sees {count or 'no'} CUDA devices; use device='cpu'"
+        )
     return chosen
 
 

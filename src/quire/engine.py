@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 
 from quire.config import EngineConfig
 from quire.detokenizer import Detokenizer, Tokenizer
-from quire.errors import InvalidRequestError
+from quire.errors import InvalidRequestError, QuireError
 from quire.messages import Logprob, StepResult
 from quire.models.config import ModelConfig
 from quire.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from quire.request import FinishReason, Request
 from quire.runner.model_runner import ModelRunner
-from quire.sampling.params import SamplingParams
+from quire.sampling.params import SamplingParams, is_int
 from quire.scheduler import Scheduler
 from quire.trace import Trace
 
@@ -74,13 +74,16 @@ class LLMEngine:
 
     def add_request(
         self, request_id: str, prompt: str | Sequence[int], params: SamplingParams
-    ) -> None:
-        """Submit a prompt, as text or as token ids.
+    ) -> RequestOutput:
+        """Submit a prompt, as text or as token ids; return its output, which steps let grow.
 
         Raises:
             InvalidRequestError: the prompt is empty, too long, or has a token id outside
-                the vocabulary; text was given, or a stop string, without a tokenizer.
+                the vocabulary; text was given, or a stop string, without a tokenizer; a
+                request of that id still runs.
         """
+        if request_id in self._parents:
+            raise InvalidRequestError(f"request_id={request_id!r} still runs: choose another")
         token_ids = self._tokenize(prompt, params)
         parent = _Parent(
             RequestOutput(
@@ -114,22 +117,37 @@ class LLMEngine:
             self._sequences[request.request_id] = (parent, sequence)
             self._scheduler.add(request)
         parent.output.metrics = parent.sequences[0].metrics
+        return parent.output
 
     def abort_request(self, request_id: str) -> None:
         """Withdraw a prompt; an unknown or finished id is ignored."""
         parent = self._parents.pop(request_id, None)
-        for sequence in parent.sequences if parent else ():
-            self._scheduler.abort(sequence.request.request_id)
-            self._sequences.pop(sequence.request.request_id, None)
+        if parent is None:
+            return
+        for sequence in parent.sequences:
+            if self._sequences.pop(sequence.request.request_id, None) is not None:
+                self._scheduler.abort(sequence.request.request_id)
+                sequence.completion.finish_reason = FinishReason.ABORT
+        parent.output.finished = True
 
     # docs: step begin
     def step(self) -> list[RequestOutput]:
-        """Run one step; return the prompts that got a token, as they now stand."""
+        """Run one step; return the prompts that got a token, as they now stand.
+
+        Raises:
+            QuireError: nothing was scheduled though requests wait, so no step ever will.
+        """
         begin = time.perf_counter()
         scheduled = self._scheduler.schedule()
         result = self._runner.execute(scheduled).wait()
         advanced = self._scheduler.update(scheduled, result)
         end = time.perf_counter()
+        if self.has_requests and not scheduled.entries:
+            raise QuireError(
+                f"{type(self._scheduler).__name__} scheduled nothing while "
+                f"{len(self._sequences)} requests wait: the KV cache has no room for the next "
+                "one, or the scheduler has lost them"
+            )
         if self.trace is not None:
             self.trace.record(scheduled, result, begin, end)
         return self._collect(advanced, result, end)
@@ -199,6 +217,8 @@ class LLMEngine:
                 "this checkpoint has no tokenizer: give the prompt as token ids, and "
                 "stop_token_ids instead of stop strings"
             )
+        if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
+            raise InvalidRequestError(f"prompt {prompt!r}: give a string or a list of token ids")
         if isinstance(prompt, str):
             assert self.tokenizer is not None
             token_ids = list(self.tokenizer.encode(prompt))
@@ -210,10 +230,10 @@ class LLMEngine:
             )
         vocab_size = self.model_config.vocab_size
         for position, token_id in enumerate(token_ids):
-            if not (isinstance(token_id, int) and 0 <= token_id < vocab_size):
+            if not (is_int(token_id) and 0 <= token_id < vocab_size):
                 raise InvalidRequestError(
-                    f"token id {token_id!r} at position {position} is outside the vocabulary "
-                    f"[0, {vocab_size})"
+                    f"token id {token_id!r} at position {position} is outside the vocabulary: "
+                    f"this model's ids are integers in [0, {vocab_size})"
                 )
         if len(token_ids) >= self.config.max_model_len:
             raise InvalidRequestError(

@@ -101,24 +101,21 @@ class LLM:
                 checked before any is run.
         """
         listed = _as_list(prompts)
-        params = sampling_params or SamplingParams()
-        each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
+        params = SamplingParams() if sampling_params is None else sampling_params
+        each = list(params) if isinstance(params, Sequence) else [params] * len(listed)
         if len(each) != len(listed):
             raise InvalidRequestError(
                 f"{len(listed)} prompts but {len(each)} sampling_params: give one for all or "
                 "one for each"
             )
-        ids = self._submit(listed, each)
-        finished: dict[str, RequestOutput] = {}
+        outputs = self._submit(listed, each)
         try:
-            while len(finished) < len(ids):
-                for output in self.engine.step():
-                    if output.finished:
-                        finished[output.request_id] = output
+            while not all(output.finished for output in outputs):
+                self.engine.step()
         finally:  # an interrupt must not leave requests behind
-            for request_id in ids:
-                self.engine.abort_request(request_id)
-        return [finished[request_id] for request_id in ids]
+            for output in outputs:
+                self.engine.abort_request(output.request_id)
+        return outputs
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
@@ -129,30 +126,37 @@ class LLM:
         far, without bytes that do not yet make a character. Leaving the loop early
         withdraws the request.
         """
-        (request_id,) = self._submit([prompt], [sampling_params or SamplingParams()])
+        params = SamplingParams() if sampling_params is None else sampling_params
+        (output,) = self._submit([prompt], [params])
+        shown = 0
         try:
-            finished = False
-            while not finished:
-                for output in self.engine.step():
-                    if output.request_id == request_id:
-                        finished = output.finished
-                        yield output
+            while True:
+                known = sum(len(completion.token_ids) for completion in output.outputs)
+                if known > shown:
+                    shown = known
+                    yield output
+                elif output.finished:  # perhaps by the steps of another stream
+                    return
+                else:
+                    self.engine.step()
         finally:
-            self.engine.abort_request(request_id)
+            self.engine.abort_request(output.request_id)
 
-    def _submit(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> list[str]:
-        ids: list[str] = []
+    def _submit(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
+    ) -> list[RequestOutput]:
+        outputs: list[RequestOutput] = []
         try:
             for prompt, own in zip(prompts, params, strict=True):
-                request_id = str(self._num_requests)
-                self.engine.add_request(request_id, prompt, own)
-                ids.append(request_id)
+                if not isinstance(own, SamplingParams):
+                    raise InvalidRequestError(f"sampling_params {own!r}: must be SamplingParams")
+                outputs.append(self.engine.add_request(str(self._num_requests), prompt, own))
                 self._num_requests += 1
-        except InvalidRequestError:
-            for request_id in ids:
-                self.engine.abort_request(request_id)
+        except BaseException:  # none runs unless all were accepted
+            for output in outputs:
+                self.engine.abort_request(output.request_id)
             raise
-        return ids
+        return outputs
 
 
 # docs: build begin
@@ -197,7 +201,7 @@ def _group_layers(specs: list[KVCacheSpec]) -> list[int]:
 def _max_model_len(asked: int | None, model_config: ModelConfig) -> int:
     if asked is None:
         return min(model_config.max_position, 4096)
-    if asked > model_config.max_position:
+    if isinstance(asked, int) and asked > model_config.max_position:
         raise QuireError(
             f"max_model_len={asked}: the model was made for {model_config.max_position} tokens "
             "(max_position_embeddings); ask for at most that"
@@ -217,9 +221,13 @@ def _load_tokenizer(folder: Path) -> Any:
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Wrap a single prompt; integers at the top level are one prompt's token ids."""
+    """Wrap a single prompt; a list that holds no list or string is one prompt's token ids."""
     if isinstance(prompts, str):
         return [prompts]
-    if prompts and all(isinstance(item, int) for item in prompts):
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
+        raise InvalidRequestError(
+            f"prompts {prompts!r}: give a string, a list of token ids, or a list of either"
+        )
+    if prompts and not any(isinstance(item, Sequence) for item in prompts):
         return [cast(Sequence[int], prompts)]
     return list(cast(Sequence[Prompt], prompts))
