@@ -53,8 +53,11 @@ class InputBatch:
         self._states[request.request_id] = RowState(params, seed, len(prompt))
 
     def remove(self, request_id: str) -> None:
-        """Forget a request; its row may be given to another."""
-        del self._states[request_id]
+        """Forget a request; its row may be given to another.
+
+        One that a failed step never added is left alone.
+        """
+        self._states.pop(request_id, None)
 
     def state(self, request_id: str) -> RowState:
         """Return the host's side of a request's row."""

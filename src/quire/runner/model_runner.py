@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quire.attention.interface import AttentionBackend, AttentionBatch
 from quire.config import EngineConfig
+from quire.errors import QuireError
 from quire.kv.storage import KVStorage
 from quire.layers.attention import StepMetadata
 from quire.messages import Logprob, ScheduledEntry, SchedulerOutput, StepResult
@@ -98,6 +99,12 @@ class ModelRunner:
             wanted = self._batch.state(entry.request_id).params.logprobs
             if wanted is not None:
                 num_logprobs[entry.request_id] = wanted
+        if num_logprobs and sampled is not None and sampled.logprobs is None:
+            raise QuireError(
+                f"logprobs={max(num_logprobs.values())} was asked for, but "
+                f"{type(self._sampler).__name__} returned none: set SamplerOutput.logprobs "
+                "(quire.sampling.sampler.gather_logprobs computes them)"
+            )
         return PendingStep(
             output, sampling, sampled, num_logprobs, self._prompt_logprobs(entries, hidden)
         )
