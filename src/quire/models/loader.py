@@ -155,7 +155,12 @@ def _checkpoint_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError(
+                f"{index} lists no weight files ({error!r}); download it again"
+            ) from None
     elif (folder / "model.safetensors").is_file():
         names = ["model.safetensors"]
     elif list(folder.glob("*.bin")):
