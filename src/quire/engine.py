@@ -197,7 +197,7 @@ class LLMEngine:
 
     def _finish(self, parent: _Parent, sequence: _Sequence) -> None:
         request, completion = sequence.request, sequence.completion
-        completion.finish_reason = request.finish_reason
+        completion.finish_reason = str(request.finish_reason)
         last = request.output_token_ids[-1]
         if completion.stop_reason is None and last in request.sampling_params.stop_token_ids:
             completion.stop_reason = last
