@@ -22,6 +22,8 @@ from transformers import (
 
 from quire import LLM
 from quire.kv.slots import SlotManager
+from quire.sampling import SamplerOutput, SamplingTensors
+from quire.sampling.sampler import gather_logprobs
 from quire.scheduler import FCFSScheduler
 
 VOCAB_SIZE = 96
@@ -197,8 +199,17 @@ def random_prompts(
 
 def assert_empty(llm: LLM) -> None:
     """Every request is gone and everything it held is free again."""
+    assert_empty_scheduler(llm)
+    # The runner learns with the next step which requests ended in this one.
+    scheduler = llm.engine._scheduler
+    assert isinstance(scheduler, FCFSScheduler)
+    assert set(llm.engine._runner._batch._states) <= set(scheduler._finished_ids)
+
+
+def assert_empty_scheduler(llm: LLM) -> None:
+    """The host's part of `assert_empty`."""
     engine = llm.engine
-    scheduler, rows = engine._scheduler, engine._runner._batch._states
+    scheduler = engine._scheduler
     assert isinstance(scheduler, FCFSScheduler)
     assert isinstance(scheduler._kv, SlotManager)
     assert not engine.has_requests
@@ -207,5 +218,20 @@ def assert_empty(llm: LLM) -> None:
     scheduler._kv.check()
     assert not scheduler._kv._held
     assert sorted(scheduler._free_rows) == list(range(llm.config.max_num_seqs))
-    # The runner learns with the next step which requests ended in this one.
-    assert set(rows) <= set(scheduler._finished_ids)
+
+
+class Scripted:
+    """A sampler that gives tokens by position: output i of a prompt of `start` tokens."""
+
+    def __init__(self, start: int, token_ids: Sequence[int]) -> None:
+        self.start = start
+        self.token_ids = list(token_ids)
+
+    def __call__(
+        self, logits: Tensor, sampling: SamplingTensors, drafts: Tensor | None = None
+    ) -> SamplerOutput:
+        tokens = torch.tensor([self.token_ids[p - self.start] for p in sampling.positions.tolist()])
+        logprobs = None
+        if sampling.num_logprobs is not None:
+            logprobs = gather_logprobs(logits, tokens, sampling.num_logprobs)
+        return SamplerOutput(tokens[:, None], torch.ones_like(tokens), logprobs)
