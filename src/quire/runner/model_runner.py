@@ -16,6 +16,7 @@ from quire.messages import Logprob, ScheduledEntry, SchedulerOutput, StepResult
 from quire.models.decoder import Decoder
 from quire.runner.input_batch import InputBatch
 from quire.sampling.sampler import Sampler, SamplerOutput, TokenLogprobs, gather_logprobs
+from quire.sampling.tensors import SamplingTensors
 
 
 @dataclass
@@ -92,19 +93,15 @@ class ModelRunner:
         sampled = None
         if sampling:
             logits = self._model.compute_logits(hidden, step.logits_indices)
-            sampled = self._sampler(logits, self._batch.sampling_tensors(sampling))
+            tensors = self._batch.sampling_tensors(sampling)
+            sampled = self._sampler(logits, tensors)
+            _check_sampled(sampled, tensors, type(self._sampler).__name__)
             self._store_tokens(sampling, sampled.tokens)
         num_logprobs = {}
         for entry in sampling:
             wanted = self._batch.state(entry.request_id).params.logprobs
             if wanted is not None:
                 num_logprobs[entry.request_id] = wanted
-        if num_logprobs and sampled is not None and sampled.logprobs is None:
-            raise QuireError(
-                f"logprobs={max(num_logprobs.values())} was asked for, but "
-                f"{type(self._sampler).__name__} returned none: set SamplerOutput.logprobs "
-                "(quire.sampling.sampler.gather_logprobs computes them)"
-            )
         return PendingStep(
             output, sampling, sampled, num_logprobs, self._prompt_logprobs(entries, hidden)
         )
@@ -184,6 +181,20 @@ class ModelRunner:
                 )
             begin += entry.num_tokens
         return scored
+
+
+def _check_sampled(sampled: SamplerOutput, tensors: SamplingTensors, name: str) -> None:
+    """Raise QuireError for what a swapped sampler forgot, before it does harm elsewhere."""
+    num_rows, shape = len(tensors.seeds), list(sampled.tokens.shape)
+    if len(shape) != 2 or shape[0] != num_rows:
+        raise QuireError(
+            f"{name} returned tokens of shape {shape}: must be [{num_rows}, 1], one row a request"
+        )
+    if tensors.num_logprobs is not None and sampled.logprobs is None:
+        raise QuireError(
+            f"logprobs={tensors.num_logprobs} was asked for, but {name} returned none: set "
+            "SamplerOutput.logprobs (quire.sampling.sampler.gather_logprobs computes them)"
+        )
 
 
 def _group_windows(model: Decoder, layer_groups: list[int]) -> list[int | None]:
