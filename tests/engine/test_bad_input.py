@@ -1,0 +1,541 @@
+"""Bad input: the message names the value and the remedy, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from quire import (
+    LLM,
+    CheckpointError,
+    InvalidRequestError,
+    QuireError,
+    SamplingParams,
+    UnsupportedModelError,
+)
+from quire.config import Components, EngineConfig
+from quire.kv.slots import SlotManager
+from quire.models.config import ModelConfig
+from quire.request import Request
+
+GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+GOOD = [1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def small(text_folder: Path) -> LLM:
+    return LLM(text_folder, device="cpu", max_model_len=32, max_num_seqs=2)
+
+
+@pytest.fixture(scope="module")
+def answer(small: LLM) -> list[int]:
+    return small.generate(GOOD, GREEDY)[0].outputs[0].token_ids
+
+
+def assert_works(llm: LLM, answer: list[int]) -> None:
+    checkpoints.assert_empty(llm)
+    assert llm.generate([GOOD], GREEDY)[0].outputs[0].token_ids == answer
+
+
+# --- prompts -----------------------------------------------------------------
+
+VOCAB = checkpoints.TEXT_VOCAB_SIZE
+PROMPTS: dict[str, tuple[Any, str]] = {
+    "empty text": ("", r"prompt '' has no tokens"),
+    "empty ids": ([[]], r"prompt \[\] has no tokens: .* at least one"),
+    "as long as the model": ([1] * 32, r"prompt has 32 tokens and max_model_len is 32.*shorten"),
+    "longer": (
+        ["x " * 500],
+        r"prompt has \d+ tokens and max_model_len is 32.*\(the model allows 256",
+    ),
+    "negative token": ([4, -1], r"token id -1 at position 1 is outside .* \[0, 400\)"),
+    "token past the vocabulary": ([VOCAB], r"token id 400 at position 0 is outside"),
+    "huge token": ([2**70], r"token id 1180591620717411303424 at position 0"),
+    "float token": ([1, 2.5], r"token id 2\.5 at position 1 .* integers"),
+    "whole float token": ([[1.0]], r"token id 1\.0 at position 0"),
+    "boolean token": ([True, False], r"token id True at position 0"),
+    "no token": ([None], r"token id None at position 0"),
+    "text among ids": ([1, "a"], r"prompt 1: give a string or a list of token ids"),
+    "a number": (7, r"prompts 7: give a string"),
+    "none": (None, r"prompts None: give a string"),
+    "bytes": (b"abc", r"prompts b'abc': give a string"),
+    "bytes in a list": ([b"abc"], r"prompt b'abc': give a string"),
+    "an array": (np.array([1, 2]), r"prompts array\(\[1, 2\]\): give"),
+    "a tensor": (torch.tensor([1, 2]), r"prompts tensor\(\[1, 2\]\): give"),
+    "numpy's integers": ([np.int64(3)], r"token id np.int64\(3\) at position 0 .* integers"),
+    "a dict": ({"prompt": "x"}, r"prompts \{'prompt': 'x'\}: give"),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompt(name: str, small: LLM, answer: list[int]) -> None:
+    prompt, message = PROMPTS[name]
+    with pytest.raises(InvalidRequestError, match=message):
+        small.generate(prompt, GREEDY)
+    assert_works(small, answer)
+
+
+@pytest.mark.parametrize("bad", [[], [VOCAB], 5, [1] * 40])
+def test_one_bad_prompt_among_good_ones(bad: Any, small: LLM, answer: list[int]) -> None:
+    """None of them runs, and none is left behind to run later."""
+    steps = small.engine._scheduler._step  # type: ignore[attr-defined]
+    with pytest.raises(InvalidRequestError):
+        small.generate([GOOD, "text", bad, GOOD], GREEDY)
+    assert small.engine._scheduler._step == steps  # type: ignore[attr-defined]
+    assert_works(small, answer)
+
+
+def test_text_that_is_no_text(small: LLM, answer: list[int]) -> None:
+    """The tokenizer refuses half of a surrogate pair; its neighbours are withdrawn."""
+    with pytest.raises(TypeError):
+        small.generate(["good", "a\ud800"], GREEDY)
+    assert_works(small, answer)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ([GREEDY], r"2 prompts but 1 sampling_params: give one for all"),
+        ([], r"2 prompts but 0 sampling_params"),
+        ([GREEDY, None], r"sampling_params None: must be SamplingParams"),
+        ({"temperature": 0}, r"sampling_params \{'temperature': 0\}: must be SamplingParams"),
+        (5, r"sampling_params 5: must be"),
+    ],
+)
+def test_sampling_params_of_generate(
+    params: Any, message: str, small: LLM, answer: list[int]
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        small.generate([GOOD, GOOD], params)
+    assert_works(small, answer)
+
+
+def test_bad_stream(small: LLM, answer: list[int]) -> None:
+    with pytest.raises(InvalidRequestError, match="has no tokens"):
+        next(small.stream([]))
+    with pytest.raises(InvalidRequestError, match="must be SamplingParams"):
+        next(small.stream(GOOD, {"n": 2}))  # type: ignore[arg-type]
+    assert_works(small, answer)
+
+
+def test_a_request_id_twice(small: LLM, answer: list[int]) -> None:
+    small.engine.add_request("twice", GOOD, GREEDY)
+    with pytest.raises(InvalidRequestError, match="request_id='twice' still runs"):
+        small.engine.add_request("twice", GOOD, GREEDY)
+    small.engine.abort_request("twice")
+    assert_works(small, answer)
+
+
+def test_without_a_tokenizer(checkpoint: Callable[[str], Path]) -> None:
+    llm = LLM(checkpoint("qwen2"), device="cpu", max_num_seqs=1)
+    assert llm.tokenizer is None
+    answer = llm.generate(GOOD, GREEDY)[0].outputs[0].token_ids
+    assert len(answer) == 6
+    for prompt, params in [("text", GREEDY), (GOOD, SamplingParams(stop="x"))]:
+        with pytest.raises(InvalidRequestError, match="no tokenizer: give the prompt as token ids"):
+            llm.generate(prompt, params)
+        assert_works(llm, answer)
+
+
+# --- sampling parameters -----------------------------------------------------
+
+NAN, INF = float("nan"), float("inf")
+VALUES: list[tuple[str, Any]] = [
+    *[("temperature", v) for v in (-0.1, 101, NAN, INF, -INF, "1", None, True, [1.0])],
+    *[("top_p", v) for v in (0, 0.0, -0.5, 1.01, NAN, "0.9", None, True)],
+    *[("top_k", v) for v in (-1, 2.0, "5", None, True, NAN, 2**63)],
+    *[("min_p", v) for v in (-0.01, 1.5, NAN, "0.1", None, False)],
+    *[("repetition_penalty", v) for v in (0, -1, NAN, INF, "1", None, True, 1e-30)],
+    *[("presence_penalty", v) for v in (-2.1, 2.1, NAN, "1", None)],
+    *[("frequency_penalty", v) for v in (-2.1, 2.1, NAN, "1", None)],
+    *[("max_tokens", v) for v in (0, -3, "5", 5.0, None, True)],
+    *[("n", v) for v in (0, -1, 1.0, "1", None, True)],
+    *[("seed", v) for v in (2**63, -(2**63) - 1, 1.5, "1", True)],
+    *[("logprobs", v) for v in (-1, 101, 1.0, "1", True)],
+    *[("prompt_logprobs", v) for v in (-1, 101, 1.0, "1", True)],
+    *[("stop", v) for v in ("", [""], ["a", ""], [5], 5, None, [None], b"x", {"a"})],
+    *[("stop_token_ids", v) for v in (5, "5", ["5"], [1.0], [-1], [True], None)],
+    *[("ignore_eos", v) for v in ("no", 0, 1, None)],
+]
+
+
+@pytest.mark.parametrize(("name", "value"), VALUES)
+def test_impossible_value(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        SamplingParams(**{name: value})
+    message = str(caught.value)
+    assert message.startswith(f"{name}={value!r}: must be ")
+    assert len(message) > len(f"{name}={value!r}: must be ") + 3  # and says what is allowed
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0},
+        {"temperature": 100, "top_p": 1, "top_k": 2**63 - 1, "min_p": 1},
+        {"repetition_penalty": 0.01, "presence_penalty": -2, "frequency_penalty": 2},
+        {"seed": -(2**63), "n": 3, "logprobs": 100, "prompt_logprobs": 100},
+        {"stop": ["a", "b"], "stop_token_ids": [0, 10**12]},
+        {"stop": [], "stop_token_ids": (), "max_tokens": 10**12},
+        {"temperature": 5e-324, "top_p": 5e-324},
+    ],
+)
+def test_extreme_but_possible(options: dict[str, Any], small: LLM, answer: list[int]) -> None:
+    (output,) = small.generate([GOOD], SamplingParams(**options))
+    assert output.finished
+    assert_works(small, answer)
+
+
+# --- checkpoints -------------------------------------------------------------
+
+Change = Callable[[Path], None]
+
+
+def edit_config(**values: Any) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        raw = {**json.loads(path.read_text()), **values}
+        path.write_text(json.dumps({k: v for k, v in raw.items() if v is not ...}))
+
+    return change
+
+
+def edit_tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return apply
+
+
+def write(name: str, content: bytes) -> Change:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def remove(name: str) -> Change:
+    return lambda folder: (folder / name).unlink()
+
+
+def truncate(name: str, keep: float) -> Change:
+    def change(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: int(len(content) * keep)])
+
+    return change
+
+
+def only_bin(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+LAYER = "model.layers.1.self_attn.q_proj.weight"
+BROKEN: dict[str, tuple[str, Change, type[QuireError], str]] = {
+    "no config": ("qwen2", remove("config.json"), CheckpointError, r"config\.json does not exist"),
+    "config is no JSON": (
+        "qwen2",
+        truncate("config.json", 0.5),
+        CheckpointError,
+        r"config\.json is not valid JSON .*download it again",
+    ),
+    "config lacks a size": (
+        "qwen2",
+        edit_config(hidden_size=...),
+        CheckpointError,
+        r"lacks 'hidden_size'.*complete",
+    ),
+    "unknown architecture": (
+        "qwen2",
+        edit_config(architectures=["GPT2LMHeadModel"]),
+        UnsupportedModelError,
+        r"architecture 'GPT2LMHeadModel' is not supported; quire has LlamaForCausalLM, Mistral",
+    ),
+    "no architecture": (
+        "qwen2",
+        edit_config(architectures=None),
+        UnsupportedModelError,
+        r"architecture 'missing'",
+    ),
+    "unsupported rope scaling": (
+        "llama3-scaled",
+        edit_config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}),
+        UnsupportedModelError,
+        r"rope scaling 'yarn' is not supported; quire has 'default', 'linear', 'llama3'",
+    ),
+    "old name of rope scaling": (
+        "llama3-scaled",
+        edit_config(rope_parameters=None, rope_scaling={"type": "dynamic", "factor": 2.0}),
+        UnsupportedModelError,
+        r"rope scaling 'dynamic'",
+    ),
+    "quantized": (
+        "qwen2",
+        edit_config(quantization_config={"quant_method": "awq"}),
+        UnsupportedModelError,
+        r"quantization_config is not supported; load its unquantized original",
+    ),
+    "other activation": (
+        "qwen2",
+        edit_config(hidden_act="gelu"),
+        UnsupportedModelError,
+        r"hidden_act='gelu'.*'silu'",
+    ),
+    "heads that do not divide": (
+        "llama3-scaled",
+        edit_config(num_key_value_heads=4),
+        UnsupportedModelError,
+        r"num_attention_heads=6 is not a multiple of num_key_value_heads=4",
+    ),
+    "layer_types of another length": (
+        "qwen2",
+        edit_config(layer_types=["full_attention"] * 2),
+        UnsupportedModelError,
+        r"layer_types lists 2 layers but num_hidden_layers=3",
+    ),
+    "unknown layer type": (
+        "qwen2",
+        edit_config(layer_types=["linear_attention"] * 3),
+        UnsupportedModelError,
+        r"linear_attention",
+    ),
+    "odd head size": (
+        "qwen2",
+        edit_config(head_dim=7),
+        UnsupportedModelError,
+        r"head_dim=7 is odd",
+    ),
+    "no weights": (
+        "qwen2",
+        remove("model.safetensors"),
+        CheckpointError,
+        r"has neither model\.safetensors nor model\.safetensors\.index\.json",
+    ),
+    "only .bin": (
+        "qwen2",
+        only_bin,
+        UnsupportedModelError,
+        r"only \.bin weights.*save_pretrained",
+    ),
+    "truncated weights": (
+        "qwen2",
+        truncate("model.safetensors", 0.7),
+        CheckpointError,
+        r"model\.safetensors cannot be read .*download it again",
+    ),
+    "truncated header": (
+        "qwen2",
+        truncate("model.safetensors", 0.001),
+        CheckpointError,
+        r"model\.safetensors cannot be read",
+    ),
+    "empty weights": (
+        "qwen2",
+        write("model.safetensors", b""),
+        CheckpointError,
+        r"model\.safetensors cannot be read",
+    ),
+    "weights that are something else": (
+        "qwen2",
+        write("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"),
+        CheckpointError,
+        r"model\.safetensors cannot be read",
+    ),
+    "a tensor of another shape": (
+        "qwen2",
+        edit_tensors(lambda t: t.update({LAYER: torch.zeros(48, 47)})),
+        CheckpointError,
+        rf"{LAYER}: shape \[48, 47\] where the config asks for \[48, 48\]",
+    ),
+    "config of another size": (
+        "qwen2",
+        edit_config(intermediate_size=96),
+        CheckpointError,
+        r"mlp\.\w+\.weight: shape \[.*80.*\] where the config asks for \[.*96.*\]",
+    ),
+    "a norm of another shape": (
+        "qwen2",
+        edit_tensors(lambda t: t.update({"model.norm.weight": torch.ones(1)})),
+        CheckpointError,
+        r"model\.norm\.weight: shape \[1\] where the config asks for \[48\]",
+    ),
+    "a missing tensor": (
+        "qwen2",
+        edit_tensors(lambda t: t.pop(LAYER)),
+        CheckpointError,
+        rf"lacks 1 tensors that its config asks for, '{LAYER}' among them",
+    ),
+    "fewer layers than the config": (
+        "qwen2",
+        edit_config(num_hidden_layers=4, layer_types=None),
+        CheckpointError,
+        r"lacks 12 tensors .*model\.layers\.3\.",
+    ),
+    "more layers than the config": (
+        "qwen2",
+        edit_config(num_hidden_layers=2, layer_types=None),
+        CheckpointError,
+        r"unexpected tensor 'model\.layers\.2\..*do config\.json and weights belong together",
+    ),
+    "an unexpected tensor": (
+        "qwen2",
+        edit_tensors(lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(8)})),
+        CheckpointError,
+        r"unexpected tensor 'model\.layers\.0\.self_attn\.q_norm\.weight'",
+    ),
+    "an untied head that is missing": (
+        "qwen2",
+        edit_tensors(lambda t: t.pop("lm_head.weight")),
+        CheckpointError,
+        r"'lm_head\.weight'",
+    ),
+    "a missing shard": (
+        "mistral",
+        remove("model-00002-of-00005.safetensors"),
+        CheckpointError,
+        r"model-00002-of-00005\.safetensors is missing; .*index\.json lists it: download",
+    ),
+    "a truncated shard": (
+        "mistral",
+        truncate("model-00002-of-00005.safetensors", 0.9),
+        CheckpointError,
+        r"model-00002-of-00005\.safetensors cannot be read",
+    ),
+    "a truncated index": (
+        "mistral",
+        truncate("model.safetensors.index.json", 0.5),
+        CheckpointError,
+        r"index\.json lists no weight files .*download it again",
+    ),
+    "an index of something else": (
+        "mistral",
+        write("model.safetensors.index.json", b'{"files": []}'),
+        CheckpointError,
+        r"index\.json lists no weight files",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_checkpoint(name: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    source, change, error, message = BROKEN[name]
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint(source), folder)
+    LLM(folder, device="cpu", max_num_seqs=1)  # whole, it loads
+    change(folder)
+    with pytest.raises(error, match=message):
+        LLM(folder, device="cpu", max_num_seqs=1)
+
+
+def test_tensors_that_may_be_ignored(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """A tied head stored all the same, and frequencies that old checkpoints carry."""
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint("llama-linear-biased"), folder)
+    expected = LLM(folder, device="cpu").generate(GOOD, GREEDY)[0].outputs
+    edit_tensors(
+        lambda t: t.update(
+            {
+                "lm_head.weight": torch.zeros(96, 48),
+                "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4),
+            }
+        )
+    )(folder)
+    assert LLM(folder, device="cpu").generate(GOOD, GREEDY)[0].outputs == expected
+
+
+def test_unknown_model_name() -> None:
+    message = r"no checkpoint 'quire-maxi'.*quire-mini.*nor a folder, nor a hub name like"
+    with pytest.raises(CheckpointError, match=message):
+        LLM("quire-maxi")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        LLM(Path("no/such/folder"))
+
+
+def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, **_: object) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    message = (
+        r"could not fetch 'someone/model' from the hub \(OSError: no route to host\); .*quire-"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        LLM("someone/model")
+
+
+# --- the engine's sizes ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["max_model_len", "max_num_seqs", "max_num_batched_tokens"])
+@pytest.mark.parametrize("value", [0, -1, 2.0, "8", True])
+def test_impossible_size(name: str, value: Any, checkpoint: Callable[[str], Path]) -> None:
+    expected = re.escape(f"{name}={value!r}: must be an integer of at least 1")
+    with pytest.raises(QuireError, match=expected):
+        LLM(checkpoint("qwen2"), device="cpu", **{name: value})
+
+
+def test_longer_than_the_model(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(QuireError, match=r"max_model_len=257: the model was made for 256 tokens"):
+        LLM(checkpoint("qwen2"), device="cpu", max_model_len=257)
+    assert LLM(checkpoint("qwen2"), device="cpu").config.max_model_len == 256
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:3", torch.device("cuda")])
+def test_no_gpu(
+    device: Any, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(QuireError, match=r"device='cuda.*': torch sees no CUDA.*device='cpu'"):
+        LLM(checkpoint("qwen2"), device=device)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cudaa", "cuda:x", "", 1.5])
+def test_unknown_device(device: Any, checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(QuireError, match=re.escape(f"device={device!r}: must be 'cpu'")):
+        LLM(checkpoint("qwen2"), device=device)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "float64", "", torch.int8, 16])
+def test_unknown_dtype(dtype: Any, checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(QuireError, match=r"dtype=.*: must be one of float32, bfloat16, float16"):
+        LLM(checkpoint("qwen2"), device="cpu", dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.float32])
+def test_other_dtypes_run(dtype: Any, checkpoint: Callable[[str], Path]) -> None:
+    llm = LLM(checkpoint("qwen3-sharded"), device="cpu", dtype=dtype)
+    assert len(llm.generate([GOOD, [5]], GREEDY)[1].outputs[0].token_ids) == 6
+
+
+class FullCache(SlotManager):
+    """Has no room, ever."""
+
+    def reserve(self, request: Request, num_tokens: int) -> None:
+        return None
+
+
+def test_a_cache_too_small_for_one_request(checkpoint: Callable[[str], Path]) -> None:
+    """An error, where a loop that waits for room would never end."""
+    llm = LLM(checkpoint("qwen2"), device="cpu", components=Components(kv_cache_manager=FullCache))
+    for _ in range(2):
+        with pytest.raises(QuireError, match=r"scheduled nothing while 3 requests wait: the KV"):
+            llm.generate([GOOD] * 3, GREEDY)
+        checkpoints.assert_empty(llm)
+
+
+def test_engine_config_alone() -> None:
+    with pytest.raises(QuireError, match="max_num_seqs=0"):
+        EngineConfig(8, 0, 8, torch.device("cpu"), torch.float32)
+    with pytest.raises(CheckpointError, match=r"does not exist; is .* a checkpoint"):
+        ModelConfig.from_folder("no/such/folder")

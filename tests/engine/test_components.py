@@ -1,0 +1,241 @@
+"""A reader's own parts: they are really called, and their faults come to light."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import pytest
+import torch
+from checkpoints import Scripted
+from torch import Tensor
+
+from quire import LLM, Components, QuireError, SamplingParams
+from quire.attention.interface import AttentionBatch
+from quire.attention.torch_backend import TorchAttention
+from quire.config import EngineConfig
+from quire.kv.slots import KVCacheManager, SlotManager
+from quire.messages import SchedulerOutput, StepResult
+from quire.request import Request
+from quire.sampling import SamplerOutput, SamplingTensors, TorchSampler
+from quire.scheduler import FCFSScheduler
+
+PROMPTS = [[1, 2, 3], [4, 5], [6]]
+GREEDY = SamplingParams(temperature=0, max_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint: Callable[[str], Path]) -> Path:
+    return checkpoint("llama3-scaled")
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[list[int]]:
+    return tokens(LLM(folder, device="cpu"))
+
+
+def load(folder: Path, **parts: Any) -> LLM:
+    return LLM(folder, device="cpu", max_num_seqs=2, components=Components(**parts))
+
+
+def tokens(llm: LLM, params: SamplingParams = GREEDY) -> list[list[int]]:
+    return [output.outputs[0].token_ids for output in llm.generate(PROMPTS, params)]
+
+
+def test_sampler_is_called_and_its_tokens_are_used(folder: Path) -> None:
+    script = [9, 8, 7, 6, 5, 4, 3, 2]
+    llm = load(folder, sampler=lambda: Scripted(2, script))
+    (output,) = llm.generate([[4, 5]], SamplingParams(temperature=0, max_tokens=8, logprobs=0))
+    assert output.outputs[0].token_ids == script
+    # The model was run on them too: these are its log-probabilities after the script.
+    logits = checkpoints.oracle_logits(checkpoints.transformers_model(folder), [4, 5, *script])
+    logprobs = logits[1:-1].log_softmax(-1)
+    assert output.outputs[0].logprobs is not None
+    for i, token in enumerate(script):
+        value = output.outputs[0].logprobs[i][token].logprob
+        assert value == pytest.approx(logprobs[i, token].item(), abs=1e-4)
+
+
+class Recorder(TorchSampler):
+    """Notes what it was given."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[tuple[int, ...], list[int], torch.dtype]] = []
+
+    def __call__(
+        self, logits: Tensor, sampling: SamplingTensors, drafts: Tensor | None = None
+    ) -> SamplerOutput:
+        assert drafts is None
+        assert torch.is_inference_mode_enabled()
+        self.calls.append((tuple(logits.shape), sampling.positions.tolist(), logits.dtype))
+        return super().__call__(logits, sampling, drafts)
+
+
+def test_a_sampler_sees_one_row_a_request_that_caught_up(folder: Path) -> None:
+    recorder = Recorder()
+    llm = LLM(
+        folder,
+        device="cpu",
+        max_num_seqs=2,
+        max_num_batched_tokens=4,
+        components=Components(sampler=lambda: recorder),
+    )
+    llm.generate([[1] * 3, [2] * 5], SamplingParams(temperature=0, max_tokens=2))
+    # Step 1: all of the first prompt, one of the second. Step 2: its decode, three more …
+    assert [positions for _, positions, _ in recorder.calls] == [[3], [4], [5], [6]]
+    assert {shape for shape, *_ in recorder.calls} == {(1, checkpoints.VOCAB_SIZE)}
+    assert {dtype for *_, dtype in recorder.calls} == {torch.float32}
+
+
+class LastComeFirstServed(FCFSScheduler):
+    """Admits the newest waiting request first."""
+
+    def add(self, request: Request) -> None:
+        self.waiting.appendleft(request)
+
+
+def test_scheduler_is_used(folder: Path, expected: list[list[int]]) -> None:
+    """Another order of service, the same tokens."""
+    order: list[str] = []
+
+    class Watched(LastComeFirstServed):
+        def schedule(self) -> SchedulerOutput:
+            output = super().schedule()
+            order.extend(request.request_id for request in output.new_requests)
+            return output
+
+    assert tokens(load(folder, scheduler=Watched)) == expected
+    assert order == ["2-0", "1-0", "0-0"]
+
+
+def test_scheduler_gets_config_and_manager(folder: Path) -> None:
+    seen: list[tuple[EngineConfig, KVCacheManager]] = []
+
+    def factory(config: EngineConfig, kv: KVCacheManager) -> FCFSScheduler:
+        seen.append((config, kv))
+        return FCFSScheduler(config, kv)
+
+    llm = load(folder, scheduler=factory, kv_cache_manager=SlotManager)
+    ((config, kv),) = seen
+    assert config is llm.config
+    assert isinstance(kv, SlotManager)
+
+
+class Backwards(SlotManager):
+    """Hands out slots from the last to the first."""
+
+    def __init__(self, num_slots: int, num_groups: int = 1) -> None:
+        super().__init__(num_slots, num_groups)
+        self._free.reverse()
+
+
+@pytest.mark.parametrize("name", ["llama3-scaled", "qwen2-two-groups"])
+def test_cache_manager_is_used(name: str, checkpoint: Callable[[str], Path]) -> None:
+    """Which block a request has must not matter: here they are never neighbours in order."""
+    expected = tokens(LLM(checkpoint(name), device="cpu", max_num_seqs=3))
+    parts = Components(kv_cache_manager=Backwards)
+    llm = LLM(checkpoint(name), device="cpu", max_num_seqs=3, components=parts)
+    assert tokens(llm) == expected
+
+
+def test_attention_is_used(folder: Path, expected: list[list[int]]) -> None:
+    built: list[int] = []
+
+    class Watched(TorchAttention):
+        def build(self, batch: AttentionBatch, window: int | None) -> Any:
+            built.append(len(batch.lengths))
+            return super().build(batch, window)
+
+    assert tokens(load(folder, attention=Watched)) == expected
+    assert built[0] == 2  # both rows in the first step
+    assert len(built) == 16  # one KV group: once a step, 8 steps and 8 for the third
+
+
+# --- faults ------------------------------------------------------------------
+
+
+class Broken(TorchSampler):
+    def __call__(
+        self, logits: Tensor, sampling: SamplingTensors, drafts: Tensor | None = None
+    ) -> SamplerOutput:
+        raise ZeroDivisionError("in the reader's sampler")
+
+
+class Silent(TorchSampler):
+    """Leaves out the log-probabilities."""
+
+    def __call__(
+        self, logits: Tensor, sampling: SamplingTensors, drafts: Tensor | None = None
+    ) -> SamplerOutput:
+        tokens = self.choose(logits, sampling)
+        return SamplerOutput(tokens[:, None], torch.ones_like(tokens))
+
+
+class FewRows(TorchSampler):
+    """Answers for the first row only, which would be taken for every row's answer."""
+
+    def __call__(
+        self, logits: Tensor, sampling: SamplingTensors, drafts: Tensor | None = None
+    ) -> SamplerOutput:
+        tokens = self.choose(logits, sampling)[:1]
+        return SamplerOutput(tokens[:, None], torch.ones_like(tokens))
+
+
+class Flat(TorchSampler):
+    """Forgets that tokens have a column."""
+
+    def __call__(
+        self, logits: Tensor, sampling: SamplingTensors, drafts: Tensor | None = None
+    ) -> SamplerOutput:
+        tokens = self.choose(logits, sampling)
+        return SamplerOutput(tokens, torch.ones_like(tokens))
+
+
+class Idle(FCFSScheduler):
+    """Never schedules anything."""
+
+    def schedule(self) -> SchedulerOutput:
+        return SchedulerOutput(1, ())
+
+
+class Forgetful(FCFSScheduler):
+    """Drops a request when its first token comes."""
+
+    def update(self, output: SchedulerOutput, result: StepResult) -> list[Request]:
+        for request_id in list(self.running):
+            self.abort(request_id)
+        return super().update(output, result)
+
+
+def test_a_samplers_exception_comes_through(folder: Path) -> None:
+    llm = load(folder, sampler=Broken)
+    for _ in range(2):  # and leaves nothing behind
+        with pytest.raises(ZeroDivisionError, match="in the reader's sampler"):
+            llm.generate(PROMPTS, GREEDY)
+        checkpoints.assert_empty(llm)
+
+
+def test_a_sampler_without_logprobs(folder: Path, expected: list[list[int]]) -> None:
+    llm = load(folder, sampler=Silent)
+    message = r"logprobs=3 was asked for, but Silent returned none: set SamplerOutput\.logprobs"
+    with pytest.raises(QuireError, match=message):
+        llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=8, logprobs=3))
+    assert tokens(llm) == expected  # nobody asks: nothing is missing
+
+
+@pytest.mark.parametrize(("sampler", "shape"), [(FewRows, [1, 1]), (Flat, [2])])
+def test_tokens_of_a_wrong_shape(sampler: type, shape: list[int], folder: Path) -> None:
+    llm = load(folder, sampler=sampler)
+    message = f"{sampler.__name__} returned tokens of shape {shape}: must be [2, 1]"
+    with pytest.raises(QuireError, match=re.escape(message)):
+        llm.generate(PROMPTS, GREEDY)
+    checkpoints.assert_empty(llm)
+
+
+@pytest.mark.parametrize("scheduler", [Idle, Forgetful])
+def test_a_scheduler_that_makes_no_progress(scheduler: type, folder: Path) -> None:
+    with pytest.raises(QuireError, match=rf"{scheduler.__name__} scheduled nothing while \d"):
+        load(folder, scheduler=scheduler).generate(PROMPTS, GREEDY)
