@@ -20,6 +20,7 @@ BRANCH = "main"
 # Whatever an executed cell can read. A change in any of them makes the cached outputs stale.
 EXECUTION_INPUTS = (
     "src/quire/**/*.py",
+    "src/quire/**/*.toml",
     "models/**/*.json",
     "models/**/*.safetensors",
     "measurements/*.json",

@@ -88,14 +88,7 @@ def visit_block(self: HTML5Translator, node: nodes.Element) -> None:
     raise SkipNode
 
 
-def add_style(
-    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object
-) -> None:
-    if doctree is not None and app.env.get_domain("math").has_equations(pagename):  # type: ignore[attr-defined]
-        app.add_css_file("katex/katex.css")
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_html_math_renderer("katex", (visit_inline, None), (visit_block, None))  # type: ignore[arg-type]
-    app.connect("html-page-context", add_style)
+    app.add_css_file("katex/katex.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
