@@ -10,7 +10,7 @@ import pytest
 import torch
 from checkpoints import MAX_POSITION, SPECS, VOCAB_SIZE, WINDOW, oracle_greedy, oracle_logits
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from quire import LLM, RequestOutput, SamplingParams
 from quire.attention.interface import AttentionBatch
@@ -21,6 +21,7 @@ from quire.layers.attention import StepMetadata
 from quire.models.config import ModelConfig
 from quire.models.decoder import Decoder
 from quire.models.loader import load_weights
+from quire.resources import shipped_models
 
 TOLERANCE = 1e-4
 NUM_TOKENS = 128
@@ -191,3 +192,39 @@ def test_checkpoints_are_what_they_should_be(checkpoint: Folder) -> None:
         assert sharded == (spec.max_shard_size != "1GB")
     windows = ModelConfig.from_folder(checkpoint("qwen2-two-groups")).sliding_windows
     assert windows == (None, WINDOW, WINDOW)
+
+
+# --- the shipped, trained models ---------------------------------------------
+
+SOURCES = [
+    "def fibonacci(n):\n",
+    "import",
+    "class LinkedList:\n    def __init__(self):\n        self.head = None\n\n    def push(",
+    "for i in range(10):\n    print(",
+]
+
+
+@pytest.mark.parametrize("name", ["quire-mini", "quire-mini-draft"])
+def test_shipped_model(name: str) -> None:
+    """Text in, text out, against the tokenizer and the model that transformers loads."""
+    folder = shipped_models()[name]
+    model = checkpoints.transformers_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    llm = load(folder, max_num_batched_tokens=16)
+    params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, prompt_logprobs=3)
+    for output, source in zip(llm.generate(SOURCES, params), SOURCES, strict=True):
+        assert output.prompt_token_ids == tokenizer.encode(source)
+        completion = output.outputs[0]
+        assert_greedy(model, output)
+        assert completion.text == tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        prompt = output.prompt_token_ids
+        logits = oracle_logits(model, prompt)
+        assert output.prompt_logprobs is not None
+        for i, row in enumerate(output.prompt_logprobs[1:]):
+            assert row is not None
+            expected = logits[i].log_softmax(-1)
+            for token, value in row.items():
+                assert value.logprob == pytest.approx(expected[token].item(), abs=TOLERANCE)
+    chosen = oracle_greedy(model, tokenizer.encode(SOURCES[0]), 32)
+    greedy = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
+    assert llm.generate(SOURCES[0], greedy)[0].outputs[0].token_ids == chosen
