@@ -1,0 +1,241 @@
+"""The committed checkpoints, tokenizer, figures and manifest hold what the model card says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+import cleaning
+import evaluate
+import evaluation_data
+import pytest
+import scoring
+import torch
+from decoder import SHAPES, Decoder
+from evaluation_data import MODELS
+from safetensors import safe_open
+from transformers import AutoTokenizer
+
+NAMES = ("quire-mini", "quire-mini-draft")
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    torch.set_num_threads(2)
+    return {name: evaluate.load_model(MODELS / name, "cpu") for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(MODELS / "quire-mini")
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((MODELS / "evaluation.json").read_text())
+    return result
+
+
+@pytest.fixture(scope="module")
+def manifest() -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((MODELS / "corpus.json").read_text())
+    return result
+
+
+# Checkpoints.
+
+
+def test_sizes(models: dict[str, Any]) -> None:
+    counts = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    assert 7_000_000 <= counts["quire-mini"] <= 10_000_000
+    assert 900_000 <= counts["quire-mini-draft"] <= 1_100_000
+    assert sum(path.stat().st_size for path in MODELS.glob("*/*.safetensors")) <= 25_000_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_embeddings_are_tied_and_weights_are_bfloat16(name: str, models: dict[str, Any]) -> None:
+    model = models[name]
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    with safe_open(MODELS / name / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+        kinds = {file.get_slice(key).get_dtype() for key in names}
+    assert "lm_head.weight" not in names
+    assert kinds == {"BF16"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_decoder_computes_what_transformers_does(
+    name: str, models: dict[str, Any]
+) -> None:
+    ours = Decoder(SHAPES[name]).eval()
+    state = {k: v for k, v in models[name].state_dict().items() if k != "lm_head.weight"}
+    ours.load_state_dict(state)
+    ids = torch.tensor([evaluation_data.heldout_documents()[0].ids[:200]])
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(ids), models[name](ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_generation_stops_at_the_separator(models: dict[str, Any]) -> None:
+    for model in models.values():
+        assert model.generation_config.eos_token_id == 0
+        assert model.generation_config.pad_token_id == 0
+        assert model.generation_config.do_sample is False
+
+
+# Tokenizer.
+
+AWKWARD = [
+    "",
+    " ",
+    "\n\n\n",
+    "\t\tif x:\r\n\t\t\tpass\r\n",
+    "def f(x):\n    return x  \n",
+    "naïve café — “quotes” … ½ µ",
+    "日本語のテキストと한국어와中文",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 🫠",
+    "e\u0301 stays two code points; \u00e9 stays one",
+    "\x00\x01\x07\x1b[0m\x7f",
+    "\ufffd\ufeff\u2028\u200b",
+    "x = 0xDEAD_BEEF + 1234567890 ** -3.5e-10",
+    "      leading and trailing      ",
+]
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_text_survives_the_tokenizer(text: str, tokenizer: Any) -> None:
+    ids = tokenizer.encode(text)
+    assert all(0 <= token < 4096 for token in ids)
+    assert tokenizer.decode(ids) == text
+
+
+def test_every_byte_has_a_token_and_partial_characters_decode(tokenizer: Any) -> None:
+    ids = tokenizer.encode("🫠")
+    assert len(ids) == 4, "an emoji that is rare in the corpus is four bytes, four tokens"
+    assert "\ufffd" in tokenizer.decode(ids[:2])
+    assert tokenizer.decode(ids) == "🫠"
+    # UTF-8 never holds the bytes C0, C1 and F5 … FF; the others all occur below.
+    codes = [*range(0x100), *range(0x800, 0xD800, 0x40), *range(0xE000, 0x110000, 0x1000)]
+    text = "".join(map(chr, codes))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_special_tokens(tokenizer: Any) -> None:
+    assert len(tokenizer) == 4096
+    assert tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]) == [
+        0,
+        1,
+        2,
+    ]
+    assert tokenizer.eos_token_id == tokenizer.bos_token_id == tokenizer.pad_token_id == 0
+    assert tokenizer.encode("x<|im_end|>")[-1] == 2
+    assert tokenizer.decode([0, *tokenizer.encode("x")], skip_special_tokens=True) == "x"
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Sort a list."}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == "<|im_start|>user\nSort a list.<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_both_models_share_the_tokenizer() -> None:
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (MODELS / NAMES[0] / file).read_bytes() == (MODELS / NAMES[1] / file).read_bytes()
+
+
+# Figures.
+
+
+def test_figures_belong_to_the_committed_weights(evaluation: dict[str, Any]) -> None:
+    for name in NAMES:
+        weights = (MODELS / name / "model.safetensors").read_bytes()
+        assert hashlib.sha256(weights).hexdigest() == evaluation["weights_sha256"][name]
+
+
+def test_bits_per_byte_recompute(models: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    documents = sorted(evaluation_data.heldout_documents(), key=lambda d: d.num_bytes)[:6]
+    for name, model in models.items():
+        totals = scoring.nats(evaluate.logits_of(model), [d.ids for d in documents])
+        for document, total in zip(documents, totals, strict=True):
+            recorded = evaluation["texts"][document.path]
+            assert recorded["bytes"] == document.num_bytes
+            assert scoring.bits_per_byte(total, document.num_bytes) == pytest.approx(
+                recorded[name], abs=2e-3
+            )
+
+
+def test_totals_follow_from_the_texts(evaluation: dict[str, Any]) -> None:
+    texts = evaluation["texts"].values()
+    size = sum(row["bytes"] for row in texts)
+    assert set(evaluation["texts"]) == {d.path for d in evaluation_data.heldout_documents()}
+    for name in NAMES:
+        bits = sum(row["bytes"] * row[name] for row in texts)
+        assert bits / size == pytest.approx(evaluation["bits_per_byte"][name], abs=1e-4)
+
+
+def test_figures_meet_what_the_book_needs(evaluation: dict[str, Any]) -> None:
+    assert evaluation["agreement"]["rate"] >= 0.65
+    assert sum(evaluation["scan"]["matches"].values()) == 0
+    assert evaluation["scan"]["completions"] == 200
+    assert evaluation["function_heads"]["parse"] >= 50
+    runs = json.loads((MODELS / "training.json").read_text())["runs"]
+    same = {run["recipe"]: run for run in runs if run["id"] in ("baseline", "shipped-same-budget")}
+    assert same["baseline"]["tokens"] == same["shipped"]["tokens"]
+    assert same["baseline"]["parameters"] == same["shipped"]["parameters"]
+    ratio = same["shipped"]["heldout_bits_per_byte"] / same["baseline"]["heldout_bits_per_byte"]
+    assert ratio <= 0.98
+
+
+def test_card_states_the_recorded_figures(evaluation: dict[str, Any]) -> None:
+    card = (MODELS / "README.md").read_text()
+    bits, agreement = evaluation["bits_per_byte"], evaluation["agreement"]
+    rows = {
+        "Bits per byte": f"| {bits['quire-mini']:.3f} | {bits['quire-mini-draft']:.3f} |",
+        "Greedy agreement": f"| {agreement['rate']:.3f} ",
+        "Completions with a match": f"| {sum(evaluation['scan']['matches'].values())} of 200 ",
+        "Function heads": f"| {evaluation['function_heads']['parse']} of 100 ",
+    }
+    for label, figures in rows.items():
+        line = next(line for line in card.split("\n") if line.startswith(f"| {label}"))
+        assert figures in line
+    for run in json.loads((MODELS / "training.json").read_text())["runs"]:
+        line = next(line for line in card.split("\n") if line.startswith(f"| `{run['id']}`"))
+        assert f"| {run['heldout_bits_per_byte']:.3f} |" in line
+        assert f"| {run['tokens'] / 1e6:.0f} M |" in line
+
+
+# Corpus.
+
+
+def test_manifest_matches_the_heldout_files(manifest: dict[str, Any]) -> None:
+    documents = evaluation_data.heldout_documents()
+    hashes = {d.path: hashlib.sha256(d.text.encode()).hexdigest() for d in documents}
+    assert hashes == manifest["heldout_files"]
+    assert manifest["splits"]["heldout"]["files"] == len(documents)
+    assert manifest["splits"]["heldout"]["bytes"] == sum(d.num_bytes for d in documents)
+    assert manifest["tokens"]["heldout"] == sum(len(d.ids) for d in documents)
+
+
+def test_manifest_adds_up(manifest: dict[str, Any]) -> None:
+    assert (MODELS / "corpus.json").stat().st_size <= 200_000
+    for split, total in manifest["splits"].items():
+        for key in ("files", "bytes"):
+            assert total[key] == sum(package[split][key] for package in manifest["packages"])
+    for package in manifest["packages"]:
+        kept = sum(package[split]["files"] for split in manifest["splits"])
+        assert package["files_found"] == kept + sum(package["files_dropped"].values())
+
+
+def test_licences_are_permissive(manifest: dict[str, Any]) -> None:
+    allowed = re.compile(r"MIT|Apache-2\.0|BSD|PSF-2\.0|ISC")
+    refused = re.compile(r"GPL|MPL|EPL|CDDL|proprietary", re.IGNORECASE)
+    for package in manifest["packages"]:
+        assert package["version"]
+        assert allowed.search(package["licence"])
+        assert not refused.search(package["licence"])
+
+
+def test_heldout_files_hold_no_notice_and_no_comment() -> None:
+    for document in evaluation_data.heldout_documents():
+        for pattern in cleaning.PERSONAL.values():
+            assert not pattern.search(document.text)
+        assert cleaning.strip_comments(document.text) == document.text
