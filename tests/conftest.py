@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-for folder in ("book/_ext", "scripts"):
+for folder in ("book/_ext", "scripts", "tests/book"):
     sys.path.insert(0, str(ROOT / folder))
 
 

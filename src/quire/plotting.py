@@ -5,7 +5,7 @@ on near-black, so the same file serves both themes. Where the book puts an SVG i
 (`book/_ext/inline_figures.py`) it replaces these very colours by the site's variables
 `--q-ink` and `--q-1` … `--q-6`, which are tuned to each theme.
 
-The hues are told apart under protanopia, deuteranopia and tritanopia, and each has a
+The colours are told apart under protanopia, deuteranopia and tritanopia, and each has a
 contrast of at least 3:1 against both grounds (`tests/book/test_palette.py`).
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-PALETTE: tuple[str, ...] = ("#2f74b8", "#c9572a", "#168a72", "#9a5fb0", "#a57a00", "#64748b")
+PALETTE: tuple[str, ...] = ("#2a8be6", "#d9581c", "#3e7454", "#c46bae", "#917039", "#686b77")
 """Blue, vermilion, green, purple, ochre, slate: the order in which lines take colours."""
 
 INK = "#767c85"

@@ -1,0 +1,88 @@
+"""What must hold of the tree as a whole: trios, one address, no words of work in progress."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import bookmeta
+import pytest
+import sources
+from bookmeta import ROOT
+
+
+@pytest.mark.parametrize("slug", bookmeta.slugs())
+def test_a_chapter_is_a_trio(slug: str) -> None:
+    parts = [
+        f"chapters/{slug}.md",
+        f"notebooks/{slug}.ipynb",
+        *(f"labs/{slug}/{name}" for name in ("lab.toml", "master.py", f"{slug}.ipynb")),
+    ]
+    missing = [part for part in parts if not (ROOT / part).is_file()]
+    assert not missing
+    assert re.fullmatch(r"[a-z]+(-[a-z]+)*", slug), "a slug has no numbers: _toc.yml has the order"
+
+
+def test_nothing_is_outside_the_table_of_slugs() -> None:
+    slugs = set(bookmeta.slugs())
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == slugs
+    assert {path.parent.name for path in (ROOT / "labs").glob("*/lab.toml")} == slugs
+    assert {path.stem for path in (ROOT / "chapters").glob("*.md")} == slugs
+
+
+def test_every_page_of_the_toc_exists_and_every_page_is_in_it() -> None:
+    listed = set(bookmeta.pages())
+    written = {
+        path.relative_to(ROOT).with_suffix("").as_posix()
+        for path in sources.pages()
+        if path.parent != ROOT
+    }
+    assert listed == written
+
+
+def test_the_repository_has_one_address() -> None:
+    """An address that speaks of this project is the one in pyproject.toml."""
+    url = bookmeta.repository_url()
+    owner_name = url.removeprefix("https://github.com/")
+    hosts = r"(?:github\.com|colab\.research\.google\.com/github|raw\.githubusercontent\.com)"
+    wrong, right = [], 0
+    for path in sources.files():
+        for match in re.finditer(rf"{hosts}/([\w.-]+/[\w.-]+)", path.read_text("utf8")):
+            found = match[1].removesuffix(".git").rstrip(".")
+            if found == owner_name:
+                right += 1
+            elif set(found.split("/")) & set(owner_name.split("/")):
+                wrong.append(f"{path.relative_to(ROOT)}: {match[0]}")
+    assert not wrong
+    assert right > 1
+
+
+def test_no_work_in_progress_and_no_machine_in_the_tree() -> None:
+    # Written in halves, so that this file does not find itself.
+    words = [
+        ("coming", " soon"), ("TO", "DO"), ("FIX", "ME"), ("placeholder", " text"),
+        ("lorem", " ipsum"), ("/ro", "ot/"), ("/wo", "rk/"),
+    ]  # fmt: skip
+    pattern = re.compile("|".join(rf"(?<![\w.]){a}{b}" for a, b in words))
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
+        for path in sources.files()
+        for number, line in enumerate(path.read_text("utf8").splitlines(), start=1)
+        if pattern.search(line)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_the_engines_named_in_production_sections_are_pinned() -> None:
+    table = tomllib.loads((ROOT / "book" / "engines.toml").read_text("utf8"))
+    slugs = set(bookmeta.slugs())
+    for engine in table["engines"].values():
+        assert {"name", "version", "tag", "repository", "license", "opened"} <= set(engine)
+        assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", engine["opened"])
+        assert engine["version"] in engine["tag"]
+    for reference in table["reference"]:
+        assert {"engine", "chapter", "path", "symbol", "what"} <= set(reference)
+        assert reference["engine"] in table["engines"]
+        assert reference["chapter"] in slugs
+        assert not reference["path"].startswith("/")
+    assert {reference["chapter"] for reference in table["reference"]} == slugs
