@@ -48,7 +48,7 @@ notebooks: env  ## run the notebooks again and keep their outputs
 	@$(BIN)/python scripts/run_notebooks.py
 
 labs: env  ## make the labs' starters again from their masters
-	@$(BIN)/python scripts/make_starters.py
+	@$(BIN)/labkit build $(patsubst %/lab.toml,%,$(wildcard labs/*/lab.toml))
 
 pdf: env  ## the whole book as one PDF
 	@$(BUILD)
