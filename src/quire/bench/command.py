@@ -71,10 +71,16 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
         layers = 4 if device.type == "cuda" else config.num_layers
         return linear.run(config, device, default_dtype(device), layers)
     model: str | ModelConfig = args.model if catalogued is None else catalogued
-    if device.type == "cuda":
-        batches = tuple(batch for batch in steps.BATCHES if batch <= args.max_batch)
-        return steps.run(model, config, device, _hardware(device), batches)
-    return steps.run(model, config, device, None, steps.BATCHES[:6], steps.PROMPTS[:3])
+    on_gpu = device.type == "cuda"
+    largest = args.max_batch if on_gpu else min(args.max_batch, 32)
+    return steps.run(
+        model,
+        config,
+        device,
+        _hardware(device) if on_gpu else None,
+        tuple(batch for batch in steps.BATCHES if batch <= largest),
+        steps.PROMPTS if on_gpu else steps.PROMPTS[:3],
+    )
 
 
 def _hardware(device: torch.device) -> Hardware | None:

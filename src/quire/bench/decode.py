@@ -68,10 +68,10 @@ def run(model: str, device: str, num_tokens: int = 256, num_threads: int = 2) ->
             Row(
                 case,
                 "tokens_per_second",
-                round(rates["quire"], 1),
+                rates["quire"],
                 "tokens/s",
-                {"transformers": round(rates["transformers"], 1)},
+                {"transformers": rates["transformers"]},
             )
         )
-        rows.append(Row(case, "ratio", round(rates["quire"] / rates["transformers"], 2), "1"))
+        rows.append(Row(case, "ratio", rates["quire"] / rates["transformers"], "1"))
     return rows

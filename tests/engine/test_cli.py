@@ -1,0 +1,93 @@
+"""The commands a reader types: generate, info, bench; their output, files and errors."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from quire import LLM, SamplingParams
+from quire.cli import main
+
+PROMPT = "def fibonacci(n):\n"
+
+
+def test_generate_prints_what_the_engine_generates(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", PROMPT, "--max-tokens", "12", "--device", "cpu"]) == 0
+    shown = capsys.readouterr()
+    params = SamplingParams(max_tokens=12, temperature=0)
+    (expected,) = LLM("quire-mini", device="cpu").generate(PROMPT, params)
+    assert shown.out == PROMPT + expected.outputs[0].text
+    assert "[12 tokens in" in shown.err
+    assert "tokens/s" in shown.err
+    assert "ended by length" in shown.err
+
+
+def test_generate_reads_standard_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT))
+    assert main(["generate", "-", "--max-tokens", "2", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith(PROMPT)
+
+
+def test_generate_stops_at_a_stop_string(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", PROMPT, "--max-tokens", "40", "--stop", "\n", "--device", "cpu"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    assert "\n" not in shown.out.removeprefix(PROMPT)
+    assert "ended by stop" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["generate", "x", "--model", "quire-maxi"], ["'quire-maxi'", "quire-mini"]),
+        (["generate", "x", "--temperature", "-1", "--device", "cpu"], ["temperature=-1.0", "0"]),
+        (["generate", "", "--device", "cpu"], ["prompt ''", "at least one"]),
+        (["generate", "x", "--dtype", "float12"], ["'float12'", "float32"]),
+        (["bench", "pitfalls", "--device", "cpu"], ["--device cuda"]),
+    ],
+)
+def test_an_error_is_one_line_that_names_value_and_remedy(
+    arguments: list[str], named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("quire: ")
+    assert error.count("\n") == 1
+    for words in named:
+        assert words in error
+
+
+def test_info_prints_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "Qwen/Qwen3-0.6B", "--hardware", "h200"]) == 0
+    shown = capsys.readouterr().out
+    assert "596,049,920" in shown
+    assert "TPOT" in shown
+
+
+def test_bench_decode_compares_and_writes_a_measurement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", "decode", "--device", "cpu", "--tokens", "3", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    assert "ratio" in capsys.readouterr().out
+    written = json.loads((tmp_path / "decode-cpu.json").read_text("utf-8"))
+    assert written["command"] == " ".join(["quire", *arguments])
+    rows = {(row["case"], row["metric"]): row for row in written["rows"]}
+    for case in ("batch1", "batch32"):
+        rate = rows[case, "tokens_per_second"]
+        ratio = rate["value"] / rate["baselines"]["transformers"]
+        assert rows[case, "ratio"]["value"] == pytest.approx(ratio)
+
+
+def test_bench_steps_times_prefill_and_decode(tmp_path: Path) -> None:
+    arguments = ["bench", "steps", "--device", "cpu", "--max-batch", "2", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    written = json.loads((tmp_path / "steps-cpu.json").read_text("utf-8"))
+    cases = [row["case"] for row in written["rows"]]
+    assert "decode-batch2" in cases
+    assert all(row["value"] > 0 for row in written["rows"])
