@@ -212,6 +212,7 @@ def test_manifest_matches_the_heldout_files(manifest: dict[str, Any]) -> None:
     assert hashes == manifest["heldout_files"]
     assert manifest["splits"]["heldout"]["files"] == len(documents)
     assert manifest["splits"]["heldout"]["bytes"] == sum(d.num_bytes for d in documents)
+    assert 0 <= manifest["heldout_shingles_in_train"] <= 0.05
     assert manifest["tokens"]["heldout"] == sum(len(d.ids) for d in documents)
 
 
