@@ -8,18 +8,19 @@ loaded cells.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from labkit.build import given_cells, reference_cells
 from labkit.lab import HiddenTest, Lab, Task, import_hidden
 from labkit.notebook import Submission
-from labkit.report import Outcome, Report
+from labkit.report import BROKEN, Outcome, Report
 from labkit.sandbox import Child, ChildLost, Limits
 from labkit.subject import Subject, in_child
 
+EXAMPLES = 25  # random inputs that a property is tried on
 MAX_LOST = 3  # children that may be lost in one task before its other tests are given up
 
 
@@ -32,14 +33,12 @@ class Grader:
         variant: which variant; None for the public default.
         seed: of the random inputs.
         unsafe_local: run without bubblewrap.
-        examples: random inputs a property is tried on.
     """
 
     lab: Lab
     variant: str | None = None
     seed: int = 0
     unsafe_local: bool = False
-    examples: int = 25
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -119,12 +118,10 @@ class Grader:
             return f"running the cell: {reply['error']}"
         subject = Subject(in_child(child))
         try:
-            _with_settings(function, self.seed, self.examples)(
-                student=subject, variant=self.variant
-            )
+            _seeded(function, self.seed)(student=subject, variant=str(self.variant))
         except Exception as error:
             # Hypothesis may wrap the complaint (a flaky answer, several failures).
-            return subject.last_complaint or f"the grader failed: {type(error).__name__}: {error}"
+            return subject.last_complaint or f"{BROKEN}: {type(error).__name__}: {error}"
         return None
 
 
@@ -142,19 +139,29 @@ def hidden_test_names(lab: Lab, task: Task) -> set[str]:
     return set(_functions(lab, task))
 
 
-def _with_settings(function: Callable[..., None], seed: int, examples: int) -> Any:
-    """Fix the inputs of a Hypothesis test; a plain test is returned as it is."""
+@functools.cache  # Hypothesis lets a test have its settings once
+def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
+    """Fix how a Hypothesis test is tried; a plain test is returned as it is."""
     if not hasattr(function, "hypothesis"):
         return function
     import hypothesis
 
     chosen = hypothesis.settings(
-        max_examples=examples,
+        max_examples=EXAMPLES,
         database=None,
         deadline=None,
-        derandomize=False,
         phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate, hypothesis.Phase.shrink],
         suppress_health_check=list(hypothesis.HealthCheck),
         print_blob=False,
     )
-    return hypothesis.seed(seed)(chosen(function))
+    return chosen(function)
+
+
+def _seeded(function: Callable[..., None], seed: int) -> Callable[..., None]:
+    """Fix a test's random inputs."""
+    prepared = _with_settings(function)
+    if prepared is function and not hasattr(function, "hypothesis"):
+        return function
+    import hypothesis
+
+    return hypothesis.seed(seed)(prepared)

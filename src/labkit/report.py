@@ -9,6 +9,7 @@ from typing import Any
 
 from labkit.lab import HiddenTest, Lab, Task
 
+BROKEN = "the grader itself failed here, tell your instructor"
 UNSAFE = "graded without a sandbox (--unsafe-local): the code ran with the grader's own rights"
 
 
@@ -43,6 +44,12 @@ class Report:
     def best(self) -> float:
         """Points that could be earned by the tests that ran."""
         return sum(outcome.test.points for outcome in self.outcomes)
+
+    @property
+    def broken(self) -> list[str]:
+        """Failures of the grader, which say nothing about the submission."""
+        reasons = [o.reason for o in self.outcomes if o.reason is not None]
+        return [reason for reason in reasons if reason.startswith(BROKEN)]
 
     def task_score(self, name: str) -> float:
         """Points earned in one task."""

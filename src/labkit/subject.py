@@ -16,6 +16,7 @@ from labkit.sandbox import Child, ChildLost
 from labkit.values import describe, difference
 
 Transport = Callable[[dict[str, Any]], dict[str, Any]]
+Said = Callable[[], str]  # a call in words: made only when there is something to complain about
 
 
 class Wrong(AssertionError):
@@ -54,10 +55,10 @@ class _Caller:
         self.transport = transport
         self.last_complaint: str | None = None
 
-    def send(self, call: str, request: dict[str, Any]) -> dict[str, Any]:
+    def send(self, said: Said, request: dict[str, Any]) -> dict[str, Any]:
         reply = self.transport(request)
         if "error" in reply:
-            self.fail(f"called {call}\ngot {reply['error']}")
+            self.fail(f"called {said()}\ngot {reply['error']}")
         return reply
 
     def fail(self, words: str) -> None:
@@ -98,7 +99,7 @@ class Subject:
     ) -> tuple[Any, list[Any]]:
         """Call a function; return its value and the arguments at `returning` as it left them."""
         request = {"op": "call", "name": name, "args": to_wire(args), "returning": list(returning)}
-        reply = self._caller.send(_call(name, args), request)
+        reply = self._caller.send(lambda: _call(name, args), request)
         return reply["value"], reply["args"]
 
     def expect(
@@ -110,14 +111,15 @@ class Subject:
             Wrong: the value differs; the message says the call, both values and `because`.
         """
         got = self.call(name, *args)
-        self.compare(_call(name, args), got, want, tolerance, because)
+        self.compare(lambda: _call(name, args), got, want, tolerance, because)
 
     def compare(
-        self, call: str, got: Any, want: Any, tolerance: float = 0.0, because: str = ""
+        self, call: str | Said, got: Any, want: Any, tolerance: float = 0.0, because: str = ""
     ) -> None:
         """Compare a value that `call` gave; see `expect`."""
         found = difference(got, want, tolerance)
         if found is not None:
+            call = call if isinstance(call, str) else call()
             reason = f"  ({because})" if because else ""
             detail = "" if "at " not in found[:4] and "shape" not in found else f"\n{found}"
             self.fail(
@@ -127,41 +129,46 @@ class Subject:
     def new(self, name: str, *args: Any) -> Instance:
         """Make an object of one of the reader's classes."""
         request = {"op": "new", "name": name, "args": to_wire(args)}
-        reply = self._caller.send(_call(name, args), request)
+        reply = self._caller.send(lambda: _call(name, args), request)
         if type(reply["value"]) is not int:
             self.fail(f"called {_call(name, args)}\ngot {describe(reply['value'])}")
-        return Instance(self, self._caller, _call(name, args), reply["value"])
+        return Instance(self, self._caller, (name, args), reply["value"])
 
 
 class Instance:
-    """An object of the reader's, driven from outside, with the calls it has had."""
+    """An object of the reader's, driven from outside; it knows the calls it has had."""
 
-    def __init__(self, subject: Subject, caller: _Caller, made: str, handle: int) -> None:
+    def __init__(
+        self, subject: Subject, caller: _Caller, made: tuple[str, Sequence[Any]], handle: int
+    ) -> None:
         self._subject, self._caller = subject, caller
         self._history, self._handle = [made], handle
 
-    def _said(self, call: str) -> str:
-        return "; ".join([*self._history[:1], *self._history[1:][-6:], call])
+    def _said(self, last: str) -> str:
+        """Say how the object was made, its latest calls and `last`."""
+        (made, arguments), *calls = self._history
+        latest = [f".{_call(name, args)}" for name, args in calls[-6:]]
+        return "; ".join(filter(None, [_call(made, arguments), *latest, last]))
 
     def call(self, name: str, *args: Any) -> Any:
         """Call a method and return its value."""
         request = {"op": "method", "handle": self._handle, "name": name, "args": to_wire(args)}
-        reply = self._caller.send(self._said(f".{_call(name, args)}"), request)
-        self._history.append(f".{_call(name, args)}")
+        reply = self._caller.send(lambda: self._said(f".{_call(name, args)}"), request)
+        self._history.append((name, args))
         return reply["value"]
 
     def expect(
         self, name: str, *args: Any, want: Any, tolerance: float = 0.0, because: str = ""
     ) -> None:
         """Call a method and compare its value with `want`; see `Subject.expect`."""
-        said = self._said(f".{_call(name, args)}")
-        self._subject.compare(said, self.call(name, *args), want, tolerance, because)
+        got = self.call(name, *args)  # the history now ends with this call
+        self._subject.compare(lambda: self._said(""), got, want, tolerance, because)
 
     def expect_attribute(self, name: str, want: Any, because: str = "") -> None:
         """Read an attribute and compare it with `want`."""
         request = {"op": "get", "handle": self._handle, "name": name}
-        reply = self._caller.send(self._said(f".{name}"), request)
-        self._subject.compare(self._said(f".{name}"), reply["value"], want, 0.0, because)
+        reply = self._caller.send(lambda: self._said(f".{name}"), request)
+        self._subject.compare(lambda: self._said(f".{name}"), reply["value"], want, 0.0, because)
 
 
 def _call(name: str, args: Sequence[Any]) -> str:

@@ -132,10 +132,10 @@ def verify_mutant(lab: Lab, mutant: Mutant, grader_options: dict[str, bool]) -> 
     for task in tasks:
         if report.task_score(task.name) == task.points:
             problem = f"it lives: full points in {task.name}"
-    row = _row(f"mutant {mutant.name}", report, tasks, problem)
-    if mutant.at_most is not None and row.total + lab.written_points > mutant.at_most:
-        problem = f"it earns more than {mutant.at_most:g} with the written answer"
-    return Row(row.name, row.scores, row.total, problem)
+    earned = report.score + lab.written_points
+    if mutant.at_most is not None and earned > mutant.at_most:
+        problem = f"it earns {earned:g} with the written answer, more than {mutant.at_most:g}"
+    return _row(f"mutant {mutant.name}", report, tasks, problem)
 
 
 def _grade(
@@ -156,6 +156,8 @@ def _row(name: str, report: Report, tasks: Iterable[Task], problem: str | None) 
         task.name: report.task_score(task.name) if task.name in graded else None
         for task in report.lab.tasks
     }
+    if report.broken:
+        problem = report.broken[0]
     lost = sum(task.points - report.task_score(task.name) for task in tasks)
     return Row(name, scores, report.lab.automatic_points - lost, problem)
 

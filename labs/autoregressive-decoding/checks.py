@@ -1,0 +1,284 @@
+"""The public checks: a few fixed cases whose answers fit in a line.
+
+Expected values are written out, or follow from a property that needs no solution.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from labkit.subject import Subject
+
+NEUTRAL: dict[str, Any] = {
+    "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "allowed": None, "quota": None,
+    "span": 0,
+}  # fmt: skip
+NO_PENALTY: dict[str, Any] = {"repetition": 1.0, "presence": 0.0, "frequency": 0.0, "window": 0}
+
+
+# ---- decode-step
+
+
+def _one_layer(head_size: int = 2) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A decoder whose numbers can be followed by hand: every matrix is an identity or zero."""
+    one, zero = np.eye(2), np.zeros((2, 2))
+    layer = {
+        "attn_norm": np.ones(2), "q": one, "k": one, "v": one, "o": one,
+        "mlp_norm": np.ones(2), "gate": zero, "up": zero, "down": zero,
+    }  # fmt: skip
+    weights = {"embed": np.array([[1.0, 1.0], [1.0, -1.0], [3.0, 0.0]]), "norm": np.ones(2)}
+    config = {"num_heads": 1, "num_kv_heads": 1, "head_size": head_size, "sinks": 1, "window": 2}
+    return weights | {"layers": [layer]}, config
+
+
+def _cache(value: float = 0.0) -> dict[str, np.ndarray[Any, Any]]:
+    return {"k": np.full((1, 3, 1, 2), value), "v": np.full((1, 3, 1, 2), value)}
+
+
+def first_token(student: Subject, variant: str) -> None:
+    """The first token attends to itself, whatever lies in the other slots."""
+    weights, config = _one_layer()
+    want = np.array([2.0, 0.0, 3.0])
+    for stale in (0.0, 50.0):
+        student.expect(
+            "decode_step", weights, config, _cache(stale), 0, 0,
+            want=want, tolerance=1e-4, because="x = [2, 2], and its norm gives [1, 1]",
+        )  # fmt: skip
+
+
+def slots(student: Subject, variant: str) -> None:
+    """Positions 0 to 5 go to slots 0, 1, 2, 1, 2, 1 when sinks=1 and window=2."""
+    weights, config = _one_layer()
+    for position, slot in enumerate((0, 1, 2, 1, 2, 1)):
+        cache = _cache(7.0)
+        _, (after,) = student.call_returning(
+            [2], "decode_step", weights, config, cache, 1, position
+        )
+        want = np.array([[7.0, 7.0]] * 3)
+        want[slot] = [1.0, -1.0]
+        for name in ("k", "v"):
+            call = f"decode_step at position {position}, then cache[{name!r}][0, :, 0]"
+            student.compare(
+                call, np.asarray(after[name])[0, :, 0], want, 1e-4,
+                f"slot {slot} holds the new {name}, before rotation; the others stay",
+            )  # fmt: skip
+
+
+def ranks(student: Subject, variant: str) -> None:
+    """At position 100 the three kept tokens have ranks 0, 1, 2, oldest first."""
+    weights, config = _one_layer()
+    cache = _cache()
+    # Sink in slot 0; position 99 in slot 1, position 100 goes to slot 2.
+    cache["k"][0, :2, 0] = [[4.0, 0.0], [0.0, 4.0]]
+    cache["v"][0, :2, 0] = [[9.0, 0.0], [0.0, 9.0]]
+    # Scores of the three with the query [1, 1] turned by 2: the key [4, 0] at rank 0, the key
+    # [0, 4] turned by 1, the key [1, 1] turned by 2.
+    q = np.array([np.cos(2) - np.sin(2), np.cos(2) + np.sin(2)])
+    keys = np.array([[4.0, 0.0], [-4 * np.sin(1), 4 * np.cos(1)], q])
+    shares = np.exp(keys @ q / np.sqrt(2))
+    shares /= shares.sum()
+    x = np.array([1.0, 1.0]) + shares @ np.array([[9.0, 0.0], [0.0, 9.0], [1.0, 1.0]])
+    want = weights["embed"] @ (x / np.sqrt((x * x).mean()))
+    student.expect("decode_step", weights, config, cache, 0, 100, want=want, tolerance=1e-4)
+
+
+# ---- sampler
+
+
+def _log(*probabilities: float) -> np.ndarray[Any, Any]:
+    return np.log(np.array(probabilities))
+
+
+def truncation(student: Subject, variant: str) -> None:
+    """top_k and top_p keep the right tokens and renormalise."""
+    logits = _log(0.5, 0.3, 0.15, 0.05)
+    want = np.array([0.625, 0.375, 0.0, 0.0])
+    for change in ({"top_k": 2}, {"top_p": 0.75}):
+        student.expect(
+            "distribution", logits, [], NEUTRAL | change, want=want, tolerance=1e-6,
+            because="tokens 0 and 1 stay",
+        )  # fmt: skip
+
+
+def banned(student: Subject, variant: str) -> None:
+    """Spent tokens are banned before top_k looks; only the last `span` tokens count."""
+    logits = _log(0.5, 0.3, 0.15, 0.05)
+    params = NEUTRAL | {"quota": 2, "span": 3, "top_k": 2}
+    student.expect(
+        "distribution", logits, [0, 1, 0], params, want=np.array([0.0, 2 / 3, 1 / 3, 0.0]),
+        tolerance=1e-6, because="token 0 stood twice among the last 3",
+    )  # fmt: skip
+    student.expect(
+        "distribution", logits, [0, 0, 1, 1, 2], params, want=np.array([0.769231, 0, 0.230769, 0]),
+        tolerance=1e-5, because="the last 3 are 1, 1, 2: token 1 is spent",
+    )  # fmt: skip
+
+
+def greedy(student: Subject, variant: str) -> None:
+    """Temperature 0 gives the best allowed token probability 1."""
+    params = NEUTRAL | {"temperature": 0, "allowed": [2, 1]}
+    student.expect(
+        "distribution", _log(0.5, 0.2, 0.2, 0.1), [], params, want=np.array([0.0, 1.0, 0.0, 0.0]),
+        tolerance=1e-9, because="tokens 1 and 2 are allowed and equal: the smaller id",
+    )  # fmt: skip
+
+
+def draws(student: Subject, variant: str) -> None:
+    """draw walks along the cumulative probabilities and skips impossible tokens."""
+    probabilities = np.array([0.0, 0.25, 0.0, 0.75])
+    for u, want in ((0.0, 1), (0.24, 1), (0.25, 3), (0.999, 3)):
+        student.expect("draw", probabilities, u, want=want)
+
+
+# ---- stream
+
+
+def penalties(student: Subject, variant: str) -> None:
+    """The window reaches over output and prompt; frequency counts output only."""
+    params = NO_PENALTY | {"repetition": 2.0, "frequency": 0.5, "window": 4}
+    student.expect(
+        "penalise", np.array([2.0, -2.0, 1.0, 1.0]), [2, 1], [3, 0, 0], params,
+        want=np.array([0.0, -4.0, 1.0, 0.0]), tolerance=1e-9,
+        because="the window holds 1 | 3, 0, 0; token 2 lies before it",
+    )  # fmt: skip
+
+
+def characters(student: Subject, variant: str) -> None:
+    """A character is shown when its last byte has come."""
+    stream = student.new("TextStream", [])
+    stream.expect("push", b"caf\xc3", want="caf")
+    stream.expect("push", b"\xa9", want="é")
+    stream.expect("push", b"\xe2\x82", want="")
+    stream.expect("finish", want="\ufffd", because="the rest of the character never came")
+
+
+def stops(student: Subject, variant: str) -> None:
+    """A stop string is found across tokens, and only what may begin one is held back."""
+    stream = student.new("TextStream", [b"\n\n", b"END"])
+    stream.expect("push", b"a\n", want="a", because="a second newline may follow")
+    stream.expect("push", b"bE", want="\nb")
+    stream.expect("push", b"N", want="")
+    stream.expect_attribute("stopped_by", None)
+    stream.expect("push", b"D!", want="", because="the text ends before END")
+    stream.expect_attribute("stopped_by", b"END")
+    stream.expect("finish", want="")
+
+
+# ---- latency
+
+TINY = {
+    "layers": 2, "hidden": 4, "heads": 2, "kv_heads": 1, "head_size": 2, "ffn": 8, "vocab": 10,
+    "weight_bytes": 2, "kv_bytes": 2,
+}  # fmt: skip
+OFF = {
+    "window": {"window": 1 << 30},
+    "quantized": {"recent": 1 << 30, "scale_bytes": 2},
+    "shared": {"shared": 0},
+}
+# (special part, new, before, FLOPs, bytes, why) with batch 2: 144 weights a layer, 40 in the head.
+SPECIAL = {
+    "window": (
+        {"window": 3}, 2, 4, 2 * 144 * 2 * 4 + 2 * 40 * 2 + 16 * 2 * (11 + 6),
+        656 + 8 * 2 * (4 + 2 + 2 * 2),
+        "layer 0 sees 5 + 6 tokens, layer 1 sees 3 + 3 and reads 2 of the cache",
+    ),
+    "quantized": (
+        {"recent": 3, "scale_bytes": 2}, 2, 4, 2 * 144 * 2 * 4 + 2 * 40 * 2 + 16 * 2 * (11 + 11),
+        656 + 2 * 2 * (3 * 8 + 1 * 8 + 2 * 8 + 2 * 8),
+        "a layer reads 3 tokens of 8 bytes and 1 old one of 4 + 4, writes 2 and rewrites 2",
+    ),
+    "shared": (
+        {"shared": 5}, 2, 4, 2 * 144 * 2 * 3 + 2 * 40 * 2 + 16 * 2 * (5 + 2 * 6),
+        656 + 8 * 2 * (4 + 3),
+        "position 4 is computed once, position 5 twice",
+    ),
+}  # fmt: skip
+
+
+def plain_step(student: Subject, variant: str) -> None:
+    """A decode step with nothing special, counted by hand."""
+    flops, moved = 2 * (2 * 144 + 40) * 3 + 16 * 3 * 6 * 2, 656 + 8 * 3 * (5 + 1) * 2
+    student.expect(
+        "step_work", TINY | OFF[variant], 3, 1, 5, want=[float(flops), float(moved)],
+        tolerance=1e-9, because="3 sequences, 1 new token each, 5 before",
+    )  # fmt: skip
+
+
+def special_step(student: Subject, variant: str) -> None:
+    """A step with your model's special part, counted by hand."""
+    special, new, before, flops, moved, why = SPECIAL[variant]
+    student.expect(
+        "step_work", TINY | special, 2, new, before, want=[float(flops), float(moved)],
+        tolerance=1e-9, because=why,
+    )  # fmt: skip
+
+
+def prediction(student: Subject, variant: str) -> None:
+    """Rows of a made-up machine are given back, and one between them is predicted."""
+    model = TINY | OFF[variant] | {"hidden": 256, "ffn": 1024, "vocab": 8000, "layers": 4}
+    rates = (1e-3, 1e11, 1e10)  # overhead, FLOP/s, bytes/s
+
+    def row(prompt: int) -> dict[str, float]:
+        weights = 4 * 256 * (2 * 2 * 3 + 3 * 1024)
+        head = 8000 * 256
+        flops = [
+            2 * weights * new + 2 * head + 4 * 2 * 2 * 4 * (new * before + new * (new + 1) // 2)
+            for new, before in ((prompt, 0), (1, prompt))
+        ]
+        moved = [
+            2 * (weights + head) + 2 * 4 * 4 * (new + before)
+            for new, before in ((prompt, 0), (1, prompt))
+        ]
+        ttft, tpot = (
+            rates[0] + max(f / rates[1], m / rates[2]) for f, m in zip(flops, moved, strict=True)
+        )
+        return {"batch": 1, "prompt": prompt, "output": 2, "ttft": ttft, "tpot": tpot}
+
+    calibration = [row(prompt) for prompt in (8, 500, 4000, 16_000, 64_000)]
+    truth = row(1500)
+    got = student.call("predict", model, calibration, [{"batch": 1, "prompt": 1500, "output": 2}])
+    want = [{"ttft": 1.0, "tpot": 1.0}]
+    if type(got) is list and len(got) == 1 and type(got[0]) is dict:
+        got = [{key: got[0].get(key, 0) / truth[key] for key in ("ttft", "tpot")}]
+    student.compare(
+        "predict on 5 rows, then the prediction / the truth of a prompt of 1,500 tokens",
+        got, want, 0.03,
+    )  # fmt: skip
+
+
+# ---- engine
+
+
+def _row(seed: int, position: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "logits": _log(0.4, 0.3, 0.2, 0.1), "seed": seed, "position": position,
+        "prompt_ids": [0], "output_ids": [0, 0, 1], "params": NEUTRAL | NO_PENALTY | changes,
+    }  # fmt: skip
+
+
+def rows(student: Subject, variant: str) -> None:
+    """Each row gets its own token, in any order."""
+    cases = [
+        _row(1, 5, temperature=0),
+        _row(1, 5, temperature=0, quota=2, span=3),
+        _row(7, 9, temperature=0, repetition=3.0, window=3),
+    ]
+    student.expect("choose_tokens", cases, want=[0, 1, 2], because="greedy, quota, penalties")
+    student.expect("choose_tokens", cases[::-1], want=[2, 1, 0], because="the rows reversed")
+
+
+def keyed_noise(student: Subject, variant: str) -> None:
+    """The draw is keyed by seed and position."""
+    cases = [_row(seed, position) for seed, position in ((1, 6), (3, 9), (7, 9), (2, 5))]
+    want = [0, 1, 2, 0]  # the noise is 0.384, 0.502, 0.808, 0.161
+    student.expect("choose_tokens", cases, want=want, because="noise(seed, position) decides")
+
+
+CHECKS = {
+    "decode-step": [first_token, slots, ranks],
+    "sampler": [truncation, banned, greedy, draws],
+    "stream": [penalties, characters, stops],
+    "latency": [plain_step, special_step, prediction],
+    "engine": [rows, keyed_noise],
+}

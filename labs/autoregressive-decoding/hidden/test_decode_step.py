@@ -1,0 +1,111 @@
+"""Hidden tests of `decode_step`: logits and cache against a step without slots."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .decoder_oracle import empty_cache, random_case, slots_by_position, step
+
+TOLERANCE = 1e-8
+SEEDS = st.integers(0, 10_000)
+
+
+def _run(student, weights, config, cache, token_id, position):
+    """Call the student; return logits and the cache as it was left."""
+    logits, (after,) = student.call_returning(
+        [2], "decode_step", weights, config, cache, token_id, position
+    )
+    return logits, after
+
+
+def _kept(config, cache, position):
+    """The tokens before `position` that attention sees at it, as (key, value) a layer."""
+    stays = [slot for p, slot in slots_by_position(config, position) if p != position]
+    return [
+        [(cache["k"][layer, slot], cache["v"][layer, slot]) for slot in stays]
+        for layer in range(len(cache["k"]))
+    ]
+
+
+def _judge_logits(student, seed, position, **sizes):
+    weights, config = random_case(seed, **sizes)
+    cache = empty_cache(weights, config, seed)
+    want, _ = step(weights, config, _kept(config, cache, position), seed % 11)
+    got, _ = _run(student, weights, config, cache, seed % 11, position)
+    call = (
+        f"decode_step on a random decoder with sinks={config['sinks']}, "
+        f"window={config['window']}, position={position}"
+    )
+    student.compare(call, got, want, TOLERANCE)
+
+
+def test_first_token(student, variant):
+    """The first token of a text attends to itself alone."""
+    for seed in range(3):
+        _judge_logits(student, seed, 0, sinks=2, window=3)
+
+
+@given(seed=SEEDS, position=st.integers(1, 30))
+def test_filled_cache(student, variant, seed, position):
+    """Any position, sinks and window: the right tokens, rotated by rank."""
+    _judge_logits(student, seed, position)
+
+
+@given(seed=SEEDS, position=st.integers(0, 6))
+def test_stale_slots(student, variant, seed, position):
+    """Slots not written yet change nothing, whatever lies in them."""
+    weights, config = random_case(seed, sinks=2, window=7)
+    cache = empty_cache(weights, config, seed)
+    unused = sorted(
+        set(range(9)) - {slot for _, slot in slots_by_position(config, position)}
+    )
+    other = {name: array.copy() for name, array in cache.items()}
+    for array in other.values():
+        array[:, unused] = 1e3
+    want, _ = _run(student, weights, config, cache, 3, position)
+    got, _ = _run(student, weights, config, other, 3, position)
+    call = f"decode_step at position {position}, twice, with other numbers in slots {unused}"
+    student.compare(call, got, np.asarray(want), TOLERANCE, "unused slots must not count")
+    _judge_logits(student, seed, position, sinks=2, window=7)
+
+
+@given(seed=SEEDS, position=st.integers(0, 30))
+def test_writes_one_slot(student, variant, seed, position):
+    """Key (unrotated) and value land in the token's slot; every other slot stays."""
+    weights, config = random_case(seed)
+    cache = empty_cache(weights, config, seed)
+    _, fresh = step(weights, config, _kept(config, cache, position), 5)
+    slot = dict(slots_by_position(config, position))[position]
+    want = {name: array.copy() for name, array in cache.items()}
+    for layer, (key, value) in enumerate(fresh):
+        want["k"][layer, slot], want["v"][layer, slot] = key, value
+    _, after = _run(student, weights, config, cache, 5, position)
+    call = (
+        f"decode_step with sinks={config['sinks']}, window={config['window']}, "
+        f"position={position}, then looked at the cache"
+    )
+    student.compare(call, after, want, TOLERANCE, f"only slot {slot} changes")
+
+
+@given(seed=SEEDS)
+def test_whole_text(student, variant, seed):
+    """Twenty tokens one after another, on the cache that the code itself has filled."""
+    weights, config = random_case(seed)
+    cache = empty_cache(weights, config, seed)
+    tokens = np.random.default_rng(seed).integers(0, 11, 20).tolist()
+    history = [[] for _ in weights["layers"]]
+    for position, token_id in enumerate(tokens):
+        sinks, window = config["sinks"], config["window"]
+        kept = [
+            row[:sinks] + row[sinks:][max(0, len(row) - sinks - window + 1) :] if window > 1
+            else row[:sinks]
+            for row in history
+        ]
+        want, fresh = step(weights, config, kept, token_id)
+        for row, pair in zip(history, fresh, strict=True):
+            row.append(pair)
+        got, cache = _run(student, weights, config, cache, token_id, position)
+        call = f"decode_step for token {position} of a text, sinks={sinks}, window={window}"
+        student.compare(call, got, want, TOLERANCE)

@@ -1,0 +1,180 @@
+"""Hidden tests of `choose_tokens`, the last ones inside quire.
+
+The engine runs here. A proxy in its sampler's place sends each step's rows to the reader's
+code and takes token ids back.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .sampling_oracle import NEUTRAL, NO_PENALTY, TooClose, distribution, draw, penalise
+
+POLICY = NEUTRAL | NO_PENALTY | {
+    "temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.02, "quota": 2, "span": 24,
+    "frequency": 0.3, "window": 32,
+}  # fmt: skip
+PROMPTS = ["def add(a, b):", "class Queue:\n", "import ", "for key in "]
+TOKENS = 20
+
+
+def noise(seed: int, position: int) -> float:
+    """The lab's own noise."""
+    digest = hashlib.sha256(f"{seed}:{position}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def want_token(row: dict[str, Any]) -> int | None:
+    """The token of one row, or None where rounding decides."""
+    params = row["params"]
+    logits = penalise(list(row["logits"]), row["prompt_ids"], row["output_ids"], params)
+    try:
+        return draw(distribution(logits, row["output_ids"], params), noise(row["seed"], row["position"]))
+    except TooClose:
+        return None
+
+
+@functools.cache
+def engine() -> tuple[Any, Any]:
+    """quire-mini with a proxy for its sampler, made once for all submissions."""
+    import torch
+    from quire import LLM, Components
+    from quire.sampling import SamplerOutput
+
+    class Proxy:
+        def __init__(self) -> None:
+            self.choose: Any = None
+            self.params: dict[str, Any] = {}
+            self.outputs: dict[int, list[int]] = {}
+
+        def __call__(self, logits: Any, sampling: Any, drafts: Any = None) -> Any:
+            keys = list(zip(sampling.seeds.tolist(), sampling.positions.tolist(), strict=True))
+            rows = [
+                {
+                    "logits": row.double().numpy(),
+                    "seed": seed,
+                    "position": position,
+                    "prompt_ids": [],
+                    "output_ids": list(self.outputs.setdefault(seed, [])),
+                    "params": self.params,
+                }
+                for row, (seed, position) in zip(logits, keys, strict=True)
+            ]
+            chosen = self.choose(rows)
+            for (seed, _), token in zip(keys, chosen, strict=True):
+                self.outputs[seed].append(token)
+            tokens = torch.tensor(chosen)
+            return SamplerOutput(tokens[:, None], torch.ones_like(tokens))
+
+    proxy = Proxy()
+    llm = LLM(
+        "quire-mini", device="cpu", dtype="float32", components=Components(sampler=lambda: proxy)
+    )
+    return llm, proxy
+
+
+def run(choose: Any, params: dict[str, Any], prompts: list[str], first: int = 0) -> list[list[int]]:
+    """Generate in the engine; request i of all prompts has the seed 1000 + i."""
+    import torch
+    from quire import SamplingParams
+
+    llm, proxy = engine()
+    proxy.choose, proxy.params, proxy.outputs = choose, params, {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small products: threads would wait for one another
+    requests = [
+        SamplingParams(max_tokens=TOKENS, ignore_eos=True, seed=1000 + first + i)
+        for i in range(len(prompts))
+    ]
+    try:
+        outputs = llm.generate(prompts, requests)
+    finally:
+        torch.set_num_threads(threads)
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def oracle_choice(rows: list[dict[str, Any]]) -> list[int]:
+    """What the steps of the specification choose; a case that rounding decides ends the run."""
+    chosen = [want_token(row) for row in rows]
+    assert None not in chosen, "the workload has a draw at an edge: choose another seed"
+    return [token for token in chosen if token is not None]
+
+
+@functools.cache
+def reference_tokens() -> list[list[int]]:
+    """The tokens of the workload, with the oracle in the engine."""
+    return run(oracle_choice, POLICY, PROMPTS)
+
+
+def _student_choice(student: Any) -> Any:
+    def choose(rows: list[dict[str, Any]]) -> list[int]:
+        got = student.call("choose_tokens", rows)
+        vocab = len(rows[0]["logits"])
+        fine = type(got) is list and len(got) == len(rows)
+        if not fine or not all(type(i) is int and 0 <= i < vocab for i in got):
+            student.fail(
+                f"called choose_tokens on {len(rows)} rows of the engine\n"
+                f"expected {len(rows)} token ids below {vocab}\ngot {str(got)[:200]}"
+            )
+        return got
+
+    return choose
+
+
+@st.composite
+def row_lists(drawn: Any) -> list[dict[str, Any]]:
+    """Rows as an engine would send them, of a small vocabulary."""
+    rng = np.random.default_rng(drawn(st.integers(0, 10_000)))
+    rows = []
+    for i in range(drawn(st.integers(1, 4))):
+        params = POLICY | {"temperature": float(rng.choice([0.0, 0.6, 1.2])), "top_k": 6}
+        rows.append(
+            {
+                "logits": rng.normal(size=9) * 2,
+                "seed": int(rng.integers(0, 1 << 40)) + i,
+                "position": int(rng.integers(1, 4000)),
+                "prompt_ids": rng.integers(0, 9, 4).tolist(),
+                "output_ids": rng.integers(0, 9, int(rng.integers(0, 8))).tolist(),
+                "params": params | {"repetition": float(rng.choice([1.0, 1.4]))},
+            }
+        )
+    return rows
+
+
+@given(rows=row_lists())
+def test_rows_are_independent(student, variant, rows):
+    """Each row's token follows from its own row, in any order and company."""
+    want = [want_token(row) for row in rows]
+    if None in want:
+        return
+    student.expect("choose_tokens", rows, want=want)
+    student.expect("choose_tokens", rows[::-1], want=want[::-1], because="the rows reversed")
+    student.expect("choose_tokens", rows[:1], want=want[:1], because="the first row alone")
+
+
+def _judge_engine(student):
+    want = reference_tokens()
+    got = run(_student_choice(student), POLICY, PROMPTS)
+    for prompt, tokens, expected in zip(PROMPTS, got, want, strict=True):
+        student.compare(f"quire-mini with your sampler, four prompts, on {prompt!r}", tokens, expected)
+    alone = run(_student_choice(student), POLICY, PROMPTS[2:3], first=2)
+    student.compare(
+        f"quire-mini with your sampler, {PROMPTS[2]!r} alone", alone[0], want[2],
+        because="alone or in a batch, the tokens are the same",
+    )  # fmt: skip
+
+
+def test_engine_tokens(student, variant):
+    """In quire, on quire-mini: the tokens of the specification, in a batch and alone."""
+    _judge_engine(student)
+
+
+def test_whole_notebook(student, variant):
+    """The same with your own tasks 2 and 3 in place of the reference's."""
+    _judge_engine(student)

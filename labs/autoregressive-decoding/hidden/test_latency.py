@@ -1,0 +1,146 @@
+"""Hidden tests of `step_work` and `predict`."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .latency_oracle import LARGE, MODEL, SPECIAL, SWITCHED_OFF, times, work
+
+RECORDED = Path(__file__).with_name("recorded.json")
+EXACT = 1e-9
+SIZES = st.fixed_dictionaries(
+    {
+        "layers": st.integers(1, 5),
+        "heads": st.sampled_from([2, 4, 6]),
+        "kv_heads": st.sampled_from([1, 2]),
+        "head_size": st.sampled_from([8, 24]),
+        "weight_bytes": st.sampled_from([1, 2, 4]),
+        "kv_bytes": st.sampled_from([1, 2, 4]),
+    }
+)
+STEP = {"batch": st.integers(1, 5), "new": st.integers(1, 12), "before": st.integers(0, 24)}
+SMALL_SPECIAL = {
+    "window": lambda n: {"window": n},
+    "quantized": lambda n: {"recent": n, "scale_bytes": 1 + n % 4},
+    "shared": lambda n: {"shared": n},
+}
+ROWS = [
+    {"batch": batch, "prompt": prompt, "output": output}
+    for batch in (1, 3, 12, 40)
+    for prompt, output in ((24, 6), (90, 20), (400, 9), (900, 30))
+]
+HELD_OUT = [
+    {"batch": batch, "prompt": prompt, "output": output}
+    for batch in (1, 2, 8, 24)
+    for prompt, output in ((60, 12), (180, 40), (650, 5))
+] + [{"batch": 32, "prompt": 150, "output": 300}]  # the cache outgrows the prompt
+MACHINES = [(2e-3, 4e13, 1.2e12), (2e-4, 3e12, 2e11), (3e-2, 8e11, 4e10)]
+
+
+def _judge_work(student, variant, part, sizes, special, batch, new, before):
+    model = MODEL | sizes | SMALL_SPECIAL[variant](special)
+    got = student.call("step_work", model, batch, new, before)
+    call = f"step_work({model}, batch={batch}, new={new}, before={before})[{part}]"
+    if type(got) is not list or len(got) != 2:
+        student.fail(f"called {call[:-3]}\nexpected two numbers, FLOPs and bytes\ngot {got!r}")
+    want = float(work(model, variant, batch, new, before)[part])
+    # Relative and tight: these are counts.
+    student.compare(call, got[part] / want if type(got[part]) in (int, float) else got[part],
+                    1.0, EXACT, f"as a share of {want:.10g}")  # fmt: skip
+
+
+@given(sizes=SIZES, special=st.integers(1, 20), **STEP)
+def test_step_flops(student, variant, sizes, special, batch, new, before):
+    """FLOPs of any step: weights, head and attention."""
+    _judge_work(student, variant, 0, sizes, special, batch, new, before)
+
+
+@given(sizes=SIZES, special=st.integers(1, 20), **STEP)
+def test_step_bytes(student, variant, sizes, special, batch, new, before):
+    """Bytes of any step: weights once, the cache as this model keeps it."""
+    _judge_work(student, variant, 1, sizes, special, batch, new, before)
+
+
+def test_decode_step_by_hand(student, variant):
+    """One decode step of a model small enough to count by hand, with nothing special."""
+    model = {
+        "layers": 2, "hidden": 4, "heads": 2, "kv_heads": 1, "head_size": 2, "ffn": 8,
+        "vocab": 10, "weight_bytes": 2, "kv_bytes": 2,
+    } | SWITCHED_OFF[variant]  # fmt: skip
+    # A layer: q 4·4, k 2·4, v 2·4, o 4·4, MLP 3·4·8 = 144 weights; the head 40; twice 144 + 40.
+    # 3 sequences attend to 6 tokens each; a token has 4 numbers a layer in the cache.
+    flops = 2 * (2 * 144 + 40) * 3 + 4 * 2 * 2 * (3 * 6 * 2)
+    moved = 2 * (2 * 144 + 40) + 2 * 4 * (3 * 5 * 2) + 2 * 4 * (3 * 2)
+    student.expect("step_work", model, 3, 1, 5, want=[float(flops), float(moved)], tolerance=EXACT)
+
+
+def _predict(student, model, calibration, queries):
+    got = student.call("predict", model, calibration, queries)
+    words = f"predict(model, {len(calibration)} rows, {len(queries)} queries)"
+    well_formed = type(got) is list and len(got) == len(queries)
+    for answer in got if well_formed else []:
+        well_formed &= type(answer) is dict and answer.keys() == {"ttft", "tpot"}
+        well_formed = well_formed and all(type(v) in (int, float) for v in answer.values())
+    if not well_formed:
+        student.fail(
+            f"called {words}\nexpected a dict with the numbers ttft and tpot for each query\n"
+            f"got {str(got)[:200]}"
+        )
+    return got
+
+
+def _errors(student, queries, got, want, worst):
+    """Compare each prediction; return all relative errors."""
+    errors = []
+    for query, answer, truth in zip(queries, got, want, strict=True):
+        for metric in ("ttft", "tpot"):
+            error = answer[metric] / truth[metric] - 1
+            errors.append(abs(error))
+            if not abs(error) <= worst:
+                student.fail(
+                    f"predicted {metric} of {query}: {answer[metric]:.4g} s, measured "
+                    f"{truth[metric]:.4g} s: off by {error:+.0%}, allowed {worst:.0%}"
+                )
+    return errors
+
+
+def _judge_made_up(student, variant, noise, worst):
+    for number, machine in enumerate(MACHINES):
+        model = LARGE | SPECIAL[variant]
+        rng = np.random.default_rng(number)
+        calibration = []
+        for row in ROWS:
+            truth = times(model, variant, row, machine)
+            noisy = {name: value * (1 + noise * rng.normal()) for name, value in truth.items()}
+            calibration.append(row | noisy)
+        want = [times(model, variant, row, machine) for row in HELD_OUT]
+        got = _predict(student, model, calibration, HELD_OUT)
+        _errors(student, HELD_OUT, got, want, worst)
+
+
+def test_predicts_exact_rows(student, variant):
+    """Rows that follow the formula exactly: other configurations within 2 %."""
+    _judge_made_up(student, variant, noise=0.0, worst=0.02)
+
+
+def test_predicts_noisy_rows(student, variant):
+    """Rows with 3 % of noise: other configurations within 12 %."""
+    _judge_made_up(student, variant, noise=0.03, worst=0.12)
+
+
+def test_predicts_the_engine(student, variant):
+    """Rows measured on quire: half of the held-out ones within 20 %, all within 40 %."""
+    recorded = json.loads(RECORDED.read_text("utf8"))
+    model = recorded["model"] | SWITCHED_OFF[variant]
+    calibration, held_out = recorded["rows"][::2], recorded["rows"][1::2]
+    queries = [{key: row[key] for key in ("batch", "prompt", "output")} for row in held_out]
+    got = _predict(student, model, calibration, queries)
+    middle = statistics.median(_errors(student, queries, got, held_out, 0.40))
+    if not middle <= 0.20:
+        student.fail(f"half of the predictions for quire are off by more than {middle:.0%}")
