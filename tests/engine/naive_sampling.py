@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from scipy import stats
+
 from quire import SamplingParams
+
+ALPHA = 1e-3  # the seeds are fixed, so a test that passes once passes always
 
 
 def penalised(
@@ -63,3 +67,20 @@ def log_softmax(logits: Sequence[float]) -> list[float]:
     largest = max(logits)
     total = math.log(sum(math.exp(logit - largest) for logit in logits))
     return [logit - largest - total for logit in logits]
+
+
+def assert_distributed(tokens: Sequence[int], probabilities: Sequence[float]) -> None:
+    """Chi-square; tokens expected fewer than five times are counted together."""
+    observed = [tokens.count(token) for token in range(len(probabilities))]
+    expected = [p * len(tokens) for p in probabilities]
+    impossible = [t for t, p in enumerate(probabilities) if p == 0 and observed[t]]
+    assert not impossible, f"tokens {impossible} have probability 0 and were drawn"
+    common = [t for t, e in enumerate(expected) if e >= 5]
+    rare = [t for t, e in enumerate(expected) if 0 < e < 5]
+    pairs = [(observed[t], expected[t]) for t in common]
+    if rare:
+        pairs.append((sum(observed[t] for t in rare), sum(expected[t] for t in rare)))
+    if len(pairs) == 1:
+        assert pairs[0][0] == len(tokens)
+        return
+    assert stats.chisquare(*zip(*pairs, strict=True)).pvalue > ALPHA, (observed, expected)

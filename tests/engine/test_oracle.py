@@ -51,6 +51,7 @@ def logprob_matrix(output: RequestOutput) -> Tensor:
     assert output.prompt_logprobs is not None
     assert output.prompt_logprobs[0] is None
     rows = [row for row in output.prompt_logprobs if row is not None]
+    assert [next(iter(row)) for row in rows] == output.prompt_token_ids[1:]
     return torch.tensor([[row[v].logprob for v in range(VOCAB_SIZE)] for row in rows])
 
 

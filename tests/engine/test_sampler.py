@@ -1,19 +1,17 @@
-"""The sampler against a naive one, its noise against statistics, its seeds against batches."""
+"""The sampler against a naive one: distributions, edges, processors, log-probabilities."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import checkpoints
 import naive_sampling
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from naive_sampling import assert_distributed
 from torch import Tensor
 from transformers import (
     MinPLogitsWarper,
@@ -23,9 +21,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from quire import LLM, SamplingParams
+from quire import SamplingParams
 from quire.sampling import Penalties, SamplingTensors, TorchSampler
-from quire.sampling.noise import Purpose, exponential, uniform
 from quire.sampling.processors import (
     apply_min_p,
     apply_penalties,
@@ -36,7 +33,6 @@ from quire.sampling.sampler import gather_logprobs
 
 CPU = torch.device("cpu")
 DRAWS = 20_000
-ALPHA = 1e-3  # the seeds are fixed, so a test that passes once passes always
 # Gaps, a tie of the two best, a tie in the middle, a tail.
 LOGITS = [2.0, 2.0, 1.5, 0.9, 0.9, 0.3, -0.2, -1.0, -1.0, -2.5, -4.0, -9.0]
 
@@ -70,23 +66,6 @@ def draw(
     assert sampled.tokens.shape == (count, 1)
     assert sampled.num_accepted.tolist() == [1] * count
     return list(sampled.tokens[:, 0].tolist())
-
-
-def assert_distributed(tokens: Sequence[int], probabilities: Sequence[float]) -> None:
-    """Chi-square; tokens expected fewer than five times are counted together."""
-    observed = [tokens.count(token) for token in range(len(probabilities))]
-    expected = [p * len(tokens) for p in probabilities]
-    impossible = [t for t, p in enumerate(probabilities) if p == 0 and observed[t]]
-    assert not impossible, f"tokens {impossible} have probability 0 and were drawn"
-    common = [t for t, e in enumerate(expected) if e >= 5]
-    rare = [t for t, e in enumerate(expected) if 0 < e < 5]
-    pairs = [(observed[t], expected[t]) for t in common]
-    if rare:
-        pairs.append((sum(observed[t] for t in rare), sum(expected[t] for t in rare)))
-    if len(pairs) == 1:
-        assert pairs[0][0] == len(tokens)
-        return
-    assert stats.chisquare(*zip(*pairs, strict=True)).pvalue > ALPHA, (observed, expected)
 
 
 DISTRIBUTIONS: dict[str, dict[str, Any]] = {
@@ -165,7 +144,7 @@ some_params = st.builds(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 @given(
     rows=st.lists(
         st.tuples(some_params, st.lists(finite, min_size=8, max_size=8)), min_size=1, max_size=5
@@ -262,7 +241,7 @@ def test_a_row_without_an_option_is_untouched_by_its_neighbours() -> None:
 # --- processors against transformers -----------------------------------------
 
 
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 @given(
     rows=st.lists(st.lists(finite, min_size=9, max_size=9, unique=True), min_size=1, max_size=4),
     value=st.sampled_from([0.05, 0.3, 0.5, 0.8, 0.99]),
@@ -288,7 +267,7 @@ def test_processors_are_those_of_transformers(
         compare(apply_top_k_top_p(logits, None, column), TopPLogitsWarper(value))
 
 
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 @given(
     logits=st.lists(finite, min_size=9, max_size=9),
     prompt=st.lists(st.integers(0, 8), min_size=1, max_size=6),
@@ -320,9 +299,9 @@ def test_penalties(
 # --- log-probabilities -------------------------------------------------------
 
 
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 @given(
-    logits=st.lists(finite, min_size=6, max_size=6),
+    logits=st.lists(st.integers(-9000, 9000).map(lambda i: i / 1000), min_size=6, max_size=6),
     token=st.integers(0, 5),
     num_top=st.integers(0, 9),
 )
@@ -346,197 +325,3 @@ def test_logprobs_are_the_models_own() -> None:
     expected = naive_sampling.log_softmax(LOGITS)
     assert sampled.logprobs.chosen.item() == pytest.approx(expected[sampled.tokens.item()])
     assert sampled.logprobs.top_values[0].tolist() == pytest.approx(sorted(expected)[:-4:-1])
-
-
-# --- the noise ---------------------------------------------------------------
-
-
-def noise(seeds: Sequence[int], positions: Sequence[int], width: int = 1, kind: int = 1) -> Tensor:
-    return uniform(torch.tensor(seeds), torch.tensor(positions), Purpose(kind), width)
-
-
-SERIES: dict[str, Callable[[], Tensor]] = {
-    "seeds": lambda: noise(range(50_000), [0] * 50_000)[:, 0],
-    "high halves of seeds": lambda: noise([i << 32 for i in range(50_000)], [9] * 50_000)[:, 0],
-    "negative seeds": lambda: noise([-i - 1 for i in range(50_000)], [9] * 50_000)[:, 0],
-    "positions": lambda: noise([0] * 50_000, range(50_000))[:, 0],
-    "lanes": lambda: noise([1], [1], 50_000)[0],
-    "purposes": lambda: torch.cat(
-        [noise(range(17_000), [3] * 17_000, 1, k)[:, 0] for k in (1, 2, 3)]
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SERIES)
-def test_noise_is_uniform(name: str) -> None:
-    values = SERIES[name]().double().numpy()
-    assert 0 < values.min() < values.max() < 1
-    assert stats.kstest(values, "uniform").pvalue > ALPHA
-    # Neighbours are independent: pairs fill an 8×8 table evenly.
-    cells = (values[:-1:2] * 8).astype(int) * 8 + (values[1::2] * 8).astype(int)
-    counts = [int((cells == cell).sum()) for cell in range(64)]
-    assert stats.chisquare(counts).pvalue > ALPHA
-    assert abs(stats.pearsonr(values[:-1], values[1:]).statistic) < 4 / len(values) ** 0.5
-
-
-PAIRS: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
-    "one seed to the next": (
-        lambda: noise([5], [2], 40_000),
-        lambda: noise([6], [2], 40_000),
-    ),
-    "seeds apart in the high half": (
-        lambda: noise([5], [2], 40_000),
-        lambda: noise([5 + (1 << 32)], [2], 40_000),
-    ),
-    "a seed and its negative": (
-        lambda: noise([5], [2], 40_000),
-        lambda: noise([-5], [2], 40_000),
-    ),
-    "one position to the next": (
-        lambda: noise([5], [2], 40_000),
-        lambda: noise([5], [3], 40_000),
-    ),
-    "one purpose to the next": (
-        lambda: noise([5], [2], 40_000, 1),
-        lambda: noise([5], [2], 40_000, 2),
-    ),
-    "seed and position exchanged": (
-        lambda: noise([5], [2], 40_000),
-        lambda: noise([2], [5], 40_000),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PAIRS)
-def test_streams_are_independent(name: str) -> None:
-    one, other = (make()[0].double().numpy() for make in PAIRS[name])
-    assert abs(stats.pearsonr(one, other).statistic) < 4 / len(one) ** 0.5
-    cells = (one * 8).astype(int) * 8 + (other * 8).astype(int)
-    assert stats.chisquare([int((cells == cell).sum()) for cell in range(64)]).pvalue > ALPHA
-
-
-def test_no_two_draws_share_their_noise() -> None:
-    seeds = [seed for seed in range(100) for _ in range(100)]
-    positions = [position for _ in range(100) for position in range(100)]
-    rows = noise(seeds, positions, 4).tolist()
-    assert len({tuple(row) for row in rows}) == len(rows)
-
-
-def test_noise_resolves_small_probabilities() -> None:
-    """Near 0, where the race is won, the uniforms keep 32 bits; float32 alone has 24."""
-    values = noise([0], [0], 4_000_000)[0]
-    small = values[values < 2.0**-16]
-    assert len(small) > 20
-    assert (small * 2.0**24).frac().abs().max() > 0
-    assert exponential(torch.tensor([0]), torch.tensor([0]), Purpose.TOKEN, 100).min() > 0
-
-
-def test_exponential_is_exponential() -> None:
-    values = exponential(torch.tensor([3]), torch.tensor([4]), Purpose.TOKEN, 50_000)[0]
-    assert stats.kstest(values.double().numpy(), "expon").pvalue > ALPHA
-
-
-def test_noise_does_not_depend_on_its_row_or_width() -> None:
-    alone = noise([7], [3], 50)
-    batch = noise([1, 7, 2], [3, 3, 9], 80)
-    assert torch.equal(batch[1, :50], alone[0])
-
-
-# --- seeds in the engine -----------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def engine(checkpoint: Callable[[str], Path]) -> LLM:
-    return LLM(checkpoint("qwen2"), device="cpu", max_num_seqs=6, max_num_batched_tokens=32)
-
-
-def tokens_of(llm: LLM, prompts: list[list[int]], params: list[SamplingParams]) -> list[list[int]]:
-    return [o.outputs[0].token_ids for o in llm.generate(prompts, params)]
-
-
-def seeded(count: int) -> list[SamplingParams]:
-    return [
-        SamplingParams(
-            temperature=1.0 + i / 4,
-            top_p=(1.0, 0.9)[i % 2],
-            top_k=(0, 20, 5)[i % 3],
-            frequency_penalty=(0.0, 0.3)[i % 2],
-            seed=1000 + i,
-            max_tokens=24,
-        )
-        for i in range(count)
-    ]
-
-
-def test_a_seed_gives_the_same_tokens_alone_and_in_any_batch(engine: LLM) -> None:
-    prompts = checkpoints.random_prompts([3, 1, 17, 8, 40, 5, 2, 11, 9], seed=20)
-    params = seeded(len(prompts))
-    alone = [tokens_of(engine, [p], [s])[0] for p, s in zip(prompts, params, strict=True)]
-    assert tokens_of(engine, prompts, params) == alone  # rows are reused: nine in six
-    assert tokens_of(engine, prompts[::-1], params[::-1])[::-1] == alone
-    greedy = [SamplingParams(temperature=0, max_tokens=30)] * 3
-    beside = tokens_of(engine, prompts[:3] + prompts, greedy + params)
-    assert beside[3:] == alone
-    checkpoints.assert_empty(engine)
-
-
-def test_seeds_matter(engine: LLM) -> None:
-    prompt = [5, 6, 7]
-    params = [SamplingParams(temperature=2.0, seed=s, max_tokens=12) for s in range(20)]
-    rows = tokens_of(engine, [prompt] * 20, params)
-    assert len({tuple(row) for row in rows}) == 20
-    unseeded = [SamplingParams(temperature=2.0, max_tokens=12)] * 6
-    first = tokens_of(engine, [prompt] * 6, unseeded)
-    second = tokens_of(engine, [prompt] * 6, unseeded)
-    assert len({tuple(row) for row in first + second}) == 12
-
-
-def test_n_samples_are_distinct_and_repeatable(engine: LLM) -> None:
-    params = SamplingParams(n=8, temperature=2.0, seed=2**63 - 1, max_tokens=12, logprobs=2)
-    (output,) = engine.generate([1, 2, 3], params)
-    assert [c.index for c in output.outputs] == list(range(8))
-    rows = [c.token_ids for c in output.outputs]
-    assert len({tuple(row) for row in rows}) == 8
-    again = engine.generate([[9, 9], [1, 2, 3]], params)[1]
-    assert [c.token_ids for c in again.outputs] == rows
-    single = engine.generate([1, 2, 3], replace(params, n=1))[0].outputs[0]
-    assert single.token_ids == rows[0]  # sample 0 keeps the seed
-    for completion in output.outputs:
-        assert completion.logprobs is not None
-        assert len(completion.logprobs) == len(completion.token_ids)
-        chosen = [
-            row[token].logprob
-            for row, token in zip(completion.logprobs, completion.token_ids, strict=True)
-        ]
-        assert completion.cumulative_logprob == pytest.approx(sum(chosen))
-
-
-def test_engine_penalties_see_prompt_and_output(engine: LLM, oracle: Callable[[str], Any]) -> None:
-    """Greedy with penalties, step by step against the naive formula on transformers' logits."""
-    (prompt,) = checkpoints.random_prompts([15], seed=21)
-    params = SamplingParams(
-        temperature=0,
-        max_tokens=40,
-        repetition_penalty=1.3,
-        presence_penalty=0.6,
-        frequency_penalty=0.4,
-    )
-    plain = replace(params, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0)
-    tokens, unpenalised = tokens_of(engine, [prompt, prompt], [params, plain])
-    assert tokens != unpenalised
-    logits = checkpoints.oracle_logits(oracle("qwen2"), prompt + tokens)[len(prompt) - 1 : -1]
-    for i, token in enumerate(tokens):
-        values = naive_sampling.penalised(logits[i].tolist(), params, prompt, tokens[:i])
-        assert token == values.index(max(values))
-
-
-def test_engine_draws_from_the_models_distribution(
-    engine: LLM, oracle: Callable[[str], Any]
-) -> None:
-    """Seeds, positions and rows of the engine feed the sampler as the sampler's tests do."""
-    prompt = [11, 12, 13, 14]
-    params = SamplingParams(temperature=1.5, top_k=12, top_p=0.9, max_tokens=1)
-    rows = [replace(params, seed=seed) for seed in range(1500)]
-    tokens = [row[0] for row in tokens_of(engine, [prompt] * len(rows), rows)]
-    logits = checkpoints.oracle_logits(oracle("qwen2"), prompt)[-1].tolist()
-    assert_distributed(tokens, naive_sampling.distribution(logits, params))

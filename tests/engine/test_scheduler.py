@@ -214,7 +214,9 @@ class FirstComeFirstServed(RuleBasedStateMachine):
 
 
 TestFirstComeFirstServed = FirstComeFirstServed.TestCase
-TestFirstComeFirstServed.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFirstComeFirstServed.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True
+)
 
 
 # --- what the machine cannot say in one line ---------------------------------
