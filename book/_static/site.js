@@ -16,7 +16,7 @@
     // A visible label wins over an aria-label that says something else.
     document.querySelectorAll(".search-button-field[aria-label]").forEach((button) => button.removeAttribute("aria-label"));
     // What scrolls sideways must be reachable by keyboard.
-    document.querySelectorAll(".bd-article pre, .pst-scrollable-table-container, div.math").forEach((box) => {
+    document.querySelectorAll(".bd-article pre, .pst-scrollable-table-container, .math > .katex-display").forEach((box) => {
       const scrolls = box.scrollWidth > box.clientWidth;
       if (scrolls) box.tabIndex = 0;
       else box.removeAttribute("tabindex");

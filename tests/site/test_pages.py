@@ -18,8 +18,10 @@ WIDTHS = {"desk": (1280, 800), "phone": (390, 844)}
 LAYOUT = """() => {
   const root = document.documentElement, complaints = [];
   if (root.scrollWidth > root.clientWidth) {
+    const clipped = e =>
+      e && (getComputedStyle(e).overflowX !== "visible" || clipped(e.parentElement));
     const wide = [...document.querySelectorAll("body *")].filter(
-      e => e.getBoundingClientRect().right > root.clientWidth + 1);
+      e => e.getBoundingClientRect().right > root.clientWidth + 1 && !clipped(e.parentElement));
     complaints.push(`scrolls sideways: ${wide.slice(0, 5).map(e => e.outerHTML.slice(0, 80))}`);
   }
   for (const icon of document.querySelectorAll("[class*='fa-']")) {
