@@ -165,7 +165,27 @@ def defer_scripts(
     context["script_files"] = scripts
 
 
+def notice_static_files(
+    app: Sphinx, env: Any, added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
+    """Count the root page as outdated when a static file changed.
+
+    With no page to write Sphinx ends before it copies static files.
+    """
+    state = sorted(
+        (str(path), path.stat().st_mtime_ns)
+        for folder in app.config.html_static_path
+        for path in Path(app.srcdir, folder).rglob("*")
+        if path.is_file()
+    )
+    if getattr(env, "static_files_seen", None) == state:
+        return []
+    env.static_files_seen = state
+    return [app.config.root_doc]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("env-get-outdated", notice_static_files)
     app.connect("html-page-context", defer_scripts, priority=900)
     app.connect("build-finished", write_bundle, priority=950)  # the pages are all there
     return {"parallel_read_safe": True, "parallel_write_safe": True}
