@@ -83,13 +83,13 @@ def test_n_samples_are_distinct_and_repeatable(engine: LLM) -> None:
 
 def test_engine_penalties_see_prompt_and_output(engine: LLM, oracle: Callable[[str], Any]) -> None:
     """Greedy with penalties, step by step against the naive formula on transformers' logits."""
-    (prompt,) = checkpoints.random_prompts([15], seed=21)
+    (prompt,) = checkpoints.random_prompts([60], seed=21)
     params = SamplingParams(
         temperature=0,
         max_tokens=40,
         repetition_penalty=1.3,
-        presence_penalty=0.6,
-        frequency_penalty=0.4,
+        presence_penalty=2.0,
+        frequency_penalty=1.5,
     )
     plain = replace(params, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0)
     tokens, unpenalised = tokens_of(engine, [prompt, prompt], [params, plain])
