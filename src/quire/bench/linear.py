@@ -6,11 +6,14 @@ intensity, and the measured rates draw the roofline.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
 from quire.bench.measurement import Row
 from quire.bench.timing import graph_seconds, median_seconds
+from quire.layers.linear import Linear
 from quire.models.config import ModelConfig
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -35,24 +38,32 @@ def run(
         (2 * config.intermediate_size, config.hidden_size),
         (config.hidden_size, config.intermediate_size),
     ]
-    weights = [
-        [torch.randn(shape, device=device, dtype=dtype) * 0.02 for shape in shapes]
+    stack = [
+        [Linear(n, {"out": m}, bias=False, dtype=dtype, device=device) for m, n in shapes]
         for _ in range(layers)
     ]
+    plain = [[layer.weight.detach().normal_(0.0, 0.02) for layer in four] for four in stack]
+    for four in stack:
+        for layer in four:
+            layer.method.finish_load(layer)  # packs a copy on a CPU
+    packed = stack[0][0].weight.layout != plain[0][0].layout
     rows = []
     for num_tokens in tokens:
         inputs = [torch.randn(num_tokens, n, device=device, dtype=dtype) for _, n in shapes]
 
-        def work(inputs: list[torch.Tensor] = inputs) -> None:
-            for layer in weights:
-                for x, weight in zip(inputs, layer, strict=True):
+        def engine(inputs: list[torch.Tensor] = inputs) -> None:
+            for four in stack:
+                for x, layer in zip(inputs, four, strict=True):
+                    layer(x)
+
+        def torch_linear(inputs: list[torch.Tensor] = inputs) -> None:
+            for four in plain:
+                for x, weight in zip(inputs, four, strict=True):
                     F.linear(x, weight)
 
         with torch.inference_mode():
-            if device.type == "cuda":
-                seconds = graph_seconds(work)
-            else:
-                seconds = median_seconds(work, device, warmup=1, repeats=5)
+            seconds = _seconds(engine, device)
+            plain_seconds = _seconds(torch_linear, device) if packed else None
         num_weights = sum(rows * columns for rows, columns in shapes)
         flops = 2 * num_tokens * num_weights
         activations = num_tokens * sum(rows + columns for rows, columns in shapes)
@@ -64,5 +75,14 @@ def run(
             "microseconds_per_layer": seconds / layers * 1e6,
         }
         rate = layers * flops / seconds / 1e12
-        rows.append(Row(f"m{num_tokens}", "TFLOPs", rate, "TFLOP/s", parameters=parameters))
+        baselines = {}
+        if plain_seconds is not None:
+            baselines["torch F.linear"] = layers * flops / plain_seconds / 1e12
+        rows.append(Row(f"m{num_tokens}", "TFLOPs", rate, "TFLOP/s", baselines, parameters))
     return rows
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        return graph_seconds(work)
+    return median_seconds(work, device, warmup=1, repeats=5)

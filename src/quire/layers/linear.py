@@ -64,6 +64,45 @@ class Unquantized:
         return F.linear(x, layer.weight, layer.bias)
 
 
+# docs: onednn begin
+class OneDNN(Unquantized):
+    """float32 weights on a CPU, packed into the blocks that oneDNN's kernels read.
+
+    The plain product takes one row of the weight at a time through the BLAS that torch
+    was built with. Where that library knows the processor badly the packed form is two to
+    four times as fast, at one token as at hundreds (measurements/linear-cpu.json).
+    """
+
+    @staticmethod
+    def available() -> bool:
+        """Whether torch was built with oneDNN and its linear operator."""
+        return torch.backends.mkldnn.is_available() and hasattr(
+            torch.ops.mkldnn, "_linear_pointwise"
+        )
+
+    def finish_load(self, layer: Linear) -> None:
+        """Replace the weight by its packed copy, which only oneDNN can read."""
+        packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+        layer.weight = nn.Parameter(packed, False)
+
+    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+        """One matrix product; "none" asks for no activation after it."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, layer.weight, layer.bias, "none", [], ""
+        )
+        return product
+
+
+# docs: onednn end
+
+
+def unquantized_method(dtype: torch.dtype, device: torch.device) -> QuantMethod:
+    """Return what multiplies fastest by weights as they are, in this dtype on this device."""
+    if device.type == "cpu" and dtype == torch.float32 and OneDNN.available():
+        return OneDNN()
+    return Unquantized()
+
+
 class Linear(nn.Module):
     """y = x W^T + b over one or more shards stacked along the output.
 
@@ -93,7 +132,7 @@ class Linear(nn.Module):
         for name, size in shards.items():
             self.shard_rows[name] = (begin, size)
             begin += size
-        self.method: QuantMethod = method or Unquantized()
+        self.method: QuantMethod = method or unquantized_method(dtype, device)
         self.method.create_weights(self, dtype, device)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -98,15 +98,15 @@ class Decoder(nn.Module):
             DecoderLayer(config, backend, dtype, device) for _ in range(config.num_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
-        self.lm_head: Linear | None = None
-        if not config.tie_word_embeddings:
-            self.lm_head = Linear(
-                config.hidden_size,
-                {"lm_head": config.vocab_size},
-                bias=False,
-                dtype=dtype,
-                device=device,
-            )
+        self.lm_head = Linear(
+            config.hidden_size,
+            {"lm_head": config.vocab_size},
+            bias=False,
+            dtype=dtype,
+            device=device,
+        )
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens
         self.rotary = RotaryTable(config.rope, config.head_size, max_model_len, dtype, device)
 
     def forward(self, token_ids: Tensor, storage: KVStorage, step: StepMetadata) -> Tensor:
@@ -119,10 +119,7 @@ class Decoder(nn.Module):
 
     def compute_logits(self, hidden: Tensor, indices: Tensor) -> Tensor:
         """Return the float32 logits of the tokens at `indices`, [R, vocab_size]."""
-        chosen = hidden[indices]
-        if self.lm_head is not None:
-            return self.lm_head(chosen).float()
-        return F.linear(chosen, self.embed_tokens).float()
+        return self.lm_head(hidden[indices]).float()
 
 
 # docs: decoder end

@@ -84,9 +84,7 @@ def load_weights(model: Decoder, folder: Path) -> None:
             f"{folder} lacks {len(missing)} tensors that its config asks for, "
             f"{min(missing)!r} among them; is a weight file missing?"
         )
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.method.finish_load(module)
+    _finish(model)
 
 
 def initialize_random(model: Decoder, seed: int = 0) -> None:
@@ -97,6 +95,14 @@ def initialize_random(model: Decoder, seed: int = 0) -> None:
             nn.init.ones_(parameter)
         else:
             parameter.normal_(0.0, 0.02, generator=generator)
+    _finish(model)
+
+
+def _finish(model: Decoder) -> None:
+    """Let every linear layer transform its weights, now that they are all there."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.method.finish_load(module)
 
 
 # docs: names begin
@@ -106,6 +112,8 @@ def _destinations(model: Decoder) -> dict[str, Callable[[Tensor], None]]:
     for module_name, module in model.named_modules():
         parent = module_name.rpartition(".")[0]
         prefix = f"model.{parent}." if parent else ""  # lm_head stands outside `model`
+        if module is model.lm_head and model.config.tie_word_embeddings:
+            continue  # the embedding fills it
         if isinstance(module, Linear):
             kinds = ["weight", "bias"] if module.has_bias else ["weight"]
             for shard, kind in itertools.product(module.shard_rows, kinds):
@@ -138,7 +146,7 @@ def _fill(parameter: Tensor, tensor: Tensor, *, broadcast: bool = False) -> None
 
 def _is_redundant(name: str, model: Decoder) -> bool:
     """Whether a tensor may be ignored: a tied head, or frequencies that RoPE recomputes."""
-    tied_head = name == "lm_head.weight" and model.lm_head is None
+    tied_head = name == "lm_head.weight" and model.config.tie_word_embeddings
     return tied_head or name.endswith("rotary_emb.inv_freq")
 
 
