@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quire.attention.interface import AttentionBackend
 from quire.kv.storage import LayerKV
 from quire.layers.linear import Linear
+from quire.layers.module import Layer
 from quire.layers.norm import HeadNorm
 from quire.layers.rope import rotate
 from quire.models.config import ModelConfig
@@ -27,7 +28,7 @@ class StepMetadata:
 
 
 # docs: attention begin
-class Attention(nn.Module):
+class Attention(Layer):
     """Grouped-query attention over the KV cache (Ainslie et al. 2023)."""
 
     def __init__(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quire.errors import CheckpointError
+from quire.layers.module import Layer
 
 
 class QuantMethod(Protocol):
@@ -103,7 +104,7 @@ def unquantized_method(dtype: torch.dtype, device: torch.device) -> QuantMethod:
     return Unquantized()
 
 
-class Linear(nn.Module):
+class Linear(Layer):
     """y = x W^T + b over one or more shards stacked along the output.
 
     `shards` maps a checkpoint's name for each part to its output features, in order.

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quire.layers.module import Layer
 
-class RMSNorm(nn.Module):
+
+class RMSNorm(Layer):
     """x / sqrt(mean(x²) + eps) · weight over the last dimension."""
 
     def __init__(self, size: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
@@ -21,7 +23,7 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
-class HeadNorm(nn.Module):
+class HeadNorm(Layer):
     """RMSNorm of each query and key head (Qwen3), with one weight for each kind.
 
     Queries and keys lie side by side after the fused projection and are normalised in

@@ -14,13 +14,14 @@ from quire.attention.interface import AttentionBackend
 from quire.kv.storage import KVStorage, LayerKV
 from quire.layers.attention import Attention, StepMetadata
 from quire.layers.linear import Linear
+from quire.layers.module import Layer
 from quire.layers.norm import RMSNorm
 from quire.layers.rope import RotaryTable
 from quire.models.config import ModelConfig
 
 
 # docs: mlp begin
-class GatedMLP(nn.Module):
+class GatedMLP(Layer):
     """down(silu(gate(x)) · up(x)), with gate and up in one product."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
@@ -52,7 +53,7 @@ class GatedMLP(nn.Module):
 
 
 # docs: decoder begin
-class DecoderLayer(nn.Module):
+class DecoderLayer(Layer):
     """Attention, then the MLP, each added to the residual stream."""
 
     def __init__(
@@ -77,7 +78,7 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Decoder(nn.Module):
+class Decoder(Layer):
     """Embedding, layers, final norm; the head is a separate call."""
 
     def __init__(

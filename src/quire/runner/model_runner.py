@@ -96,7 +96,9 @@ class ModelRunner:
             tensors = self._batch.sampling_tensors(sampling)
             sampled = self._sampler(logits, tensors)
             _check_sampled(sampled, tensors, type(self._sampler).__name__)
-            self._store_tokens(sampling, sampled.tokens)
+            # Behind each row's last token, where the next step reads it.
+            last = step.logits_indices
+            self._batch.token_ids[rows[last], positions[last] + 1] = sampled.tokens[:, 0]
         num_logprobs = {}
         for entry in sampling:
             wanted = self._batch.state(entry.request_id).params.logprobs
@@ -146,16 +148,6 @@ class ModelRunner:
             attention=[per_group[group] for group in self._layer_groups],
             logits_indices=torch.tensor(last_tokens, dtype=torch.int64, device=self._device),
         )
-
-    def _store_tokens(self, sampling: list[ScheduledEntry], tokens: Tensor) -> None:
-        """Write each row's sampled token behind its last one, where the next step reads it."""
-        places = [(entry.row, entry.start + entry.num_tokens) for entry in sampling]
-        width = self._batch.token_ids.shape[1]
-        keep = [i for i, (_, position) in enumerate(places) if position < width]
-        if keep:
-            rows, positions = zip(*(places[i] for i in keep), strict=True)
-            chosen = tokens[:, 0] if len(keep) == len(places) else tokens[keep, 0]
-            self._batch.token_ids[list(rows), list(positions)] = chosen
 
     def _prompt_logprobs(
         self, entries: list[ScheduledEntry], hidden: Tensor
