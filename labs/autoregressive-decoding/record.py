@@ -17,6 +17,7 @@ import subprocess
 from pathlib import Path
 
 import torch
+
 from quire import LLM, SamplingParams
 from quire.models.config import ModelConfig
 
@@ -85,7 +86,7 @@ def main() -> None:
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE, check=True
     )
     record = {
-        "what": "TTFT and TPOT in seconds of one static batch, of every step the best of twenty runs",
+        "what": "TTFT and TPOT, seconds, of a static batch; of every step the best of twenty",
         "hardware": f"{_processor()}, 1 thread of {os.cpu_count()}",
         "software": {"python": platform.python_version(), "torch": torch.__version__},
         "date": datetime.date.today().isoformat(),

@@ -108,12 +108,11 @@ class TextStream:
     def _text(self, end, final):
         """Characters of data[:end]; without `final`, those whose bytes are all there."""
         for tail in range(4):
-            part = self.data[: end - tail]
-            text = part.decode("utf-8", "replace")
-            waiting = self.data[end - tail : end]
-            if final or not tail or self._may_grow(waiting):
-                if final or not self._unfinished(part):
-                    return text
+            part, waiting = self.data[: end - tail], self.data[end - tail : end]
+            if final:
+                return part.decode("utf-8", "replace")
+            if (not tail or self._may_grow(waiting)) and not self._unfinished(part):
+                return part.decode("utf-8", "replace")
         return self.data[:end].decode("utf-8", "replace")
 
     @staticmethod

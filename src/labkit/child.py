@@ -82,9 +82,17 @@ class Executor:
     `new` makes an object and answers its handle; `method` and `get` reach into one.
     """
 
-    def __init__(self, namespace: dict[str, Any] | None = None) -> None:
-        """Serve `namespace`, or an empty one to load cells into."""
+    def __init__(
+        self,
+        namespace: dict[str, Any] | None = None,
+        through: tuple[type[BaseException], ...] = (),
+    ) -> None:
+        """Serve `namespace`, or an empty one to load cells into.
+
+        Whatever the reader's code raises becomes an answer, save what is in `through`.
+        """
         self.namespace = {} if namespace is None else namespace
+        self._through = through
         self._objects: list[Any] = []
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +106,9 @@ class Executor:
         }
         try:
             return operations[request["op"]](request)
-        except BaseException as error:  # whatever the reader's code raises, exit included
+        except BaseException as error:  # exit included
+            if isinstance(error, self._through):
+                raise
             return {"error": _words(error)}
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:

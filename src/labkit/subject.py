@@ -23,9 +23,15 @@ class Wrong(AssertionError):
     """The code did not do what was asked; the message says what was called and came back."""
 
 
-def in_notebook(namespace: dict[str, Any]) -> Transport:
-    """Reach the functions of a notebook's namespace, with copies of the arguments."""
-    executor = Executor(namespace)
+def in_notebook(
+    namespace: dict[str, Any], through: tuple[type[BaseException], ...] = ()
+) -> Transport:
+    """Reach the functions of a notebook's namespace, with copies of the arguments.
+
+    `through` and an interrupt from the keyboard reach the caller; other exceptions of the
+    code are an answer.
+    """
+    executor = Executor(namespace, (KeyboardInterrupt, *through))
 
     def send(request: dict[str, Any]) -> dict[str, Any]:
         reply = executor.handle(json.loads(json.dumps(request)))

@@ -58,9 +58,7 @@ def test_stale_slots(student, variant, seed, position):
     """Slots not written yet change nothing, whatever lies in them."""
     weights, config = random_case(seed, sinks=2, window=7)
     cache = empty_cache(weights, config, seed)
-    unused = sorted(
-        set(range(9)) - {slot for _, slot in slots_by_position(config, position)}
-    )
+    unused = sorted(set(range(9)) - {slot for _, slot in slots_by_position(config, position)})
     other = {name: array.copy() for name, array in cache.items()}
     for array in other.values():
         array[:, unused] = 1e3
@@ -99,7 +97,8 @@ def test_whole_text(student, variant, seed):
     for position, token_id in enumerate(tokens):
         sinks, window = config["sinks"], config["window"]
         kept = [
-            row[:sinks] + row[sinks:][max(0, len(row) - sinks - window + 1) :] if window > 1
+            row[:sinks] + row[sinks:][max(0, len(row) - sinks - window + 1) :]
+            if window > 1
             else row[:sinks]
             for row in history
         ]

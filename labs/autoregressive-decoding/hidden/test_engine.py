@@ -35,7 +35,9 @@ def want_token(row: dict[str, Any]) -> int | None:
     params = row["params"]
     logits = penalise(list(row["logits"]), row["prompt_ids"], row["output_ids"], params)
     try:
-        return draw(distribution(logits, row["output_ids"], params), noise(row["seed"], row["position"]))
+        return draw(
+            distribution(logits, row["output_ids"], params), noise(row["seed"], row["position"])
+        )
     except TooClose:
         return None
 
@@ -44,6 +46,7 @@ def want_token(row: dict[str, Any]) -> int | None:
 def engine() -> tuple[Any, Any]:
     """quire-mini with a proxy for its sampler, made once for all submissions."""
     import torch
+
     from quire import LLM, Components
     from quire.sampling import SamplerOutput
 
@@ -82,6 +85,7 @@ def engine() -> tuple[Any, Any]:
 def run(choose: Any, params: dict[str, Any], prompts: list[str], first: int = 0) -> list[list[int]]:
     """Generate in the engine; request i of all prompts has the seed 1000 + i."""
     import torch
+
     from quire import SamplingParams
 
     llm, proxy = engine()
@@ -162,7 +166,9 @@ def _judge_engine(student):
     want = reference_tokens()
     got = run(_student_choice(student), POLICY, PROMPTS)
     for prompt, tokens, expected in zip(PROMPTS, got, want, strict=True):
-        student.compare(f"quire-mini with your sampler, four prompts, on {prompt!r}", tokens, expected)
+        student.compare(
+            f"quire-mini with your sampler, four prompts, on {prompt!r}", tokens, expected
+        )
     alone = run(_student_choice(student), POLICY, PROMPTS[2:3], first=2)
     student.compare(
         f"quire-mini with your sampler, {PROMPTS[2]!r} alone", alone[0], want[2],

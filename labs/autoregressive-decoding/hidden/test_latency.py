@@ -39,7 +39,7 @@ HELD_OUT = [
     {"batch": batch, "prompt": prompt, "output": output}
     for batch in (1, 2, 8, 24)
     for prompt, output in ((60, 12), (180, 40), (650, 5))
-] + [{"batch": 32, "prompt": 150, "output": 300}]  # the cache outgrows the prompt
+] + [{"batch": 8, "prompt": 30, "output": 900}]  # the cache outgrows the prompt
 MACHINES = [(2e-3, 4e13, 1.2e12), (2e-4, 3e12, 2e11), (3e-2, 8e11, 4e10)]
 
 
@@ -135,12 +135,12 @@ def test_predicts_noisy_rows(student, variant):
 
 
 def test_predicts_the_engine(student, variant):
-    """Rows measured on quire: half of the held-out ones within 20 %, all within 40 %."""
+    """Rows measured on quire: half of the held-out ones within 15 %, all within 40 %."""
     recorded = json.loads(RECORDED.read_text("utf8"))
     model = recorded["model"] | SWITCHED_OFF[variant]
     calibration, held_out = recorded["rows"][::2], recorded["rows"][1::2]
     queries = [{key: row[key] for key in ("batch", "prompt", "output")} for row in held_out]
     got = _predict(student, model, calibration, queries)
     middle = statistics.median(_errors(student, queries, got, held_out, 0.40))
-    if not middle <= 0.20:
+    if not middle <= 0.15:
         student.fail(f"half of the predictions for quire are off by more than {middle:.0%}")

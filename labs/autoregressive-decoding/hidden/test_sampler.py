@@ -84,8 +84,12 @@ def test_ban_comes_first(student, variant):
 def test_min_p_comes_last(student, variant):
     """min-p looks at what top-p has left: the mass of top-p is counted without it."""
     logits = [math.log(p) for p in (0.3, 0.2, 0.15, 0.12, 0.1, 0.06, 0.04, 0.03)]
-    _judge(student, logits, [], "top-p counts the whole mass, then min-p cuts", top_p=0.75, min_p=0.3)
-    _judge(student, logits, [], "top-p counts the whole mass, then min-p cuts", top_p=0.6, min_p=0.45)
+    _judge(
+        student, logits, [], "top-p counts the whole mass, then min-p cuts", top_p=0.75, min_p=0.3
+    )
+    _judge(
+        student, logits, [], "top-p counts the whole mass, then min-p cuts", top_p=0.6, min_p=0.45
+    )
 
 
 def test_nothing_left(student, variant):

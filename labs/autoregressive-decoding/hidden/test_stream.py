@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 
 import numpy as np
 from hypothesis import example, given
@@ -91,7 +92,7 @@ def _shown(data: bytes, stop: list[bytes]) -> str:
 
 def _cut(data: bytes, cuts: list[int]) -> list[bytes]:
     places = sorted({min(c, len(data)) for c in cuts} | {0, len(data)})
-    return [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(places)]
 
 
 def _run(student, data, stop, cuts):

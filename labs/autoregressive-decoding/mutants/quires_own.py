@@ -110,7 +110,9 @@ def step_work(model, batch, new, before):
     pairs = model["layers"] * batch * (new * before + new * (new + 1) // 2)
     flops = batch * (2 * matrices * new + 2 * head) + 4 * model["heads"] * size * pairs
     row = model["layers"] * 2 * model["kv_heads"] * size * model["kv_bytes"]
-    return float(flops), float((matrices + head) * model["weight_bytes"] + batch * row * (before + new))
+    return float(flops), float(
+        (matrices + head) * model["weight_bytes"] + batch * row * (before + new)
+    )
 
 
 def predict(model, calibration, queries):

@@ -1,0 +1,53 @@
+"""What the lab tests share: the lab, its reference, and a notebook to spoil."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit.build import build_notebook, notebook_text
+from labkit.grade import Grader
+from labkit.lab import Lab, load_lab
+from labkit.notebook import Submission, read_submission
+from labkit.report import Report
+
+SLUG = "autoregressive-decoding"
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    return load_lab(SLUG)
+
+
+@pytest.fixture
+def solved(lab: Lab) -> dict[str, Any]:
+    """The solved notebook's JSON, fresh for every test."""
+    notebook: dict[str, Any] = json.loads(notebook_text(build_notebook(lab, solution=True)))
+    return notebook
+
+
+@pytest.fixture
+def submit(lab: Lab, tmp_path: Path) -> Callable[[Any], Submission]:
+    """Write a notebook to disk and read it as a submission."""
+
+    def read(content: Any) -> Submission:
+        path = tmp_path / "submission.ipynb"
+        path.write_text(content if isinstance(content, str) else json.dumps(content), "utf8")
+        return read_submission(path, lab)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def grade_cell(lab: Lab) -> Callable[..., Report]:
+    """Grade one task with the source given, in the sandbox."""
+    grader = Grader(lab)
+
+    def grade(task: str, source: str) -> Report:
+        return grader.grade(Submission(cells={task: source}), [lab.task(task)])
+
+    return grade

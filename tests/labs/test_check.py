@@ -1,0 +1,150 @@
+"""`labkit.check` as a reader meets it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import labkit
+from labkit.lab import Lab, LabError
+from labkit.values import difference
+
+
+class Agreeable:
+    """Equal to everything."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Zero(int):
+    """An int that says it equals anything."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = int.__hash__
+
+
+def _check(draw: Any) -> str:
+    """Run the sampler's public check with a `draw` of ours; return its words."""
+    namespace = {"LAB": "autoregressive-decoding", "draw": draw}
+    with pytest.raises(labkit.CheckFailed) as failed:
+        labkit.check("sampler", namespace)
+    return str(failed.value)
+
+
+def test_a_wrong_value_is_told_with_call_expectation_and_answer() -> None:
+    words = _check(lambda probabilities, u: 0)
+    assert "called draw([0. , 0.25, 0. , 0.75], 0)" in words
+    assert "expected 1" in words
+    assert "got 0" in words
+
+
+def test_printing_satisfies_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def draw(probabilities: Any, u: float) -> None:
+        print("sampler: 4 of 4 public checks pass")
+
+    assert "got None" in _check(draw)
+
+
+@pytest.mark.parametrize("value", [Agreeable(), Zero(0)])
+def test_a_lying_eq_satisfies_nothing(value: Any) -> None:
+    assert "which is no plain value" in _check(lambda probabilities, u: value)
+
+
+def test_an_endless_loop_is_stopped() -> None:
+    def draw(probabilities: Any, u: float) -> int:
+        while True:
+            try:
+                while True:
+                    pass
+            except Exception:
+                continue
+
+    assert "no answer within 2 s: is there an endless loop?" in _check(draw)
+
+
+def test_an_exception_is_told_and_a_missing_function_too() -> None:
+    def draw(probabilities: Any, u: float) -> int:
+        raise KeyError("top_p")
+
+    words = _check(draw)
+    assert "KeyError: 'top_p'" in words
+    assert "NameError: distribution is not defined" in words
+
+
+def test_an_interrupt_from_the_keyboard_is_the_readers() -> None:
+    def draw(probabilities: Any, u: float) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        labkit.check("sampler", {"LAB": "autoregressive-decoding", "draw": draw})
+
+
+def test_it_works_from_a_wheel(lab: Lab, tmp_path: Path) -> None:
+    """A wheel holds lab.toml and checks.py under labkit/_data and nothing else of a lab."""
+    package = tmp_path / "labkit"
+    shutil.copytree(Path(labkit.__file__).parent, package)
+    (package / "_data" / lab.slug).mkdir(parents=True)
+    for name in ("lab.toml", "checks.py"):
+        shutil.copy(lab.folder / name, package / "_data" / lab.slug / name)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import labkit\n"
+        f"assert labkit.__file__.startswith({str(tmp_path)!r})\n"
+        f"LAB = {lab.slug!r}\n"
+        "def draw(probabilities, u): return 0\n"
+        "labkit.check('sampler')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+    assert "CheckFailed: sampler: 0 of 4 public checks pass" in done.stderr
+
+
+def test_the_words_stand_alone_in_a_notebook() -> None:
+    failed = labkit.CheckFailed("sampler: 0 of 4")
+    assert failed._render_traceback_() == ["sampler: 0 of 4"]
+
+
+def test_a_task_that_is_not_there_and_a_notebook_without_its_first_cell(lab: Lab) -> None:
+    with pytest.raises(LabError, match=r"no task 'smapler' .* there are: decode-step, sampler"):
+        labkit.check("smapler", {"LAB": lab.slug})
+    with pytest.raises(labkit.CheckFailed, match="first cell"):
+        labkit.check("sampler", {})
+
+
+def test_arguments_are_copies() -> None:
+    seen: list[Any] = []
+
+    def draw(probabilities: Any, u: float) -> int:
+        seen.append(probabilities.tolist())
+        probabilities[:] = 0
+        return 1
+
+    _check(draw)
+    assert seen[0] == [0.0, 0.25, 0.0, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("got", "want"),
+    [(True, 1), (1.0, 1), ("1", 1), (None, 0), (float("nan"), 0.0), ([1, 2], [1]), ([], [1])],
+)
+def test_values_of_another_type_or_length_differ(got: Any, want: Any) -> None:
+    assert difference(got, want, 1e-9) is not None
+
+
+def test_nan_and_infinity_never_pass_for_a_number() -> None:
+    import numpy as np
+
+    want = np.array([1.0, 2.0])
+    for bad in ([float("nan")] * 2, [float("inf")] * 2, [1.0], [[1.0, 2.0]], ["a", "b"], None):
+        assert difference(bad, want, 1e-6) is not None
+    assert difference([1.0, 2.0 + 1e-9], want, 1e-6) is None

@@ -1,0 +1,156 @@
+"""Notebooks as they come in: damaged, incomplete, or marked up by other tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit.cli import main
+from labkit.grade import Grader
+from labkit.lab import Lab
+from labkit.notebook import Submission
+
+Notebook = dict[str, Any]
+Submit = Callable[[Any], Submission]
+TASKS = ("decode-step", "sampler", "stream", "latency", "engine")
+
+
+def _cell(notebook: Notebook, task: str) -> dict[str, Any]:
+    (found,) = [c for c in notebook["cells"] if f"# task: {task}\n" in _text(c)]
+    return found
+
+
+def _text(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def test_an_untouched_copy_gives_every_cell(solved: Notebook, submit: Submit) -> None:
+    submission = submit(solved)
+    assert tuple(submission.cells) == TASKS
+    assert submission.problems == {}
+    assert submission.notes == []
+    assert submission.variant == "window"
+    assert submission.written["explain"].startswith("With 1 request")
+
+
+def test_lost_metadata_loses_nothing(solved: Notebook, submit: Submit) -> None:
+    whole = submit(solved)
+    solved["metadata"] = {}
+    for cell in solved["cells"]:
+        cell["metadata"] = {}
+        del cell["id"]
+    stripped = submit(solved)
+    assert stripped.cells == whole.cells
+    assert stripped.written == whole.written
+    assert stripped.problems == {}
+
+
+def test_a_lost_task_line_is_found_by_metadata(solved: Notebook, submit: Submit) -> None:
+    cell = _cell(solved, "sampler")
+    cell["source"] = _text(cell).replace("# task: sampler\n", "")
+    assert "def draw" in submit(solved).cells["sampler"]
+
+
+def test_a_deleted_cell_costs_its_task_and_no_other(
+    solved: Notebook, submit: Submit, lab: Lab
+) -> None:
+    solved["cells"].remove(_cell(solved, "sampler"))
+    submission = submit(solved)
+    tasks = [lab.task(name) for name in ("decode-step", "sampler", "stream", "engine")]
+    report = Grader(lab).grade(submission, tasks)
+    assert report.task_score("sampler") == 0
+    assert report.reasons("sampler") == ["no cell with the line `# task: sampler` in the notebook"]
+    assert report.task_score("decode-step") == 20
+    assert report.task_score("stream") == 15
+    # The reference stands in for the sampler; only the run on the reader's own cells is lost.
+    assert report.task_score("engine") == 7
+    assert report.reasons("engine")[0].startswith("your sampler is needed here: no cell")
+
+
+def test_a_syntax_error_costs_its_task_and_names_the_line(solved: Notebook, submit: Submit) -> None:
+    cell = _cell(solved, "stream")
+    cell["source"] = "# task: stream\ndef penalise(:\n"
+    submission = submit(solved)
+    assert submission.problems == {"stream": "syntax error in line 2: invalid syntax"}
+    assert set(submission.cells) == set(TASKS) - {"stream"}
+
+
+def test_magics_are_left_out_and_copies_resolved(solved: Notebook, submit: Submit) -> None:
+    cell = _cell(solved, "engine")
+    copy = json.loads(json.dumps(cell))
+    copy["source"] = "%%time\n" + _text(cell) + "\n!ls\nMARK = 1"
+    solved["cells"].append(copy)
+    submission = submit(solved)
+    assert "MARK = 1" in submission.cells["engine"]
+    assert any("several cells say `# task: engine`" in note for note in submission.notes)
+    assert any("2 line(s) starting with % or !" in note for note in submission.notes)
+    assert submission.problems == {}
+
+
+def test_an_unknown_task_line_is_mentioned(solved: Notebook, submit: Submit) -> None:
+    cell = _cell(solved, "sampler")
+    cell["source"] = _text(cell).replace("# task: sampler", "# task: smapler")
+    cell["metadata"] = {}
+    submission = submit(solved)
+    assert "sampler" in submission.problems
+    assert "a cell says `# task: smapler`, which is no task here" in submission.notes
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "holds no list of cells"),
+        ('{"cells": 3}', "holds no list of cells"),
+        ('{"cells": [1, null, {"cell_type": "code"}, {"source": 5}]}', "no cell with the line"),
+    ],
+)
+def test_what_is_no_notebook_gets_a_reason(
+    lab: Lab, submit: Submit, content: str, reason: str
+) -> None:
+    submission = submit(content)
+    assert set(submission.problems) == set(TASKS)
+    assert all(reason in words for words in submission.problems.values())
+    assert Grader(lab).grade(submission).score == 0
+
+
+def test_a_file_that_is_not_there(lab: Lab, tmp_path: Path) -> None:
+    from labkit.notebook import read_submission
+
+    submission = read_submission(tmp_path / "none.ipynb", lab)
+    assert "cannot be read: No such file" in submission.problems["sampler"]
+
+
+def test_the_command_grades_and_writes_results(
+    solved: Notebook, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for task in ("decode-step", "stream", "latency", "engine"):
+        solved["cells"].remove(_cell(solved, task))
+    good, bad = tmp_path / "ada.ipynb", tmp_path / "empty.ipynb"
+    good.write_text(json.dumps(solved), "utf8")
+    bad.write_text("", "utf8")
+    assert (
+        main(["grade", "autoregressive-decoding", str(bad), str(good), "--out", str(tmp_path)]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "the file is not a notebook" in printed
+    assert "together          20 of 95" in printed
+    results = json.loads((tmp_path / "ada" / "results.json").read_text("utf8"))
+    assert results["score"] == 20
+    assert sum(test["max_score"] for test in results["tests"]) == 95
+    failed = [test for test in results["tests"] if test["status"] == "failed"]
+    assert failed
+    assert all(test["output"] and test["score"] == 0 for test in failed)
+    assert "5 points to be marked by hand" in results["output"]
+    assert json.loads((tmp_path / "empty" / "results.json").read_text("utf8"))["score"] == 0
+
+
+def test_an_unknown_lab_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "no-such-lab"]) == 2
+    assert "no lab 'no-such-lab'" in capsys.readouterr().err
