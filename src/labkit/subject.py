@@ -16,6 +16,7 @@ from labkit.sandbox import Child, ChildLost
 from labkit.values import describe, difference
 
 Transport = Callable[[dict[str, Any]], dict[str, Any]]
+MAX_ARGUMENT = 180  # characters of one argument in a message
 Said = Callable[[], str]  # a call in words: made only when there is something to complain about
 
 
@@ -178,4 +179,4 @@ class Instance:
 
 
 def _call(name: str, args: Sequence[Any]) -> str:
-    return f"{name}({', '.join(describe(arg, 90) for arg in args)})"
+    return f"{name}({', '.join(describe(arg, MAX_ARGUMENT) for arg in args)})"
