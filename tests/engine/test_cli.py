@@ -76,7 +76,7 @@ def test_bench_decode_compares_and_writes_a_measurement(
     assert main(arguments) == 0
     assert "ratio" in capsys.readouterr().out
     written = json.loads((tmp_path / "decode-cpu.json").read_text("utf-8"))
-    assert written["command"] == " ".join(["quire", *arguments])
+    assert written["command"] == "quire bench decode --device cpu --tokens 3"
     rows = {(row["case"], row["metric"]): row for row in written["rows"]}
     for case in ("batch1", "batch32"):
         rate = rows[case, "tokens_per_second"]

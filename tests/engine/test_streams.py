@@ -141,7 +141,7 @@ def test_an_interrupt_leaves_the_engine_usable(how: str, text_folder: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "place", ["_update_rows", "_gather_indices", "_step_metadata", "_store_tokens"]
+    "place", ["_update_rows", "_gather_indices", "_step_metadata", "_prompt_logprobs"]
 )
 def test_an_interrupt_anywhere_in_the_runner(
     place: str, text_folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     print_rows(rows)
     if args.out is not None:
         measurement_id = args.id or f"{args.name}-{device_label(device)}"
+        command = re.sub(r" --(out|commit) \S+", "", command)  # where, not what
         measurement = Measurement(measurement_id, TITLES[args.name], command, rows)
         print(f"wrote {measurement.save(args.out, args.commit)}")
     return 0
