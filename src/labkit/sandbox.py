@@ -40,7 +40,7 @@ class ChildLost(RuntimeError):
 class Limits:
     """What a child may use."""
 
-    call_seconds: float = 5.0  # wall time of one request
+    call_seconds: float = 10.0  # wall time of one request, on a busy machine too
     cpu_seconds: int = 30  # of the whole child
     memory_bytes: int = 2 << 30  # of address space
     reply_bytes: int = 16 << 20
