@@ -20,7 +20,13 @@ def main() -> None:
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         began = time.perf_counter()
         notebook = nbformat.read(path, as_version=4)
-        client = NotebookClient(notebook, timeout=300, kernel_name="python3", record_timing=False)
+        client = NotebookClient(
+            notebook,
+            timeout=300,
+            kernel_name="python3",
+            record_timing=False,
+            coalesce_streams=True,
+        )
         client.execute(cwd=str(path.parent))
         for number, cell in enumerate(notebook.cells):
             for output in cell.get("outputs", []):
