@@ -81,7 +81,10 @@ def ranks(student: Subject, variant: str) -> None:
     shares /= shares.sum()
     x = np.array([1.0, 1.0]) + shares @ np.array([[9.0, 0.0], [0.0, 9.0], [1.0, 1.0]])
     want = weights["embed"] @ (x / np.sqrt((x * x).mean()))
-    student.expect("decode_step", weights, config, cache, 0, 100, want=want, tolerance=1e-4)
+    student.expect(
+        "decode_step", weights, config, cache, 0, 100, want=want, tolerance=1e-4,
+        because="the keys are turned by ranks 0, 1, 2 and the query by 2",
+    )  # fmt: skip
 
 
 # ---- sampler

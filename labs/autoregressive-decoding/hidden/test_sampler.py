@@ -109,6 +109,12 @@ def test_ties(student, variant):
     _judge(student, flat, [], "the four smallest ids", top_k=4)
     _judge(student, flat, [], "five tokens reach 0.6", top_p=0.6)
     _judge(student, flat, [0], "the smallest id that is not banned", temperature=0, quota=1, span=1)
+    # Eighths are exact in binary, so the edge itself can be judged: four tokens hold 0.5.
+    want = np.array([0.25] * 4 + [0.0] * (VOCAB - 4))
+    student.expect(
+        "distribution", np.array(flat), [], NEUTRAL | {"top_p": 0.5},
+        want=want, tolerance=TOLERANCE, because="four tokens hold exactly 0.5",
+    )  # fmt: skip
 
 
 @given(

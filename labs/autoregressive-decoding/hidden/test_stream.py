@@ -148,6 +148,8 @@ def test_held_back_as_little_as_possible(student, variant, text, stop, cuts):
         student.compare(f"TextStream({stop}), bytes so far {seen!r}, text so far", shown, want)
 
 
+@example(data=b"\xf0\x9fb#", cuts=[])
+@example(data=b"\xe2\x82\xac", cuts=[1])
 @given(
     data=st.lists(
         st.sampled_from([b"a", b"\xff", b"\xe2", b"\x82", b"\xac", b"\xf0\x9f", b"b#"]), max_size=9
