@@ -69,9 +69,9 @@ class Unquantized:
 class OneDNN(Unquantized):
     """float32 weights on a CPU, packed into the blocks that oneDNN's kernels read.
 
-    The plain product takes one row of the weight at a time through the BLAS that torch
-    was built with. Where that library knows the processor badly the packed form is two to
-    four times as fast, at one token as at hundreds (measurements/linear-cpu.json).
+    The plain product goes through the BLAS that torch was built with, which may know the
+    processor badly. On an AMD EPYC the packed form is more than twice as fast, at one token
+    as at hundreds (measurements/linear-cpu.json).
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""`Layer`: a torch module that calls straight into `forward`."""
+"""`Layer`: a torch module without the two conveniences that inference pays for and never uses."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from torch import nn
 
 
 class Layer(nn.Module):
-    """An `nn.Module` without hooks.
+    """An `nn.Module` that calls straight into `forward` and finds its parts at once.
 
-    torch looks for hooks at every call. Inference has none, and a step of quire-mini makes
-    more than eighty calls, so the look-ups cost a CPU about 4 % of a step.
+    torch looks for hooks at every call, and keeps parameters and submodules in dictionaries
+    that Python only searches after everything else. A step of quire-mini makes more than
+    eighty calls and twice as many look-ups: together about 7 % of the step on a CPU.
     """
 
     def __call__(self, *args: Any) -> Any:
-        """Call `forward`."""
+        """Call `forward`; hooks are not supported."""
         return self.forward(*args)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Register a parameter or submodule as torch does, and keep it in reach as well."""
+        super().__setattr__(name, value)
+        if isinstance(value, nn.Module | nn.Parameter):
+            self.__dict__[name] = value
