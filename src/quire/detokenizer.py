@@ -21,7 +21,6 @@ class Tokenizer(Protocol):
         ...
 
 
-# docs: detokenizer begin
 class Detokenizer:
     """The text of one request's output as it grows.
 
@@ -81,6 +80,3 @@ class Detokenizer:
 
     def _decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
-
-
-# docs: detokenizer end

@@ -130,7 +130,6 @@ class LLMEngine:
                 sequence.completion.finish_reason = FinishReason.ABORT
         parent.output.finished = True
 
-    # docs: step begin
     def step(self) -> list[RequestOutput]:
         """Run one step; return the prompts that got a token, as they now stand.
 
@@ -151,8 +150,6 @@ class LLMEngine:
         if self.trace is not None:
             self.trace.record(scheduled, result, begin, end)
         return self._collect(advanced, result, end)
-
-    # docs: step end
 
     def _collect(
         self, advanced: list[Request], result: StepResult, now: float

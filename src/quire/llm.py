@@ -159,7 +159,6 @@ class LLM:
         return outputs
 
 
-# docs: build begin
 def _build_engine(
     config: EngineConfig,
     model_config: ModelConfig,
@@ -187,9 +186,6 @@ def _build_engine(
     sampler = (components.sampler or TorchSampler)()
     runner = ModelRunner(config, model, storage, backend, sampler, layer_groups)
     return LLMEngine(config, model_config, scheduler, runner, tokenizer, trace)
-
-
-# docs: build end
 
 
 def _group_layers(specs: list[KVCacheSpec]) -> list[int]:

@@ -20,7 +20,6 @@ class NewRequest:
     sampling_params: SamplingParams
 
 
-# docs: messages begin
 @dataclass(frozen=True)
 class ScheduledEntry:
     """Compute positions [start, start + num_tokens) of one request in this step."""
@@ -65,6 +64,3 @@ class StepResult:
     token_ids: dict[str, list[int]]  # 0…k+1 accepted tokens
     logprobs: dict[str, list[dict[int, Logprob]]] = field(default_factory=dict)
     prompt_logprobs: dict[str, list[dict[int, Logprob]]] = field(default_factory=dict)
-
-
-# docs: messages end

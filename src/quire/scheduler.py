@@ -76,7 +76,6 @@ class FCFSScheduler:
                 self.waiting.remove(request)
                 return
 
-    # docs: schedule begin
     def schedule(self) -> SchedulerOutput:
         """Let the running requests catch up, then admit waiting ones while there is room."""
         budget = self._config.max_num_batched_tokens
@@ -120,8 +119,6 @@ class FCFSScheduler:
             samples=start + num_tokens == request.num_tokens,
             new_block_ids=new_block_ids,
         )
-
-    # docs: schedule end
 
     def update(self, output: SchedulerOutput, result: StepResult) -> list[Request]:
         """Advance the counters and append the tokens of a step."""

@@ -4,8 +4,9 @@ Counted: every matrix product and every byte that must cross the memory bus at l
 once. Not counted: norms, rotations, softmax and activations, which a fused kernel can
 keep on the chip; so both counts are lower bounds. A multiply-add is two FLOPs.
 
-The scheme is that of Pope et al. [pope2022scaling]: 2 FLOPs per weight and token, weights
-read once a step, the KV cache read once a step and sequence. Explained in the chapter
+Arithmetic and memory traffic are counted apart, as Pope et al. [pope2022scaling] do: 2 FLOPs
+per weight and token, weights read once a step, the KV cache read once a step and sequence.
+Explained in the chapter
 "Autoregressive decoding", section on prefill and decode.
 """
 

@@ -86,7 +86,6 @@ class TorchAttention:
         kv.key[metadata.write_blocks, :, metadata.write_offsets] = key
         kv.value[metadata.write_blocks, :, metadata.write_offsets] = value
 
-    # docs: forward begin
     def forward(self, query: Tensor, kv: LayerKV, metadata: TorchMetadata, scale: float) -> Tensor:
         """Attend with queries [num_tokens, num_heads, head_size]; returns the same shape."""
         output = torch.empty_like(query)
@@ -111,8 +110,6 @@ class TorchAttention:
                 return attended
             output[decode.tokens] = attended
         return output
-
-    # docs: forward end
 
 
 def _chunk(
@@ -159,7 +156,6 @@ def _decode(batch: AttentionBatch, singles: list[int], window: int | None) -> _D
     )
 
 
-# docs: decode attention begin
 def _attend_single(query: Tensor, kv: LayerKV, decode: _Decode, scale: float) -> Tensor:
     """One query token a sequence: [D, num_heads, head_size] in and out.
 
@@ -174,6 +170,3 @@ def _attend_single(query: Tensor, kv: LayerKV, decode: _Decode, scale: float) ->
         grouped, keys, values, attn_mask=decode.mask, scale=scale
     )
     return attended.reshape(num_sequences, num_heads, head_size)
-
-
-# docs: decode attention end

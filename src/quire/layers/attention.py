@@ -46,20 +46,10 @@ class Attention(Layer):
         self.backend = backend
         q_size = config.num_heads * config.head_size
         kv_size = config.num_kv_heads * config.head_size
-        self.qkv_proj = Linear(
-            config.hidden_size,
-            {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size},
-            bias=config.qkv_bias,
-            dtype=dtype,
-            device=device,
-        )
-        self.o_proj = Linear(
-            q_size,
-            {"o_proj": config.hidden_size},
-            bias=config.output_bias,
-            dtype=dtype,
-            device=device,
-        )
+        hidden, sizes = config.hidden_size, {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+        self.qkv_proj = Linear(hidden, sizes, bias=config.qkv_bias, dtype=dtype, device=device)
+        sizes = {"o_proj": hidden}
+        self.o_proj = Linear(q_size, sizes, bias=config.output_bias, dtype=dtype, device=device)
         self.qk_norm: HeadNorm | None = None
         if config.qk_norm:
             kinds = {"q_norm": config.num_heads, "k_norm": config.num_kv_heads}

@@ -65,7 +65,6 @@ class Unquantized:
         return F.linear(x, layer.weight, layer.bias)
 
 
-# docs: onednn begin
 class OneDNN(Unquantized):
     """float32 weights on a CPU, packed into the blocks that oneDNN's kernels read.
 
@@ -92,9 +91,6 @@ class OneDNN(Unquantized):
             x, layer.weight, layer.bias, "none", [], ""
         )
         return product
-
-
-# docs: onednn end
 
 
 def unquantized_method(dtype: torch.dtype, device: torch.device) -> QuantMethod:

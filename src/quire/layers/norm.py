@@ -1,4 +1,4 @@
-"""RMSNorm (Zhang and Sennrich 2019)."""
+"""RMSNorm: scaling by the root mean square, over a hidden state or over each head."""
 
 from __future__ import annotations
 

@@ -29,7 +29,6 @@ def _llama3(frequencies: Tensor, config: RopeConfig) -> Tensor:
     return (1 - ramp) * frequencies / config.factor + ramp * frequencies
 
 
-# docs: rope begin
 class RotaryTable:
     """cos and sin of every position, computed once.
 
@@ -58,6 +57,3 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn dimension i of x [num_tokens, heads, head_size] against i + head_size / 2."""
     swapped = x.roll(x.shape[-1] // 2, dims=-1)  # the halves of each head, exchanged
     return torch.addcmul(x * cos, swapped, sin)
-
-
-# docs: rope end

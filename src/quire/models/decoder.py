@@ -20,28 +20,17 @@ from quire.layers.rope import RotaryTable
 from quire.models.config import ModelConfig
 
 
-# docs: mlp begin
 class GatedMLP(Layer):
     """down(silu(gate(x)) · up(x)), with gate and up in one product."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         """Create the layer with its weights empty."""
         super().__init__()
-        size = config.intermediate_size
-        self.gate_up_proj = Linear(
-            config.hidden_size,
-            {"gate_proj": size, "up_proj": size},
-            bias=config.mlp_bias,
-            dtype=dtype,
-            device=device,
-        )
-        self.down_proj = Linear(
-            size,
-            {"down_proj": config.hidden_size},
-            bias=config.mlp_bias,
-            dtype=dtype,
-            device=device,
-        )
+        hidden, size, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        sizes = {"gate_proj": size, "up_proj": size}
+        self.gate_up_proj = Linear(hidden, sizes, bias=bias, dtype=dtype, device=device)
+        sizes = {"down_proj": hidden}
+        self.down_proj = Linear(size, sizes, bias=bias, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to x, [num_tokens, hidden_size]."""
@@ -49,10 +38,6 @@ class GatedMLP(Layer):
         return self.down_proj(F.silu(gate) * up)
 
 
-# docs: mlp end
-
-
-# docs: decoder begin
 class DecoderLayer(Layer):
     """Attention, then the MLP, each added to the residual stream."""
 
@@ -99,13 +84,8 @@ class Decoder(Layer):
             DecoderLayer(config, backend, dtype, device) for _ in range(config.num_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
-        self.lm_head = Linear(
-            config.hidden_size,
-            {"lm_head": config.vocab_size},
-            bias=False,
-            dtype=dtype,
-            device=device,
-        )
+        sizes = {"lm_head": config.vocab_size}
+        self.lm_head = Linear(config.hidden_size, sizes, bias=False, dtype=dtype, device=device)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens
         self.rotary = RotaryTable(config.rope, config.head_size, max_model_len, dtype, device)
@@ -121,6 +101,3 @@ class Decoder(Layer):
     def compute_logits(self, hidden: Tensor, indices: Tensor) -> Tensor:
         """Return the float32 logits of the tokens at `indices`, [R, vocab_size]."""
         return self.lm_head(hidden[indices]).float()
-
-
-# docs: decoder end

@@ -105,7 +105,6 @@ def _finish(model: Decoder) -> None:
             module.method.finish_load(module)
 
 
-# docs: names begin
 def _destinations(model: Decoder) -> dict[str, Callable[[Tensor], None]]:
     """Map the checkpoint's name of every tensor a model needs to what takes it."""
     takers: dict[str, Callable[[Tensor], None]] = {}
@@ -129,9 +128,6 @@ def _destinations(model: Decoder) -> dict[str, Callable[[Tensor], None]]:
             takers[f"model.{module_name}.weight"] = partial(_fill, module.weight)
     takers["model.embed_tokens.weight"] = partial(_fill, model.embed_tokens)
     return takers
-
-
-# docs: names end
 
 
 def _fill(parameter: Tensor, tensor: Tensor, *, broadcast: bool = False) -> None:

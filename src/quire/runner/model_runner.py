@@ -76,7 +76,6 @@ class ModelRunner:
             config.max_num_seqs, config.max_model_len, model.config.vocab_size, config.device
         )
 
-    # docs: execute begin
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> PendingStep:
         """Queue one step: forward pass, logits, sampling. Returns without waiting."""
@@ -107,8 +106,6 @@ class ModelRunner:
         return PendingStep(
             output, sampling, sampled, num_logprobs, self._prompt_logprobs(entries, hidden)
         )
-
-    # docs: execute end
 
     def _update_rows(self, output: SchedulerOutput) -> None:
         for request_id in output.finished_ids:

@@ -28,7 +28,6 @@ class Purpose(IntEnum):
 def mix(x: Tensor) -> Tensor:
     """Scramble 32-bit values held in int64, one to one (MurmurHash3's finalizer).
 
-    Every input bit reaches every output bit; the constants are Appleby's (2011).
     The products pass 2^63 and wrap around, which leaves their low 32 bits right.
     """
     x = x & _MASK
@@ -37,7 +36,6 @@ def mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-# docs: uniform begin
 def uniform(seeds: Tensor, positions: Tensor, purpose: Purpose, width: int) -> Tensor:
     """Return `width` numbers in (0, 1) for each (seed, position), float32 [rows, width].
 
@@ -57,19 +55,12 @@ def uniform(seeds: Tensor, positions: Tensor, purpose: Purpose, width: int) -> T
     return ((bits.to(torch.float32) + 0.5) * 2.0**-32).clamp_(max=1 - 2.0**-24)
 
 
-# docs: uniform end
-
-
-# docs: exponential begin
 def exponential(seeds: Tensor, positions: Tensor, purpose: Purpose, width: int) -> Tensor:
     """Return exponential variates of rate 1, float32 [rows, width], keyed like `uniform`.
 
     The smallest of independent exponentials with rates p_i is number i with probability
     p_i / Σp. So `argmax(p / exponential)` draws a token from unnormalised p without a
-    sum or a search: the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014), one
-    logarithm earlier.
+    sum or a search: the Gumbel-max trick (Kool et al. 2019), one logarithm
+    earlier.
     """
     return -torch.log1p(-uniform(seeds, positions, purpose, width))
-
-
-# docs: exponential end

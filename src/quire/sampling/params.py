@@ -21,7 +21,7 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probability reaches `top_p`
             (Holtzman et al. 2020); 1 keeps all.
         min_p: keep tokens at least `min_p` times as probable as the most probable one
-            (Nguyen et al. 2024); 0 keeps all.
+            (Minh et al. 2025); 0 keeps all.
         repetition_penalty: divides the positive and multiplies the negative logits of
             tokens seen in prompt or output (Keskar et al. 2019); 1 changes nothing.
         presence_penalty: subtracted from the logits of tokens seen in the output.

@@ -12,7 +12,6 @@ from torch import Tensor
 from quire.sampling.tensors import Penalties
 
 
-# docs: penalties begin
 def apply_penalties(logits: Tensor, penalties: Penalties) -> Tensor:
     """Make tokens that were seen before less likely (or, with values reversed, more).
 
@@ -25,9 +24,6 @@ def apply_penalties(logits: Tensor, penalties: Penalties) -> Tensor:
     logits = torch.where(seen, scaled, logits)
     logits = logits - penalties.frequency * penalties.output_counts
     return logits - penalties.presence * (penalties.output_counts > 0)
-
-
-# docs: penalties end
 
 
 def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:

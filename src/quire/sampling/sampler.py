@@ -56,7 +56,6 @@ class Sampler(Protocol):
         ...
 
 
-# docs: sampler begin
 class TorchSampler:
     """The reference sampler: exact, in torch, on any device."""
 
@@ -90,9 +89,6 @@ class TorchSampler:
         # argmax(p / E), in logarithms so that a low temperature cannot underflow.
         drawn = (logits - race.log()).argmax(dim=-1)
         return torch.where(sampling.temperature == 0, greedy, drawn)
-
-
-# docs: sampler end
 
 
 def gather_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> TokenLogprobs:
