@@ -13,7 +13,8 @@ from quire.sampling.params import is_int
 
 if TYPE_CHECKING:  # the swap points' protocols, which themselves read EngineConfig
     from quire.attention.interface import AttentionBackend
-    from quire.kv.slots import KVCacheManager
+    from quire.kv.block_pool import BlockPool
+    from quire.kv.kv_cache_manager import KVCacheManager
     from quire.sampling.sampler import Sampler
     from quire.scheduler import Scheduler
 
@@ -29,6 +30,14 @@ class EngineConfig:
             chunks over several steps.
         device: where the model runs.
         dtype: type of weights, activations and cache.
+        block_size: positions in a block of the KV cache.
+        enable_prefix_caching: keep the blocks of ended requests and reuse those that begin
+            a new one.
+        policy: who runs first and who is preempted, a name of `quire.policy.POLICIES`.
+        watermark: share of the blocks that admitting a request leaves free, so that those
+            that run can grow before anyone is preempted.
+        overlap: schedule a step while the one before it still runs.
+        cuda_graphs: replay captured graphs for steps of one token a request.
     """
 
     max_model_len: int
@@ -36,12 +45,33 @@ class EngineConfig:
     max_num_batched_tokens: int
     device: torch.device
     dtype: torch.dtype
+    block_size: int = 16
+    enable_prefix_caching: bool = True
+    policy: str = "fcfs"
+    watermark: float = 0.01
+    overlap: bool = False
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
             value = getattr(self, name)
             if not is_int(value) or value < 1:
                 raise QuireError(f"{name}={value!r}: must be an integer of at least 1")
+        size = self.block_size
+        if not is_int(size) or size < 8 or size & (size - 1):
+            raise QuireError(f"block_size={size!r}: must be a power of two of at least 8")
+        if not 0 <= self.watermark < 1:
+            raise QuireError(f"watermark={self.watermark!r}: must lie in [0, 1)")
+
+    @property
+    def max_in_flight(self) -> int:
+        """Steps that may be queued on the device at once."""
+        return 2 if self.overlap else 1
+
+    @property
+    def max_blocks_per_request(self) -> int:
+        """Blocks of the longest sequence."""
+        return -(-self.max_model_len // self.block_size)
 
 
 @dataclass(frozen=True)
@@ -55,7 +85,8 @@ class Components:
 
     sampler: Callable[[], Sampler] | None = None
     scheduler: Callable[[EngineConfig, KVCacheManager], Scheduler] | None = None
-    kv_cache_manager: Callable[[int, int], KVCacheManager] | None = None  # slots, KV groups
+    block_pool: Callable[[int], BlockPool] | None = None  # blocks, the null block among them
+    kv_cache_manager: Callable[[list[BlockPool], int, bool], KVCacheManager] | None = None
     attention: Callable[[], AttentionBackend] | None = None
 
 

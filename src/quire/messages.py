@@ -13,10 +13,16 @@ from quire.sampling.params import SamplingParams
 
 @dataclass(frozen=True)
 class NewRequest:
-    """What the runner must know of a request once, when it first runs."""
+    """What the runner must know of a request when it is given a row.
+
+    A request that was preempted comes back as a new one: `token_ids` then holds its outputs
+    as well.
+    """
 
     request_id: str
-    prompt_token_ids: list[int]
+    row: int
+    token_ids: list[int]  # prompt, and outputs of a resumed request
+    num_prompt_tokens: int
     sampling_params: SamplingParams
 
 
@@ -35,12 +41,16 @@ class ScheduledEntry:
 
 @dataclass(frozen=True)
 class SchedulerOutput:
-    """One step's work."""
+    """One step's work, and what the scheduler decided on the way."""
 
     step: int
     entries: tuple[ScheduledEntry, ...]
     new_requests: tuple[NewRequest, ...] = ()
+    block_copies: tuple[tuple[tuple[int, int], ...], ...] = ()  # per KV group: (from, to)
     finished_ids: tuple[str, ...] = ()  # ended since the last step: their rows are free
+    preempted_ids: tuple[str, ...] = ()  # lost their row and blocks in this step
+    hit_tokens: dict[str, int] = field(default_factory=dict)  # of new requests: found cached
+    num_free_blocks: int = 0  # after this step's reservations, in the fullest KV group
 
     @property
     def num_tokens(self) -> int:

@@ -22,9 +22,10 @@ class FinishReason(StrEnum):
 class Request:
     """One sequence. Positions are counted from the start of its prompt.
 
-    Invariant: `0 <= num_computed_tokens <= num_tokens`. The keys and values of positions
-    [0, num_computed_tokens) are in the cache; those of [num_computed_tokens, num_tokens)
-    are still to be computed. Prefill and decode differ in nothing but how many those are.
+    Invariant: `0 <= num_computed_tokens <= num_tokens + num_placeholders`. The keys and
+    values of positions [0, num_computed_tokens) are in the cache, or a step that is already
+    queued on the device puts them there; the rest is still to be scheduled. Prefill and
+    decode differ in nothing but how many those are.
     """
 
     request_id: str
@@ -32,14 +33,24 @@ class Request:
     sampling_params: SamplingParams
     eos_token_ids: tuple[int, ...] = ()
     arrival_time: float = field(default_factory=time.perf_counter)  # seconds
+    priority: int = 0  # lower runs first, where the policy looks at it
+    client_id: str = ""  # whom a fair policy counts the tokens for
+    extra_keys: tuple[str, ...] = ()  # cached blocks are shared only among equal ones
+    parent_id: str | None = None  # sample 0 of the same prompt, whose blocks it may share
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
+    num_placeholders: int = 0  # sampled by a queued step; the host does not know them yet
     finish_reason: FinishReason | None = None
 
     @property
     def num_tokens(self) -> int:
         """Tokens known so far: prompt and output."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_unscheduled_tokens(self) -> int:
+        """Positions that no step computes yet."""
+        return self.num_tokens + self.num_placeholders - self.num_computed_tokens
 
     # docs: request end
 

@@ -11,17 +11,35 @@ from quire.kv.storage import LayerKV
 
 
 @dataclass(frozen=True)
-class AttentionBatch:
-    """Which tokens of a step belong to which sequence, in the scheduler's order.
-
-    Sequence i has the tokens [query_starts[i], query_starts[i + 1]) of the step and, once
-    these are written, `lengths[i]` positions in the cache.
-    """
+class HostBatch:
+    """The lengths of a step as the host knows them, for choices that depend on them."""
 
     query_starts: list[int]  # R + 1 numbers
     lengths: list[int]  # R numbers
     block_ids: list[list[int]]  # R block tables
-    positions: Tensor  # int64 [num_tokens], on the device
+
+
+@dataclass(frozen=True)
+class AttentionBatch:
+    """Which tokens of a step belong to which sequence, in the scheduler's order.
+
+    Sequence i has the tokens [query_starts[i], query_starts[i + 1]) of the step and, once
+    these are written, `lengths[i]` positions in the cache. Its position p lies in block
+    `block_table[rows[i], p // block_size]` at offset `p % block_size`.
+
+    In a captured step `host` is None: there are R sequences of one token each, lengths and
+    tables change from replay to replay, and a padded sequence has length 0 and slot 0.
+    """
+
+    query_starts: Tensor  # int32 [R + 1]
+    lengths: Tensor  # int32 [R]
+    rows: Tensor  # int32 [R]
+    block_table: Tensor  # int32 [num_rows, max_blocks], of one KV group
+    positions: Tensor  # int64 [num_tokens]
+    slots: Tensor  # int64 [num_tokens]: block * block_size + offset, where a token is written
+    block_size: int
+    max_length: int  # no sequence of this engine is longer
+    host: HostBatch | None
 
 
 class AttentionBackend(Protocol):
@@ -41,6 +59,17 @@ class AttentionBackend(Protocol):
         """Store a step's keys and values, [num_tokens, num_kv_heads, head_size]."""
         ...
 
-    def forward(self, query: Tensor, kv: LayerKV, metadata: Any, scale: float) -> Tensor:
-        """Attend with queries [num_tokens, num_heads, head_size]; returns the same shape."""
+    def forward(
+        self,
+        query: Tensor,
+        kv: LayerKV,
+        metadata: Any,
+        scale: float,
+        fresh_kv: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Attend with queries [num_tokens, num_heads, head_size]; returns the same shape.
+
+        `fresh_kv` are the step's own keys and values, already written: a sequence that
+        starts in this step may be read from there, without the detour over its blocks.
+        """
         ...
