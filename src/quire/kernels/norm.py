@@ -1,0 +1,105 @@
+"""RMSNorm, alone or with the addition that goes before it.
+
+A layer adds what it computed to the residual stream, and the next one normalises the sum.
+Done together the stream is read and written once.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, empty_like
+
+from quire.kernels.runtime import Number, Pointer, jit, serves, starts_early, tl, triton
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return x / sqrt(mean(x²) + eps) · weight over the last dimension of x [..., size]."""
+    return rms_norm_triton(x, weight, eps) if serves(x) else rms_norm_torch(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the norm of x + residual, and x + residual; all are [..., size].
+
+    On a GPU the sum takes the residual's place in memory.
+    """
+    if serves(x):
+        return add_rms_norm_triton(x, residual, weight, eps)
+    return add_rms_norm_torch(x, residual, weight, eps)
+
+
+def rms_norm_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm` in torch."""
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def add_rms_norm_torch(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`add_rms_norm` in torch, which leaves the residual as it was."""
+    total = residual + x
+    return F.rms_norm(total, (x.shape[-1],), weight, eps), total
+
+
+def rms_norm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm` in one kernel; x is contiguous."""
+    out = empty_like(x)
+    _launch(x, x, weight, out, eps, add=False)
+    return out
+
+
+def add_rms_norm_triton(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`add_rms_norm` in one kernel; x and residual are contiguous, residual is overwritten."""
+    out = empty_like(x)
+    _launch(x, residual, weight, out, eps, add=True)
+    return out, residual
+
+
+def _launch(
+    x: Tensor, residual: Tensor, weight: Tensor, out: Tensor, eps: float, *, add: bool
+) -> None:
+    size = x.shape[-1]
+    block = triton.next_power_of_2(size)
+    early = starts_early(x)
+    _rms_norm_kernel[(x.numel() // size,)](
+        x,
+        residual,
+        weight,
+        out,
+        eps,
+        size=size,
+        block=block,
+        add=add,
+        early=early,
+        num_warps=min(max(block // 1024, 1), 16),
+        launch_pdl=early,
+    )
+
+
+@jit
+def _rms_norm_kernel(
+    x: Pointer,
+    residual: Pointer,
+    weight: Pointer,
+    out: Pointer,
+    eps: Number,
+    size: tl.constexpr,
+    block: tl.constexpr,
+    add: tl.constexpr,
+    early: tl.constexpr,
+):
+    """One program a row: the row stays in registers between the sum and the scaling."""
+    row = tl.program_id(0).to(tl.int64) * size
+    column = tl.arange(0, block)
+    inside = column < size
+    scale = tl.load(weight + column, inside, other=0.0).to(tl.float32)
+    if early:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    values = tl.load(x + row + column, inside, other=0.0).to(tl.float32)
+    if add:
+        values += tl.load(residual + row + column, inside, other=0.0).to(tl.float32)
+        tl.store(residual + row + column, values.to(residual.dtype.element_ty), inside)
+    scale *= tl.rsqrt(tl.sum(values * values) / size + eps)
+    tl.store(out + row + column, (values * scale).to(out.dtype.element_ty), inside)

@@ -1,0 +1,202 @@
+"""From the fused projection to attention: norm of the heads, rotation, write to the cache.
+
+On a GPU this is one kernel, in place: queries and keys are turned where they lie, and keys
+and values go to their slots of the paged cache on the way.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from quire.kernels.runtime import Number, Pointer, jit, serves, starts_early, tl, triton
+from quire.kv.storage import LayerKV
+from quire.layers.rope import RotaryTable, rotate
+
+Heads = tuple[Tensor, Tensor, Tensor]  # query, key, value: each [T, its heads, head_size]
+
+
+def norm_rotate(
+    qkv: Tensor,
+    head_norm_weight: Tensor | None,
+    eps: float,
+    rotary_table: RotaryTable,
+    positions: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    kv: LayerKV | None,
+    slots: Tensor | None,
+) -> Heads:
+    """Normalise and rotate queries and keys, write keys and values to the cache.
+
+    Args:
+        qkv: [T, (num_heads + 2 · num_kv_heads) · head_size], queries, keys, values. On a GPU
+            it is changed in place and the results are views of it.
+        head_norm_weight: [num_heads + num_kv_heads, head_size], the RMSNorm weight of each
+            query and key head; None: heads are not normalised.
+        eps: the norm's.
+        positions: int64 [T].
+        kv, slots: the layer's paged cache and, int64 [T], block · block_size + offset of
+            each token. None: nothing is written.
+    """
+    arguments = (qkv, head_norm_weight, eps, rotary_table, positions, num_heads, num_kv_heads)
+    if serves(qkv):
+        return norm_rotate_triton(*arguments, kv, slots)
+    return norm_rotate_torch(*arguments, kv, slots)
+
+
+def norm_rotate_torch(
+    qkv: Tensor,
+    head_norm_weight: Tensor | None,
+    eps: float,
+    rotary_table: RotaryTable,
+    positions: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    kv: LayerKV | None,
+    slots: Tensor | None,
+) -> Heads:
+    """`norm_rotate` in torch; qkv stays as it was."""
+    head_size = qkv.shape[1] // (num_heads + 2 * num_kv_heads)
+    heads = qkv.view(qkv.shape[0], -1, head_size)
+    rotated, value = heads.split([num_heads + num_kv_heads, num_kv_heads], dim=1)
+    if head_norm_weight is not None:
+        rotated = F.rms_norm(rotated, (head_size,), None, eps) * head_norm_weight
+    rotated = rotate(rotated, *rotary_table.lookup(positions))
+    query, key = rotated.split([num_heads, num_kv_heads], dim=1)
+    if kv is not None and slots is not None:
+        block_size = kv.key.shape[2]
+        block, offset = slots // block_size, slots % block_size
+        kv.key[block, :, offset] = key
+        kv.value[block, :, offset] = value
+    return query, key, value
+
+
+def norm_rotate_triton(
+    qkv: Tensor,
+    head_norm_weight: Tensor | None,
+    eps: float,
+    rotary_table: RotaryTable,
+    positions: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    kv: LayerKV | None,
+    slots: Tensor | None,
+) -> Heads:
+    """`norm_rotate` in one kernel; qkv is contiguous and changed in place."""
+    num_tokens, all_heads = qkv.shape[0], num_heads + 2 * num_kv_heads
+    head_size = qkv.shape[1] // all_heads
+    writes = kv is not None and slots is not None
+    cos, sin = rotary_table.cos, rotary_table.sin
+    key_cache, value_cache = (kv.key, kv.value) if kv is not None else (qkv, qkv)
+    strides = (*key_cache.stride()[:3], *value_cache.stride()[:3]) if writes else (0,) * 6
+    early = starts_early(qkv)
+    heads_per_program = 4
+    _norm_rotate_kernel[(num_tokens, triton.cdiv(all_heads, heads_per_program))](
+        qkv,
+        qkv if head_norm_weight is None else head_norm_weight,
+        eps,
+        cos,
+        sin,
+        positions,
+        key_cache,
+        value_cache,
+        slots if writes else positions,
+        *strides,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_size=head_size,
+        half_block=triton.next_power_of_2(head_size // 2),
+        heads_per_program=heads_per_program,
+        block_size=key_cache.shape[2] if writes else 1,
+        normalises=head_norm_weight is not None,
+        writes=writes,
+        early=early,
+        num_warps=heads_per_program,
+        launch_pdl=early,
+    )
+    heads = qkv.view(num_tokens, all_heads, head_size)
+    query, key, value = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    return query, key, value
+
+
+@jit
+def _norm_rotate_kernel(
+    qkv: Pointer,
+    head_norm_weight: Pointer,
+    eps: Number,
+    cos: Pointer,
+    sin: Pointer,
+    positions: Pointer,
+    key_cache: Pointer,
+    value_cache: Pointer,
+    slots: Pointer,
+    key_block_stride: Number,
+    key_head_stride: Number,
+    key_offset_stride: Number,
+    value_block_stride: Number,
+    value_head_stride: Number,
+    value_offset_stride: Number,
+    num_heads: tl.constexpr,
+    num_kv_heads: tl.constexpr,
+    head_size: tl.constexpr,
+    half_block: tl.constexpr,
+    heads_per_program: tl.constexpr,
+    block_size: tl.constexpr,
+    normalises: tl.constexpr,
+    writes: tl.constexpr,
+    early: tl.constexpr,
+):
+    """One program a token and a few heads; each head is two halves, turned against each other."""
+    num_rotated: tl.constexpr = num_heads + num_kv_heads
+    all_heads: tl.constexpr = num_rotated + num_kv_heads
+    half: tl.constexpr = head_size // 2
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * heads_per_program + tl.arange(0, heads_per_program)[:, None]
+    column = tl.arange(0, half_block)[None, :]
+    inside = (column < half) & (head < all_heads)
+    rotated = inside & (head < num_rotated)
+    if early:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    position = tl.load(positions + token)
+    place = qkv + (token * all_heads + head) * head_size + column
+    low = tl.load(place, inside, other=0.0).to(tl.float32)
+    high = tl.load(place + half, inside, other=0.0).to(tl.float32)
+    if normalises:
+        weight = head_norm_weight + head * head_size + column
+        squares = tl.sum(low * low + high * high, axis=1, keep_dims=True)
+        scale = tl.rsqrt(squares / head_size + eps)
+        low_norm = low * scale * tl.load(weight, rotated, other=0.0)
+        high_norm = high * scale * tl.load(weight + half, rotated, other=0.0)
+    else:
+        low_norm, high_norm = low, high
+    # The table's sine carries the sign of the rotation: -sin for the low half.
+    angle = position * head_size + column
+    turn = column < half
+    cos_low = tl.load(cos + angle, turn, other=0.0).to(tl.float32)
+    cos_high = tl.load(cos + angle + half, turn, other=0.0).to(tl.float32)
+    sin_low = tl.load(sin + angle, turn, other=0.0).to(tl.float32)
+    sin_high = tl.load(sin + angle + half, turn, other=0.0).to(tl.float32)
+    low = tl.where(rotated, low_norm * cos_low + high_norm * sin_low, low)
+    high = tl.where(rotated, high_norm * cos_high + low_norm * sin_high, high)
+    low = low.to(qkv.dtype.element_ty)
+    high = high.to(qkv.dtype.element_ty)
+    tl.store(place, low, rotated)
+    tl.store(place + half, high, rotated)
+    if writes:
+        slot = tl.load(slots + token)
+        block = slot // block_size
+        offset = slot % block_size
+        is_key = rotated & (head >= num_heads)
+        kv_head = (head - num_heads).to(tl.int64)
+        entry = block * key_block_stride + kv_head * key_head_stride + offset * key_offset_stride
+        tl.store(key_cache + entry + column, low, is_key)
+        tl.store(key_cache + entry + column + half, high, is_key)
+        is_value = inside & (head >= num_rotated)
+        kv_head = (head - num_rotated).to(tl.int64)
+        entry = (
+            block * value_block_stride + kv_head * value_head_stride + offset * value_offset_stride
+        )
+        tl.store(value_cache + entry + column, low, is_value)
+        tl.store(value_cache + entry + column + half, high, is_value)

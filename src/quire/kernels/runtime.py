@@ -1,0 +1,57 @@
+"""Where Triton's kernels serve, and what stands in for Triton where it is not installed.
+
+Triton comes with torch's CUDA builds and not with the others. The torch twins must be
+importable without it, so kernels take `jit` and `tl` from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# What a kernel's arguments are: an address on the device, or a number.
+Pointer = Any
+Number = Any
+
+HAS_TRITON = find_spec("triton") is not None
+if HAS_TRITON:
+    import triton
+    import triton.language as tl
+else:
+    triton = tl = None
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile a kernel with Triton; without Triton it stays a function that nobody calls."""
+    return triton.jit(function) if HAS_TRITON else function
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Return a device's compute capability, (0, 0) for what is no CUDA device."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def serves(x: Tensor) -> bool:
+    """Whether kernels run where `x` is: CUDA devices from compute capability 8.0 on.
+
+    Below, on a T4, Triton has no matrix instructions and bfloat16 is emulated.
+    """
+    return x.is_cuda and HAS_TRITON and capability(x.device) >= (8, 0)
+
+
+def starts_early(x: Tensor) -> bool:
+    """Whether a kernel may begin before the one in front of it has ended (from Hopper on).
+
+    CUDA calls it programmatic dependent launch. A kernel so launched (`launch_pdl`) may read
+    constants, weights above all, at once; before it reads what an earlier kernel wrote, or
+    writes anything, it waits (`gdc_wait`) until all earlier kernels have ended and what they
+    wrote can be seen. Every program waits, so that the end of a kernel implies the end of
+    all before it.
+    """
+    return capability(x.device) >= (9, 0)
