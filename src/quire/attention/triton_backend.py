@@ -1,0 +1,140 @@
+"""`TritonAttention`: decode and prefill by quire's own kernels, in place over the blocks.
+
+A step may hold anything: sequences with one new token, prompts that start, chunks that
+continue. They are sorted into three launches by what the host knows. In a captured step the
+host knows nothing, and every sequence decodes one token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quire.attention.interface import AttentionBatch
+from quire.kernels.paged_decode import DecodeScratch, paged_decode
+from quire.kernels.prefill import prefill, tokens_per_tile
+from quire.kernels.tuning import Tuning, tuning
+from quire.kv.storage import LayerKV
+
+
+@dataclass
+class _Plan:
+    """The launches of a step, the same for every layer of a KV group."""
+
+    tuning: Tuning
+    decodes: Tensor | None  # int32 [D], the sequences of one token; None: all of them
+    scratch: DecodeScratch | None  # None: no sequence has one token
+    tiles: Tensor  # int32 [tiles, 2]: first those of prompts that start in this step
+    num_fresh: int  # so many
+
+    # docs: plan begin
+    @classmethod
+    def of(cls, query: Tensor, kv: LayerKV, batch: AttentionBatch) -> _Plan:
+        """Sort the step's sequences into launches and send their lists in one copy."""
+        settings = tuning(query.device, kv.key.shape[3], query.dtype.itemsize)
+        size = tokens_per_tile(query.shape[1] // kv.key.shape[1], settings.prefill)
+        num_decodes = batch.lengths.shape[0]
+        fresh = chunks = decodes = np.empty(0, dtype=np.int32)
+        if batch.host is not None:
+            new, lengths = np.diff(batch.host.query_starts), np.array(batch.host.lengths)
+            num_decodes = int((new == 1).sum())
+            if num_decodes < len(new):
+                fresh = _tiles(np.flatnonzero((new > 1) & (new == lengths)), new, lengths, size)
+                chunks = _tiles(np.flatnonzero((new > 1) & (new < lengths)), new, lengths, size)
+                decodes = np.flatnonzero(new == 1).astype(np.int32)
+        lists = _to_device(np.concatenate([fresh, chunks, decodes]), query.device)
+        num_numbers = len(fresh) + len(chunks)
+        scratch = None
+        if num_decodes > 0:
+            scratch = DecodeScratch.allocate(
+                num_decodes, query, kv, settings.decode, batch.max_length
+            )
+        return cls(
+            tuning=settings,
+            decodes=lists[num_numbers:] if num_numbers > 0 else None,
+            scratch=scratch,
+            tiles=lists[:num_numbers].view(-1, 2),
+            num_fresh=len(fresh) // 2,
+        )
+
+    # docs: plan end
+
+
+@dataclass
+class TritonMetadata:
+    """A step's batch, and its plan once the first layer has told the shapes of heads."""
+
+    batch: AttentionBatch
+    window: int | None
+    plan: _Plan | None = None
+
+
+class TritonAttention:
+    """See the module."""
+
+    graph_safe = True
+    writes_by_slot = True
+
+    def build(self, batch: AttentionBatch, window: int | None) -> TritonMetadata:
+        """Keep the batch; the plan needs the shapes of heads, which `forward` sees first."""
+        return TritonMetadata(batch, window)
+
+    def write(self, key: Tensor, value: Tensor, kv: LayerKV, metadata: TritonMetadata) -> None:
+        """Store keys and values [num_tokens, num_kv_heads, head_size] at their slots."""
+        keys, values = kv.slots()
+        keys[metadata.batch.slots] = key
+        values[metadata.batch.slots] = value
+
+    def forward(
+        self,
+        query: Tensor,
+        kv: LayerKV,
+        metadata: TritonMetadata,
+        scale: float,
+        fresh_kv: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Attend with queries [num_tokens, num_heads, head_size]; returns the same shape."""
+        batch, window = metadata.batch, metadata.window
+        if metadata.plan is None:
+            metadata.plan = _Plan.of(query, kv, batch)
+        plan = metadata.plan
+        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if plan.scratch is not None:
+            settings = plan.tuning.decode
+            paged_decode(
+                output, query, kv, batch, plan.decodes, plan.scratch, scale, window, settings
+            )
+        from_cache = plan.tiles
+        if fresh_kv is not None:
+            fresh, from_cache = plan.tiles[: plan.num_fresh], plan.tiles[plan.num_fresh :]
+            if len(fresh) > 0:
+                prefill(output, query, fresh_kv, batch, fresh, scale, window, plan.tuning.prefill)
+        if len(from_cache) > 0:
+            prefill(output, query, kv, batch, from_cache, scale, window, plan.tuning.prefill)
+        return output
+
+
+def _tiles(
+    sequences: NDArray[np.int64], new: NDArray[np.int64], lengths: NDArray[np.int64], size: int
+) -> NDArray[np.int32]:
+    """Cut chunks into tiles of `size` tokens: pairs (sequence, first token), flat.
+
+    Tiles that see the most keys come first, so that no long one is left for the end.
+    """
+    counts = -(-new[sequences] // size)
+    sequence = np.repeat(sequences, counts)
+    first = (np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)) * size
+    keys = lengths[sequence] - new[sequence] + first
+    order = np.argsort(-keys, kind="stable")
+    return np.stack([sequence, first], axis=1)[order].astype(np.int32).reshape(-1)
+
+
+def _to_device(numbers: NDArray[np.int32], device: torch.device) -> Tensor:
+    host = torch.from_numpy(numbers)
+    if device.type == "cuda" and len(numbers) > 0:
+        host = host.pin_memory()  # so that the copy does not wait for the device
+    return host.to(device, non_blocking=True)

@@ -1,0 +1,266 @@
+"""Paged decode attention: one new token a sequence against its blocks, in one launch.
+
+A decode step does about one multiplication a byte and query head, so reading the cache
+once, at the memory's full rate, is all that counts. Three ideas see to it. The query heads
+that share a KV head are rows of one small matrix product, so that each key is read once
+for all of them (grouped-query attention, Ainslie et al. 2023). Keys arrive through a
+pipeline of asynchronous copies, and a tile's block numbers are loaded a tile ahead, since
+an address that waits for the block table would stall it. And a long sequence is split over
+several programs, of which the last one to finish merges their partial softmaxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quire.attention.interface import AttentionBatch
+from quire.kernels.runtime import jit, tl, triton
+from quire.kernels.tuning import DecodeTuning
+from quire.kv.storage import LayerKV
+
+LOG2_E = 1.4426950408889634
+MAX_SPLITS = 64  # as many partial results are merged
+MIN_ROWS = 16  # the fewest rows of a matrix product on tensor cores
+
+
+@jit
+def _tile_blocks(table, tile, length, TILE: tl.constexpr, PAGE: tl.constexpr):
+    """Return the block of each position of a tile; behind the sequence's end the null block."""
+    positions = tile * TILE + tl.arange(0, TILE)
+    return tl.load(table + positions // PAGE, mask=positions < length, other=0)
+
+
+@jit
+def _paged_decode(
+    output,  # [num_tokens, num_heads, HEAD_SIZE], contiguous
+    query,  # the same shape
+    key,  # [num_blocks, num_kv_heads, PAGE, HEAD_SIZE], strided
+    value,
+    block_table,
+    rows,
+    lengths,
+    query_starts,
+    sequences,  # [D] the sequences of this launch; None: all, one token each
+    partials,  # float32 [D, num_kv_heads, splits, PADDED, HEAD_SIZE]
+    sums,  # float32 [D, num_kv_heads, splits, 2, PADDED]: each split's maximum and sum
+    arrivals,  # int32 [D, num_kv_heads], zero before and after
+    scale,  # of the scores, in units of log 2
+    window,  # positions a query sees; None: all
+    splits,  # the most programs a sequence and KV head may have
+    query_stride,
+    block_stride,
+    head_stride,
+    offset_stride,
+    table_stride,
+    GROUP: tl.constexpr,  # query heads a KV head
+    PADDED: tl.constexpr,  # the power of two above
+    ROWS: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    PAGE: tl.constexpr,
+    TILE: tl.constexpr,
+    MIN_TILES: tl.constexpr,
+    STAGES: tl.constexpr,
+    MOST: tl.constexpr,  # splits there can be
+    CHUNK: tl.constexpr,  # splits that are merged at once
+):
+    kv_head = tl.program_id(0)  # fastest, so that neighbouring programs read neighbouring bytes
+    item = tl.program_id(1)
+    split = tl.program_id(2)
+    num_kv_heads = tl.num_programs(0)
+    sequence = item if sequences is None else tl.load(sequences + item)
+    token = sequence if sequences is None else tl.load(query_starts + sequence)
+    length = tl.load(lengths + sequence)
+    first = 0 if window is None else tl.maximum(length - window, 0)
+    first_tile = first // TILE
+    num_tiles = tl.cdiv(length, TILE) - first_tile
+    num_splits = tl.minimum(tl.maximum(num_tiles // MIN_TILES, 1), splits)
+    if split >= num_splits:
+        return
+    begin = first_tile + num_tiles * split // num_splits
+    end = first_tile + num_tiles * (split + 1) // num_splits
+
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, HEAD_SIZE)
+    heads = kv_head * GROUP + row
+    places = heads[:, None] * HEAD_SIZE + column[None, :]
+    used = (row < GROUP)[:, None]
+    q = tl.load(query + token.to(tl.int64) * query_stride + places, mask=used, other=0.0)
+    table = block_table + tl.load(rows + sequence).to(tl.int64) * table_stride
+    keys = key + kv_head * head_stride
+    values = value + kv_head * head_stride
+
+    maximum = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mixed = tl.zeros([ROWS, HEAD_SIZE], tl.float32)
+    blocks = _tile_blocks(table, begin, length, TILE, PAGE)
+    for tile in tl.range(begin, end, num_stages=STAGES):
+        positions = tile * TILE + tl.arange(0, TILE)
+        offsets = blocks.to(tl.int64) * block_stride + positions % PAGE * offset_stride
+        blocks = _tile_blocks(table, tile + 1, length, TILE, PAGE)
+        k = tl.load(keys + offsets[None, :] + column[:, None])
+        scores = tl.dot(q, k, input_precision="ieee") * scale
+        seen = positions < length
+        if window is not None:
+            seen &= positions >= first
+        scores = tl.where(seen[None, :], scores, float("-inf"))
+        new_maximum = tl.maximum(maximum, tl.max(scores, 1))
+        shrink = tl.exp2(maximum - new_maximum)
+        weights = tl.exp2(scores - new_maximum[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        # A block may hold anything behind the sequence's end, and 0 · NaN is not 0.
+        v = tl.load(values + offsets[:, None] + column[None, :], mask=seen[:, None], other=0.0)
+        mixed = mixed * shrink[:, None]
+        mixed = tl.dot(weights.to(v.dtype), v, mixed, input_precision="ieee")
+        maximum = new_maximum
+
+    out = output + token.to(tl.int64) * num_kv_heads * GROUP * HEAD_SIZE + places
+    if num_splits == 1:
+        # A padded sequence has no key at all: its total is 0 and its output too.
+        tl.store(out, mixed / tl.where(total > 0, total, 1.0)[:, None], mask=used)
+        return
+    unit = item * num_kv_heads + kv_head
+    parts = partials + unit.to(tl.int64) * splits * PADDED * HEAD_SIZE
+    stats = sums + unit.to(tl.int64) * splits * 2 * PADDED
+    inside = row[:, None] * HEAD_SIZE + column[None, :]
+    kept = row < PADDED
+    tl.store(parts + split * PADDED * HEAD_SIZE + inside, mixed, mask=kept[:, None])
+    tl.store(stats + split * 2 * PADDED + row, maximum, mask=kept)
+    tl.store(stats + split * 2 * PADDED + PADDED + row, total, mask=kept)
+    tl.debug_barrier()  # every thread's stores are done before one thread announces them
+    if tl.atomic_add(arrivals + unit, 1, sem="acq_rel") < num_splits - 1:
+        return
+    tl.store(arrivals + unit, 0)  # for the next layer
+    merged = _merge(parts, stats, num_splits, PADDED, HEAD_SIZE, MOST, CHUNK)
+    head = tl.arange(0, PADDED)
+    out = output + (token.to(tl.int64) * num_kv_heads + kv_head) * GROUP * HEAD_SIZE
+    inside = head[:, None] * HEAD_SIZE + column[None, :]
+    tl.store(out + inside, merged, mask=(head < GROUP)[:, None])
+
+
+@jit
+def _merge(
+    parts,  # float32 [splits, PADDED, HEAD_SIZE]
+    stats,  # float32 [splits, 2, PADDED]
+    num_splits,
+    PADDED: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    MOST: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Join the softmaxes of splits: each is weighted by its share of the whole sum."""
+    head = tl.arange(0, PADDED)[None, :]
+    every = tl.arange(0, MOST)[:, None]
+    stat = stats + every * 2 * PADDED + head
+    maxima = tl.load(stat, mask=every < num_splits, other=float("-inf"), cache_modifier=".cg")
+    totals = tl.load(stat + PADDED, mask=every < num_splits, other=0.0, cache_modifier=".cg")
+    maximum = tl.max(maxima, 0)
+    total = tl.sum(totals * tl.exp2(maxima - maximum[None, :]), 0)
+    inside = tl.arange(0, PADDED)[:, None] * HEAD_SIZE + tl.arange(0, HEAD_SIZE)[None, :]
+    merged = tl.zeros([PADDED, HEAD_SIZE], tl.float32)
+    for begin in tl.range(0, num_splits, CHUNK, num_stages=3):
+        some = begin + tl.arange(0, CHUNK)
+        there = some < num_splits
+        top = tl.load(
+            stats + some[:, None] * 2 * PADDED + head,
+            mask=there[:, None],
+            other=float("-inf"),
+            cache_modifier=".cg",
+        )
+        part = tl.load(
+            parts + some[:, None, None] * PADDED * HEAD_SIZE + inside[None, :, :],
+            mask=there[:, None, None],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        merged += tl.sum(part * tl.exp2(top - maximum[None, :])[:, :, None], 0)
+    return merged / total[:, None]
+
+
+@dataclass(frozen=True)
+class DecodeScratch:
+    """What the programs of one sequence exchange; the layers of a step use it in turn."""
+
+    partials: Tensor
+    sums: Tensor
+    arrivals: Tensor
+    splits: int
+
+    @classmethod
+    def allocate(
+        cls, items: int, query: Tensor, kv: LayerKV, tuning: DecodeTuning, longest: int
+    ) -> DecodeScratch:
+        """Choose the number of splits for `items` sequences and allocate what they need.
+
+        It depends on sizes alone, never on lengths, so that a captured launch fits them all.
+        """
+        num_kv_heads, head_size = kv.key.shape[1], kv.key.shape[3]
+        units = items * num_kv_heads
+        most = min(tuning.programs // units, longest // tuning.min_keys)
+        splits = max(min(most, MAX_SPLITS), 1)
+        padded = triton.next_power_of_2(query.shape[1] // num_kv_heads)
+        return cls(
+            partials=query.new_empty(units * splits * padded * head_size, dtype=torch.float32),
+            sums=query.new_empty(units * splits * 2 * padded, dtype=torch.float32),
+            arrivals=query.new_zeros(units, dtype=torch.int32),
+            splits=splits,
+        )
+
+
+def paged_decode(
+    output: Tensor,
+    query: Tensor,
+    kv: LayerKV,
+    batch: AttentionBatch,
+    sequences: Tensor | None,
+    scratch: DecodeScratch,
+    scale: float,
+    window: int | None,
+    tuning: DecodeTuning,
+) -> None:
+    """Write the attention of one-token sequences into their tokens of `output`.
+
+    Args:
+        output: [num_tokens, num_heads, head_size], contiguous.
+        query: the same shape; tokens may be strided.
+        sequences: int32 [D], the sequences to attend for; None: all R, where sequence i has
+            token i.
+    """
+    num_heads, head_size = query.shape[1:]
+    num_kv_heads, page = kv.key.shape[1:3]
+    group = num_heads // num_kv_heads
+    padded = triton.next_power_of_2(group)
+    items = batch.lengths.shape[0] if sequences is None else sequences.shape[0]
+    _paged_decode[(num_kv_heads, items, scratch.splits)](
+        output,
+        query,
+        kv.key,
+        kv.value,
+        batch.block_table,
+        batch.rows,
+        batch.lengths,
+        batch.query_starts,
+        sequences,
+        scratch.partials,
+        scratch.sums,
+        scratch.arrivals,
+        scale * LOG2_E,
+        window,
+        scratch.splits,
+        query.stride(0),
+        *kv.key.stride()[:3],
+        batch.block_table.stride(0),
+        GROUP=group,
+        PADDED=padded,
+        ROWS=max(padded, MIN_ROWS),
+        HEAD_SIZE=head_size,
+        PAGE=page,
+        TILE=tuning.tile,
+        MIN_TILES=tuning.min_keys // tuning.tile,
+        STAGES=tuning.stages,
+        MOST=MAX_SPLITS,
+        CHUNK=max(1024 * tuning.warps // (padded * head_size), 1),
+        num_warps=tuning.warps,
+    )
