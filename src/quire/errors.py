@@ -19,3 +19,7 @@ class UnsupportedModelError(QuireError, ValueError):
 
 class CheckpointError(QuireError, ValueError):
     """A weight file that is missing, truncated or does not match its config."""
+
+
+class NoFreeBlocks(QuireError):
+    """The KV cache has fewer free blocks than were asked for."""

@@ -1,26 +1,38 @@
 """`Scheduler`: decides which positions of which requests the next step computes.
 
 There is no prefill phase and no decode phase: each step lets a request catch up from
-`num_computed_tokens` to `num_tokens` within one token budget (as vLLM V1 does). This is
-the first floor's policy, first come, first served; the chapter "Batching" extends it.
+`num_computed_tokens` to the tokens it has, within one token budget (as vLLM V1 does).
+Chunked prefill, prefix hits, preemption and overlap are all that one rule. See the chapter
+"Batching".
 """
 
 from __future__ import annotations
 
-from collections import deque
+from dataclasses import dataclass
 from typing import Protocol
 
 from quire.config import EngineConfig
-from quire.kv.slots import KVCacheManager
-from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput, StepResult
+from quire.errors import InvalidRequestError
+from quire.kv.kv_cache_manager import KVCacheManager
+from quire.messages import ScheduledEntry, SchedulerOutput, StepResult
+from quire.policy import WaitingQueue, make_policy
 from quire.request import FinishReason, Request
+from quire.step_builder import StepBuilder
 
 
 class Scheduler(Protocol):
-    """Swap point: chooses each step's work and learns its result."""
+    """Swap point: chooses each step's work and learns its result.
+
+    `schedule` may be called again before the last step's `update`: what is queued on the
+    device counts as computed, and a token sampled there as a placeholder.
+    """
 
     def add(self, request: Request) -> None:
-        """Take a new request."""
+        """Take a new request.
+
+        Raises:
+            InvalidRequestError: it could never run, or one of its id has not ended.
+        """
         ...
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> None:
@@ -32,7 +44,7 @@ class Scheduler(Protocol):
         ...
 
     def update(self, output: SchedulerOutput, result: StepResult) -> list[Request]:
-        """Record a step's tokens and return the requests that got any."""
+        """Record a step's tokens, in order of the steps; return the requests that got any."""
         ...
 
     @property
@@ -41,109 +53,245 @@ class Scheduler(Protocol):
         ...
 
 
-class FCFSScheduler:
-    """First come, first served, with a token budget.
+@dataclass
+class _Tracked:
+    """What the scheduler knows of a request that has not ended."""
 
-    A request is in exactly one of `waiting` and `running`. Rows [0, max_num_seqs) are
-    either free or belong to one running request.
+    request: Request
+    arrival: int  # its number among all requests
+    last_position: int  # of the last token it may have, which is never computed
+    row: int | None = None  # while it runs
+    admitted_step: int = 0  # results of earlier steps belong to a life before preemption
+
+
+class TokenBudgetScheduler:
+    """Running requests first, in order of admission; then waiting ones while there is room.
+
+    A request is tracked from `add` to its end, and either waits or runs; one that runs has
+    blocks and a row in [0, max_num_seqs) of its own. The first waiting request that finds
+    no room keeps those behind it waiting, or a long prompt would be overtaken for ever.
     """
 
     def __init__(self, config: EngineConfig, kv: KVCacheManager) -> None:
         """Schedule at most `config.max_num_seqs` requests over the blocks of `kv`."""
         self._config = config
         self._kv = kv
-        self.waiting: deque[Request] = deque()
-        self.running: dict[str, Request] = {}  # in order of admission
-        self._rows: dict[str, int] = {}
+        self._policy = make_policy(config.policy)
+        self._watermark = int(config.watermark * kv.num_blocks)
+        self._tracked: dict[str, _Tracked] = {}
+        self._waiting: WaitingQueue[_Tracked] = WaitingQueue(self._rank)
+        self._running: dict[str, _Tracked] = {}  # in order of admission
         self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
-        self._finished_ids: list[str] = []
-        self._step = 0
-
-    def add(self, request: Request) -> None:
-        """Queue a request behind the others."""
-        self.waiting.append(request)
-
-    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> None:
-        """End a request early, giving back what it holds."""
-        request = self.running.get(request_id)
-        if request is not None:
-            request.finish_reason = reason
-            self._finish(request)
-            return
-        for request in self.waiting:
-            if request.request_id == request_id:
-                request.finish_reason = reason
-                self.waiting.remove(request)
-                return
-
-    def schedule(self) -> SchedulerOutput:
-        """Let the running requests catch up, then admit waiting ones while there is room."""
-        budget = self._config.max_num_batched_tokens
-        entries: list[ScheduledEntry] = []
-        new_requests: list[NewRequest] = []
-
-        for request in self.running.values():
-            if budget == 0:
-                break
-            entries.append(self._entry(request, budget))
-            budget -= entries[-1].num_tokens
-
-        while self.waiting and budget > 0 and self._free_rows:
-            request = self.waiting[0]
-            new_block_ids = self._kv.reserve(request, request.num_tokens)
-            if new_block_ids is None:
-                break
-            self.waiting.popleft()
-            self.running[request.request_id] = request
-            self._rows[request.request_id] = self._free_rows.pop()
-            entries.append(self._entry(request, budget, new_block_ids))
-            budget -= entries[-1].num_tokens
-            new_requests.append(
-                NewRequest(request.request_id, request.prompt_token_ids, request.sampling_params)
-            )
-
-        self._step += 1
-        finished, self._finished_ids = tuple(self._finished_ids), []
-        return SchedulerOutput(self._step, tuple(entries), tuple(new_requests), finished)
-
-    def _entry(
-        self, request: Request, budget: int, new_block_ids: tuple[tuple[int, ...], ...] = ()
-    ) -> ScheduledEntry:
-        start = request.num_computed_tokens
-        num_tokens = min(request.num_tokens - start, budget)
-        return ScheduledEntry(
-            request.request_id,
-            self._rows[request.request_id],
-            start,
-            num_tokens,
-            samples=start + num_tokens == request.num_tokens,
-            new_block_ids=new_block_ids,
-        )
-
-    def update(self, output: SchedulerOutput, result: StepResult) -> list[Request]:
-        """Advance the counters and append the tokens of a step."""
-        advanced = []
-        for entry in output.entries:
-            request = self.running.get(entry.request_id)
-            if request is None:  # aborted while the step ran: its result is dropped
-                continue
-            request.num_computed_tokens = entry.start + entry.num_tokens
-            for token_id in result.token_ids.get(entry.request_id, ()):
-                request.append_output(token_id, self._config.max_model_len)
-                if request.finish_reason is not None:
-                    self._finish(request)
-                    break
-            if entry.samples:
-                advanced.append(request)
-        return advanced
+        self._finish_reasons: dict[str, str] = {}  # of those ended since the last step
+        self._num_arrived = 0
+        self._num_steps = 0
 
     @property
     def has_requests(self) -> bool:
         """Whether any request waits or runs."""
-        return bool(self.waiting or self.running)
+        return bool(self._tracked)
 
-    def _finish(self, request: Request) -> None:
-        del self.running[request.request_id]
-        self._free_rows.append(self._rows.pop(request.request_id))
-        self._kv.free(request)
-        self._finished_ids.append(request.request_id)
+    def add(self, request: Request) -> None:
+        """Queue a request that fits into the cache when it is alone."""
+        if request.request_id in self._tracked:
+            raise InvalidRequestError(f"request_id={request.request_id!r} has not ended yet")
+        num_prompt_tokens = len(request.prompt_token_ids)
+        max_tokens = request.sampling_params.max_tokens
+        last_position = min(num_prompt_tokens + max_tokens, self._config.max_model_len) - 1
+        num_blocks = -(-last_position // self._kv.block_size)
+        if num_blocks > self._kv.num_blocks:
+            raise InvalidRequestError(
+                f"a prompt of {num_prompt_tokens} tokens with max_tokens={max_tokens} can need "
+                f"{num_blocks} blocks of {self._kv.block_size} tokens and the KV cache has "
+                f"{self._kv.num_blocks}: shorten the prompt, lower max_tokens, or give the cache "
+                "more blocks"
+            )
+        tracked = _Tracked(request, self._num_arrived, last_position)
+        self._num_arrived += 1
+        self._tracked[request.request_id] = tracked
+        self._policy.arrived(request)
+        self._waiting.push(tracked, tracked.arrival)
+
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> None:
+        """End a request early, giving back what it holds."""
+        tracked = self._tracked.get(request_id)
+        if tracked is not None:
+            if tracked.row is None:
+                self._waiting.remove(tracked.arrival)
+            tracked.request.finish_reason = reason
+            self._end(tracked)
+
+    # docs: schedule begin
+    def schedule(self) -> SchedulerOutput:
+        """Let the running requests catch up, then admit waiting ones while there is room."""
+        self._num_steps += 1
+        step = StepBuilder(self._num_steps, self._config.max_num_batched_tokens)
+        self._continue_running(step)
+        if not step.preempted_ids:  # otherwise the cache is full
+            self._admit_waiting(step)
+        for request_id, entry in step.entries.items():
+            self._policy.scheduled(self._tracked[request_id].request, entry.num_tokens)
+        finish_reasons, self._finish_reasons = self._finish_reasons, {}
+        return step.build(finish_reasons, self._kv.num_free_blocks)
+
+    def _continue_running(self, step: StepBuilder) -> None:
+        for tracked in list(self._running.values()):
+            if tracked.row is None:  # preempted by a request before it
+                continue
+            num_tokens = self._num_tokens(tracked, step)
+            if num_tokens <= 0:
+                continue
+            reservation = self._kv.reserve(tracked.request, num_tokens)
+            while reservation is None and self._preempt(step) is not tracked:
+                reservation = self._kv.reserve(tracked.request, num_tokens)
+            if reservation is not None:
+                self._schedule(tracked, num_tokens, reservation.new_block_ids, step)
+
+    def _num_tokens(self, tracked: _Tracked, step: StepBuilder) -> int:
+        """Return how far a request catches up: to its tokens, its limit or the budget's end."""
+        request = tracked.request
+        until_limit = tracked.last_position - request.num_computed_tokens
+        return min(request.num_unscheduled_tokens, until_limit, step.budget)
+
+    def _schedule(
+        self,
+        tracked: _Tracked,
+        num_tokens: int,
+        new_block_ids: tuple[tuple[int, ...], ...],
+        step: StepBuilder,
+    ) -> None:
+        request, row = tracked.request, tracked.row
+        assert row is not None
+        start = request.num_computed_tokens
+        samples = num_tokens == request.num_unscheduled_tokens
+        step.schedule(
+            ScheduledEntry(request.request_id, row, start, num_tokens, samples, new_block_ids)
+        )
+        request.num_computed_tokens += num_tokens
+        request.num_placeholders += samples
+
+    # docs: schedule end
+
+    # docs: preempt begin
+    def _preempt(self, step: StepBuilder) -> _Tracked:
+        """Let the running request that ranks last wait again; it is computed anew later."""
+        victim = max(self._running.values(), key=lambda t: (self._rank(t), t.arrival))
+        step.preempt(victim.request)
+        self._stop_running(victim)
+        victim.request.num_computed_tokens = 0
+        victim.request.num_placeholders = 0
+        self._waiting.push(victim, victim.arrival)
+        return victim
+
+    # docs: preempt end
+
+    # docs: admit begin
+    def _admit_waiting(self, step: StepBuilder) -> None:
+        still_waiting = []
+        while self._waiting and self._free_rows and step.budget > 0:
+            tracked = self._waiting.pop()
+            if self._waits_for_parent(tracked.request, step):
+                still_waiting.append(tracked)
+            elif not self._admit(tracked, step):
+                still_waiting.append(tracked)
+                break
+        for tracked in still_waiting:
+            self._waiting.push(tracked, tracked.arrival)
+
+    def _admit(self, tracked: _Tracked, step: StepBuilder) -> bool:
+        """Start a request if the cache has room for all its tokens so far.
+
+        A prompt let in with room for its first chunk only could be preempted for the second.
+        The watermark keeps some blocks for the growth of those that run.
+        """
+        request, kv = tracked.request, self._kv
+        request.num_computed_tokens = start = self._share_prefix(request, step)
+        num_blocks = -(-request.num_tokens // kv.block_size) - start // kv.block_size
+        watermark = self._watermark if self._running else 0
+        reservation = None
+        if kv.num_free_blocks - num_blocks >= watermark:
+            reservation = kv.reserve(request, request.num_tokens - start)
+        if reservation is None:
+            kv.free(request)
+            request.num_computed_tokens = 0
+            return False
+        tracked.row = self._free_rows.pop()
+        tracked.admitted_step = step.step
+        self._running[request.request_id] = tracked
+        step.admit(request, tracked.row, reservation.copies)
+        self._schedule(tracked, self._num_tokens(tracked, step), kv.block_ids(request), step)
+        return True
+
+    # docs: admit end
+
+    # docs: parallel-samples begin
+    def _waits_for_parent(self, request: Request, step: StepBuilder) -> bool:
+        """Whether a further sample of a prompt begins only once the first has computed it."""
+        if request.parent_id not in self._tracked or request.output_token_ids:
+            return False
+        return self._forkable_parent(request, step) is None
+
+    def _forkable_parent(self, request: Request, step: StepBuilder) -> Request | None:
+        """Return the parent if earlier steps compute all that a new sample shares with it."""
+        tracked = None if request.parent_id is None else self._running.get(request.parent_id)
+        if tracked is None or request.output_token_ids:
+            return None
+        num_computed = step.num_computed_before(tracked.request)
+        return tracked.request if num_computed >= len(request.prompt_token_ids) - 1 else None
+
+    def _share_prefix(self, request: Request, step: StepBuilder) -> int:
+        """Let a request begin with blocks that exist; return how many tokens they hold."""
+        parent = self._forkable_parent(request, step)
+        if parent is not None:
+            # The last prompt token is the child's own: it samples from there, with its seed.
+            num_shared = len(request.prompt_token_ids) - 1
+            self._kv.fork(parent, request, num_shared)
+            return num_shared
+        if request.sampling_params.prompt_logprobs is not None:
+            return 0  # every position of the prompt is asked for
+        return self._kv.match_prefix(request)
+
+    # docs: parallel-samples end
+
+    # docs: update begin
+    def update(self, output: SchedulerOutput, result: StepResult) -> list[Request]:
+        """Append a step's tokens, publish full blocks, end what is complete."""
+        advanced = []
+        for entry in output.entries:
+            tracked = self._running.get(entry.request_id)
+            if tracked is None or output.step < tracked.admitted_step:
+                continue  # ended or preempted since: the result is dropped
+            request = tracked.request
+            if entry.samples:
+                request.num_placeholders -= 1
+                for token_id in result.token_ids[entry.request_id]:
+                    request.append_output(token_id, self._config.max_model_len)
+                    if request.finish_reason is not None:
+                        break
+                advanced.append(request)
+            self._kv.commit(request)
+            if request.finish_reason is not None:
+                self._end(tracked)
+        return advanced
+
+    # docs: update end
+
+    def _end(self, tracked: _Tracked) -> None:
+        request = tracked.request
+        assert request.finish_reason is not None
+        if tracked.row is not None:
+            self._stop_running(tracked)
+        self._kv.free(request)  # one that waited holds no blocks, but its prefix is known
+        del self._tracked[request.request_id]
+        self._finish_reasons[request.request_id] = request.finish_reason
+        self._policy.ended(request)
+
+    def _stop_running(self, tracked: _Tracked) -> None:
+        assert tracked.row is not None
+        self._kv.free(tracked.request)
+        self._free_rows.append(tracked.row)
+        tracked.row = None
+        del self._running[tracked.request.request_id]
+
+    def _rank(self, tracked: _Tracked) -> float:
+        return self._policy.rank(tracked.request)

@@ -1,0 +1,73 @@
+"""`StepBuilder`: a `SchedulerOutput` in the making, and the tokens it may still hold."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
+from quire.request import Request
+
+Copies = tuple[tuple[tuple[int, int], ...], ...]  # per KV group: (from, to)
+
+
+class StepBuilder:
+    """Collects the decisions of one step, in their order.
+
+    Invariant: `budget` is the step's token budget less the tokens of `entries`, never below 0.
+    """
+
+    def __init__(self, step: int, budget: int) -> None:
+        self.step = step
+        self.budget = budget
+        self.entries: dict[str, ScheduledEntry] = {}  # by request id
+        self.preempted_ids: list[str] = []
+        self._new_requests: list[NewRequest] = []
+        self._hit_tokens: dict[str, int] = {}
+        self._copies: list[Copies] = []
+
+    def schedule(self, entry: ScheduledEntry) -> None:
+        """Compute these positions in the step."""
+        self.entries[entry.request_id] = entry
+        self.budget -= entry.num_tokens
+
+    def admit(self, request: Request, row: int, copies: Copies) -> None:
+        """Give a request a row, with the tokens known so far; its cached ones are computed."""
+        self._new_requests.append(
+            NewRequest(
+                request.request_id,
+                row,
+                request.prompt_token_ids + request.output_token_ids,
+                len(request.prompt_token_ids),
+                request.sampling_params,
+            )
+        )
+        self._hit_tokens[request.request_id] = request.num_computed_tokens
+        if copies:
+            self._copies.append(copies)
+
+    def preempt(self, request: Request) -> None:
+        """Take a request out of the step, if its turn came first, and note why it is gone."""
+        entry = self.entries.pop(request.request_id, None)
+        if entry is not None:
+            self.budget += entry.num_tokens
+        self.preempted_ids.append(request.request_id)
+
+    def num_computed_before(self, request: Request) -> int:
+        """Return how many of a running request's positions earlier steps compute."""
+        entry = self.entries.get(request.request_id)
+        return request.num_computed_tokens if entry is None else entry.start
+
+    def build(self, finish_reasons: dict[str, str], num_free_blocks: int) -> SchedulerOutput:
+        """Return the message; `finish_reasons` are of those that ended since the last one."""
+        groups = zip(*self._copies, strict=True)
+        return SchedulerOutput(
+            step=self.step,
+            entries=tuple(self.entries.values()),
+            new_requests=tuple(self._new_requests),
+            block_copies=tuple(tuple(chain.from_iterable(group)) for group in groups),
+            finished_ids=tuple(finish_reasons),
+            finish_reasons=finish_reasons,
+            preempted_ids=tuple(self.preempted_ids),
+            hit_tokens=self._hit_tokens,
+            num_free_blocks=num_free_blocks,
+        )
