@@ -7,10 +7,11 @@ running one of the highest rank is preempted first. See the chapter "Batching".
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 from quire.errors import QuireError
+from quire.messages import ScheduledEntry
 from quire.request import Request
 
 
@@ -29,8 +30,8 @@ class SchedulingPolicy(Protocol):
         """Hear of a new request, before it is ranked."""
         ...
 
-    def scheduled(self, request: Request, num_tokens: int) -> None:
-        """Hear of the positions that a step computes for a request."""
+    def scheduled(self, entries: Iterable[ScheduledEntry]) -> None:
+        """Hear of what a step computes."""
         ...
 
     def ended(self, request: Request) -> None:
@@ -48,7 +49,7 @@ class FirstComeFirstServed:
     def arrived(self, request: Request) -> None:
         """Nothing to note."""
 
-    def scheduled(self, request: Request, num_tokens: int) -> None:
+    def scheduled(self, entries: Iterable[ScheduledEntry]) -> None:
         """Nothing to note."""
 
     def ended(self, request: Request) -> None:
@@ -75,7 +76,8 @@ class FairShare:
 
     def __init__(self) -> None:
         self._num_tokens: dict[str, int] = {}  # by client, raised at a return
-        self._num_requests: dict[str, int] = {}  # of the clients present
+        self._num_requests: dict[str, int] = {}  # by client, of those present
+        self._clients: dict[str, str] = {}  # by request id
 
     def rank(self, request: Request) -> float:
         """Rank by what the request's client has had."""
@@ -88,13 +90,16 @@ class FairShare:
             least = min((self._num_tokens[other] for other in self._num_requests), default=0)
             self._num_tokens[client] = max(self._num_tokens.get(client, 0), least)
         self._num_requests[client] = self._num_requests.get(client, 0) + 1
+        self._clients[request.request_id] = client
 
-    def scheduled(self, request: Request, num_tokens: int) -> None:
-        """Charge the client."""
-        self._num_tokens[request.client_id] += num_tokens
+    def scheduled(self, entries: Iterable[ScheduledEntry]) -> None:
+        """Charge the clients."""
+        for entry in entries:
+            self._num_tokens[self._clients[entry.request_id]] += entry.num_tokens
 
     def ended(self, request: Request) -> None:
         """Note when a client has no request left."""
+        del self._clients[request.request_id]
         self._num_requests[request.client_id] -= 1
         if self._num_requests[request.client_id] == 0:
             del self._num_requests[request.client_id]

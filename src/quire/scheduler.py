@@ -13,7 +13,7 @@ from typing import Protocol
 
 from quire.config import EngineConfig
 from quire.errors import InvalidRequestError
-from quire.kv.kv_cache_manager import KVCacheManager
+from quire.kv.kv_cache_manager import BlockIds, KVCacheManager
 from quire.messages import ScheduledEntry, SchedulerOutput, StepResult
 from quire.policy import WaitingQueue, make_policy
 from quire.request import FinishReason, Request
@@ -129,8 +129,7 @@ class TokenBudgetScheduler:
         self._continue_running(step)
         if not step.preempted_ids:  # otherwise the cache is full
             self._admit_waiting(step)
-        for request_id, entry in step.entries.items():
-            self._policy.scheduled(self._tracked[request_id].request, entry.num_tokens)
+        self._policy.scheduled(step.entries.values())
         finish_reasons, self._finish_reasons = self._finish_reasons, {}
         return step.build(finish_reasons, self._kv.num_free_blocks)
 
@@ -138,32 +137,33 @@ class TokenBudgetScheduler:
         for tracked in list(self._running.values()):
             if tracked.row is None:  # preempted by a request before it
                 continue
-            num_tokens = self._num_tokens(tracked, step)
+            num_tokens, samples = self._catch_up(tracked, step.budget)
             if num_tokens <= 0:
                 continue
             reservation = self._kv.reserve(tracked.request, num_tokens)
             while reservation is None and self._preempt(step) is not tracked:
                 reservation = self._kv.reserve(tracked.request, num_tokens)
             if reservation is not None:
-                self._schedule(tracked, num_tokens, reservation.new_block_ids, step)
+                self._schedule(tracked, num_tokens, samples, reservation.new_block_ids, step)
 
-    def _num_tokens(self, tracked: _Tracked, step: StepBuilder) -> int:
-        """Return how far a request catches up: to its tokens, its limit or the budget's end."""
+    def _catch_up(self, tracked: _Tracked, budget: int) -> tuple[int, bool]:
+        """Return how many positions to compute and whether the next token is sampled then."""
         request = tracked.request
-        until_limit = tracked.last_position - request.num_computed_tokens
-        return min(request.num_unscheduled_tokens, until_limit, step.budget)
+        unscheduled = request.num_unscheduled_tokens
+        num_tokens = min(unscheduled, tracked.last_position - request.num_computed_tokens, budget)
+        return num_tokens, num_tokens == unscheduled
 
     def _schedule(
         self,
         tracked: _Tracked,
         num_tokens: int,
-        new_block_ids: tuple[tuple[int, ...], ...],
+        samples: bool,
+        new_block_ids: BlockIds,
         step: StepBuilder,
     ) -> None:
         request, row = tracked.request, tracked.row
         assert row is not None
         start = request.num_computed_tokens
-        samples = num_tokens == request.num_unscheduled_tokens
         step.schedule(
             ScheduledEntry(request.request_id, row, start, num_tokens, samples, new_block_ids)
         )
@@ -219,7 +219,7 @@ class TokenBudgetScheduler:
         tracked.admitted_step = step.step
         self._running[request.request_id] = tracked
         step.admit(request, tracked.row, reservation.copies)
-        self._schedule(tracked, self._num_tokens(tracked, step), kv.block_ids(request), step)
+        self._schedule(tracked, *self._catch_up(tracked, step.budget), kv.block_ids(request), step)
         return True
 
     # docs: admit end
