@@ -15,6 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from quire import LLM
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--impl",
+        metavar="MODULE:CLASS",
+        help="run a suite of tests/engine/protocols on this class instead of quire's",
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Tiny models run faster on one thread than on several that wait for each other."""

@@ -1,0 +1,13 @@
+"""One suite a protocol, run on quire's class and on a naive one, or on `--impl`'s."""
+
+from __future__ import annotations
+
+import pytest
+from implementations import load
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "implementation" in metafunc.fixturenames:
+        named = metafunc.config.getoption("--impl", default=None)
+        classes = metafunc.module.IMPLEMENTATIONS if named is None else [load(named)]
+        metafunc.parametrize("implementation", classes, ids=lambda cls: cls.__name__)

@@ -1,0 +1,1 @@
+"""Wrong implementations, each with a bug of the kind that engines have had; all must fail."""
