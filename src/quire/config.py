@@ -110,6 +110,15 @@ def default_device(device: str | torch.device | None = None) -> torch.device:
     return chosen
 
 
+def runs_triton(device: torch.device) -> bool:
+    """Whether a device runs quire's Triton kernels: compute capability 8.0 and up.
+
+    Below that, a T4 for one, `tl.dot` compiles to scalar arithmetic, and torch's kernels
+    are faster.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+
+
 def default_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
     """Return the dtype asked for, or what suits the device.
 
@@ -122,8 +131,7 @@ def default_dtype(device: torch.device, dtype: str | torch.dtype | None = None) 
     if dtype is None:
         if device.type != "cuda":
             return torch.float32
-        major, _ = torch.cuda.get_device_capability(device)
-        return torch.bfloat16 if major >= 8 else torch.float16
+        return torch.bfloat16 if runs_triton(device) else torch.float16
     by_name = {
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,

@@ -2,22 +2,27 @@
 
 Request → Scheduler.schedule() → SchedulerOutput → ModelRunner.execute() → PendingStep
         → .wait() → StepResult → Scheduler.update() → RequestOutput
+
+With overlap, a step is scheduled and queued before the one ahead of it is waited for: the
+device never waits for the host. Waiting at once is the same loop with one step in flight.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from quire.config import EngineConfig
 from quire.detokenizer import Detokenizer, Tokenizer
 from quire.errors import InvalidRequestError, QuireError
-from quire.messages import Logprob, StepResult
+from quire.messages import Logprob, PromptLogprobs, StepResult
 from quire.models.config import ModelConfig
 from quire.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from quire.request import FinishReason, Request
 from quire.runner.model_runner import ModelRunner
+from quire.runner.pending import PendingStep
 from quire.sampling.params import SamplingParams, is_int
 from quire.scheduler import Scheduler
 from quire.trace import Trace
@@ -66,6 +71,7 @@ class LLMEngine:
         self._runner = runner
         self._parents: dict[str, _Parent] = {}  # by parent id
         self._sequences: dict[str, tuple[_Parent, _Sequence]] = {}  # by request id
+        self._in_flight: deque[tuple[PendingStep, float]] = deque()  # with when it was scheduled
 
     @property
     def has_requests(self) -> bool:
@@ -73,9 +79,21 @@ class LLMEngine:
         return bool(self._parents)
 
     def add_request(
-        self, request_id: str, prompt: str | Sequence[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        client_id: str = "",
+        cache_salt: str | None = None,
     ) -> RequestOutput:
         """Submit a prompt, as text or as token ids; return its output, which steps let grow.
+
+        Args:
+            priority: lower runs first, under the policy "priority".
+            client_id: whom the policy "fair" counts the work for.
+            cache_salt: share cached blocks only with requests of the same salt.
 
         Raises:
             InvalidRequestError: the prompt is empty, too long, or has a token id outside
@@ -92,17 +110,26 @@ class LLMEngine:
                 token_ids,
                 outputs=[],
                 finished=False,
-                prompt_logprobs=None if params.prompt_logprobs is None else [None],
+                prompt_logprobs=None if params.prompt_logprobs is None else [None] * len(token_ids),
             )
         )
-        self._parents[request_id] = parent
-        for index in range(params.n):
-            request = Request(
+        requests = [
+            Request(
                 f"{request_id}-{index}",
                 token_ids,
                 _params_of_sample(params, index),
                 self.model_config.eos_token_ids,
+                priority=priority,
+                client_id=client_id,
+                extra_keys=() if cache_salt is None else (cache_salt,),
+                parent_id=None if index == 0 else f"{request_id}-0",
             )
+            for index in range(params.n)
+        ]
+        for request in requests:  # a scheduler refuses what can never run
+            self._scheduler.add(request)
+        self._parents[request_id] = parent
+        for index, request in enumerate(requests):
             completion = CompletionOutput(index, "", request.output_token_ids)
             if params.logprobs is not None:
                 completion.logprobs, completion.cumulative_logprob = [], 0.0
@@ -115,20 +142,20 @@ class LLMEngine:
             parent.sequences.append(sequence)
             parent.output.outputs.append(completion)
             self._sequences[request.request_id] = (parent, sequence)
-            self._scheduler.add(request)
         parent.output.metrics = parent.sequences[0].metrics
         return parent.output
 
-    def abort_request(self, request_id: str) -> None:
-        """Withdraw a prompt; an unknown or finished id is ignored."""
+    def abort_request(self, request_id: str) -> RequestOutput | None:
+        """Withdraw a prompt and return what it has; an unknown or finished id gives None."""
         parent = self._parents.pop(request_id, None)
         if parent is None:
-            return
+            return None
         for sequence in parent.sequences:
             if self._sequences.pop(sequence.request.request_id, None) is not None:
                 self._scheduler.abort(sequence.request.request_id)
                 sequence.completion.finish_reason = FinishReason.ABORT
         parent.output.finished = True
+        return parent.output
 
     def step(self) -> list[RequestOutput]:
         """Run one step; return the prompts that got a token, as they now stand.
@@ -136,12 +163,17 @@ class LLMEngine:
         Raises:
             QuireError: nothing was scheduled though requests wait, so no step ever will.
         """
-        begin = time.perf_counter()
-        scheduled = self._scheduler.schedule()
-        result = self._runner.execute(scheduled).wait()
+        while len(self._in_flight) < self.config.max_in_flight:
+            begin = time.perf_counter()
+            scheduled = self._scheduler.schedule()
+            self._in_flight.append((self._runner.execute(scheduled), begin))
+            if not scheduled.entries:
+                break
+        pending, begin = self._in_flight.popleft()
+        scheduled, result = pending.output, pending.wait()
         advanced = self._scheduler.update(scheduled, result)
         end = time.perf_counter()
-        if self.has_requests and not scheduled.entries:
+        if self.has_requests and not scheduled.entries and not self._in_flight:
             raise QuireError(
                 f"{type(self._scheduler).__name__} scheduled nothing while "
                 f"{len(self._sequences)} requests wait: the KV cache has no room for the next "
@@ -149,13 +181,22 @@ class LLMEngine:
             )
         if self.trace is not None:
             self.trace.record(scheduled, result, begin, end)
-        return self._collect(advanced, result, end)
+        outputs = self._collect(advanced, result, end)
+        if not self.has_requests:
+            self._drain()
+        return outputs
+
+    def _drain(self) -> None:
+        """Wait for steps that were queued for requests which have ended meanwhile."""
+        while self._in_flight:
+            pending, _ = self._in_flight.popleft()
+            self._scheduler.update(pending.output, pending.wait())
 
     def _collect(
         self, advanced: list[Request], result: StepResult, now: float
     ) -> list[RequestOutput]:
-        for request_id, rows in result.prompt_logprobs.items():
-            self._add_prompt_logprobs(request_id, rows)
+        for request_id, scores in result.prompt_logprobs.items():
+            self._add_prompt_logprobs(request_id, scores)
         changed: dict[str, RequestOutput] = {}
         for request in advanced:
             if request.request_id not in self._sequences:
@@ -203,10 +244,14 @@ class LLMEngine:
             parent.output.finished = True
             del self._parents[parent.output.request_id]
 
-    def _add_prompt_logprobs(self, request_id: str, rows: list[dict[int, Logprob]]) -> None:
+    def _add_prompt_logprobs(self, request_id: str, scores: PromptLogprobs) -> None:
+        """Fill in what a step scored; a request that was preempted scores positions twice."""
+        if request_id not in self._sequences:
+            return
         parent, sequence = self._sequences[request_id]
-        if sequence.completion.index == 0 and parent.output.prompt_logprobs is not None:
-            parent.output.prompt_logprobs += rows
+        rows = parent.output.prompt_logprobs
+        if sequence.completion.index == 0 and rows is not None:
+            rows[scores.start : scores.start + len(scores.rows)] = scores.rows
 
     def _tokenize(self, prompt: str | Sequence[int], params: SamplingParams) -> list[int]:
         if self.tokenizer is None and (isinstance(prompt, str) or params.stop_strings):

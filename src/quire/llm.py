@@ -7,23 +7,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from tqdm import tqdm
 
-from quire.attention.torch_backend import TorchAttention
-from quire.config import Components, EngineConfig, default_device, default_dtype
-from quire.detokenizer import Tokenizer
-from quire.engine import LLMEngine
+from quire.assembly import build_engine
+from quire.config import (
+    Components,
+    EngineConfig,
+    default_device,
+    default_dtype,
+    runs_triton,
+)
 from quire.errors import InvalidRequestError, QuireError
-from quire.kv.slots import SlotManager
-from quire.kv.spec import KVCacheSpec, layer_specs
-from quire.kv.storage import KVStorage
 from quire.models.config import ModelConfig
-from quire.models.decoder import Decoder
-from quire.models.loader import initialize_random, load_weights, resolve_checkpoint
+from quire.models.loader import resolve_checkpoint
 from quire.outputs import RequestOutput
-from quire.runner.model_runner import ModelRunner
-from quire.sampling.params import SamplingParams
-from quire.sampling.sampler import TorchSampler
-from quire.scheduler import FCFSScheduler
+from quire.sampling.params import SamplingParams, is_int
 from quire.trace import Trace
 
 Prompt = str | Sequence[int]
@@ -42,9 +40,18 @@ class LLM:
             bfloat16 from compute capability 8.0 on and float16 below.
         device: "cpu", "cuda", …; by default the GPU if there is one.
         max_model_len: longest sequence in tokens; by default the model's own limit, at
-            most 4,096, since every running request has room for this many reserved.
+            most 4,096.
         max_num_seqs: requests that run at once; more wait.
         max_num_batched_tokens: tokens computed in one step at most.
+        block_size: positions in a block of the KV cache, a power of two.
+        num_blocks: blocks of the cache; by default what `gpu_memory_utilization` leaves on a
+            GPU, on a CPU enough for every running request at full length, within 4 GiB.
+        gpu_memory_utilization: share of the GPU's memory that the engine may use.
+        enable_prefix_caching: keep the blocks of ended requests for those that begin alike.
+        policy: "fcfs", "priority" or "fair": who runs first, who is preempted.
+        overlap: schedule a step while the one before it runs; by default on a GPU.
+        cuda_graphs: replay captured decode steps; by default where Triton's kernels run,
+            from compute capability 8.0 on.
         components: a reader's own parts, see `Components`.
         trace: record every step here.
 
@@ -62,6 +69,13 @@ class LLM:
         max_model_len: int | None = None,
         max_num_seqs: int = 32,
         max_num_batched_tokens: int = 4096,
+        block_size: int = 16,
+        num_blocks: int | None = None,
+        gpu_memory_utilization: float = 0.9,
+        enable_prefix_caching: bool = True,
+        policy: str = "fcfs",
+        overlap: bool | None = None,
+        cuda_graphs: bool | None = None,
         components: Components | None = None,
         trace: Trace | None = None,
     ) -> None:
@@ -76,12 +90,30 @@ class LLM:
             max_num_batched_tokens=max_num_batched_tokens,
             device=chosen_device,
             dtype=default_dtype(chosen_device, dtype),
+            block_size=block_size,
+            enable_prefix_caching=enable_prefix_caching,
+            policy=policy,
+            overlap=chosen_device.type == "cuda" if overlap is None else overlap,
+            cuda_graphs=runs_triton(chosen_device) if cuda_graphs is None else cuda_graphs,
         )
+        if num_blocks is not None and (not is_int(num_blocks) or num_blocks < 2):
+            raise QuireError(f"num_blocks={num_blocks!r}: must be an integer of at least 2")
+        if not 0 < gpu_memory_utilization <= 1:
+            raise QuireError(
+                f"gpu_memory_utilization={gpu_memory_utilization!r}: must lie in (0, 1]"
+            )
         self.config = config
         self.model_config = model_config
         self.tokenizer = None if folder is None else _load_tokenizer(folder)
-        self.engine = _build_engine(
-            config, model_config, folder, self.tokenizer, components or Components(), trace
+        self.engine = build_engine(
+            config,
+            model_config,
+            folder,
+            self.tokenizer,
+            components or Components(),
+            trace,
+            num_blocks,
+            gpu_memory_utilization,
         )
         self._num_requests = 0
 
@@ -89,12 +121,15 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool | None = None,
     ) -> list[RequestOutput]:
         """Complete one or many prompts; return one `RequestOutput` a prompt, in their order.
 
         Args:
             prompts: a string, a list of token ids, or a list of either.
             sampling_params: one for all prompts, or a list of as many.
+            use_tqdm: show a progress bar; by default on a terminal.
 
         Raises:
             InvalidRequestError: a prompt or parameter cannot be served. Every prompt is
@@ -109,9 +144,14 @@ class LLM:
                 "one for each"
             )
         outputs = self._submit(listed, each)
+        disable = None if use_tqdm is None else not use_tqdm  # tqdm's None asks the terminal
         try:
-            while not all(output.finished for output in outputs):
-                self.engine.step()
+            with tqdm(total=len(outputs), unit="prompt", disable=disable) as progress:
+                num_finished = 0
+                while num_finished < len(outputs):
+                    self.engine.step()
+                    before, num_finished = num_finished, sum(o.finished for o in outputs)
+                    progress.update(num_finished - before)
         finally:  # an interrupt must not leave requests behind
             for output in outputs:
                 self.engine.abort_request(output.request_id)
@@ -157,41 +197,6 @@ class LLM:
                 self.engine.abort_request(output.request_id)
             raise
         return outputs
-
-
-def _build_engine(
-    config: EngineConfig,
-    model_config: ModelConfig,
-    folder: Path | None,
-    tokenizer: Tokenizer | None,
-    components: Components,
-    trace: Trace | None,
-) -> LLMEngine:
-    """Put the parts together: model and cache on the device, scheduler on the host."""
-    backend = (components.attention or TorchAttention)()
-    model = Decoder(model_config, backend, config.max_model_len, config.dtype, config.device)
-    if folder is None:
-        initialize_random(model)
-    else:
-        load_weights(model, folder)
-
-    specs = layer_specs(model_config, config.dtype)
-    layer_groups = _group_layers(specs)
-    storage = KVStorage(specs, config.max_num_seqs + 1, config.max_model_len, config.device)
-    manager = (components.kv_cache_manager or SlotManager)(
-        config.max_num_seqs, max(layer_groups) + 1
-    )
-
-    scheduler = (components.scheduler or FCFSScheduler)(config, manager)
-    sampler = (components.sampler or TorchSampler)()
-    runner = ModelRunner(config, model, storage, backend, sampler, layer_groups)
-    return LLMEngine(config, model_config, scheduler, runner, tokenizer, trace)
-
-
-def _group_layers(specs: list[KVCacheSpec]) -> list[int]:
-    """Number the distinct specs in order of appearance; return each layer's number."""
-    numbers: dict[KVCacheSpec, int] = {}
-    return [numbers.setdefault(spec, len(numbers)) for spec in specs]
 
 
 def _max_model_len(asked: int | None, model_config: ModelConfig) -> int:

@@ -21,10 +21,9 @@ from transformers import (
 )
 
 from quire import LLM
-from quire.kv.slots import SlotManager
 from quire.sampling import SamplerOutput, SamplingTensors
 from quire.sampling.sampler import gather_logprobs
-from quire.scheduler import FCFSScheduler
+from quire.scheduler import TokenBudgetScheduler
 
 VOCAB_SIZE = 96
 TEXT_VOCAB_SIZE = 400
@@ -199,25 +198,17 @@ def random_prompts(
 
 def assert_empty(llm: LLM) -> None:
     """Every request is gone and everything it held is free again."""
-    assert_empty_scheduler(llm)
-    # The runner learns with the next step which requests ended in this one.
-    scheduler = llm.engine._scheduler
-    assert isinstance(scheduler, FCFSScheduler)
-    assert set(llm.engine._runner._batch._states) <= set(scheduler._finished_ids)
-
-
-def assert_empty_scheduler(llm: LLM) -> None:
-    """The host's part of `assert_empty`."""
     engine = llm.engine
     scheduler = engine._scheduler
-    assert isinstance(scheduler, FCFSScheduler)
-    assert isinstance(scheduler._kv, SlotManager)
+    assert isinstance(scheduler, TokenBudgetScheduler)
     assert not engine.has_requests
     assert not engine._sequences
+    assert not engine._in_flight
     assert not scheduler.has_requests
-    scheduler._kv.check()
-    assert not scheduler._kv._held
     assert sorted(scheduler._free_rows) == list(range(llm.config.max_num_seqs))
+    manager = scheduler._kv
+    manager.check()
+    assert manager.num_free_blocks == manager.num_blocks
 
 
 class Scripted:

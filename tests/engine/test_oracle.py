@@ -63,19 +63,19 @@ def decoder_logits(folder: Path, token_ids: list[int], chunks: list[int]) -> Ten
     config, backend, device = ModelConfig.from_folder(folder), TorchAttention(), torch.device("cpu")
     model = Decoder(config, backend, MAX_POSITION, torch.float32, device)
     load_weights(model, folder)
-    storage = KVStorage(layer_specs(config, torch.float32), 4, MAX_POSITION, device)
+    specs, block_size = layer_specs(config, torch.float32), 16
+    storage = KVStorage(specs, [0] * len(specs), 40, block_size, device)
     for kv in storage.layers:
         kv.key.fill_(torch.nan)
         kv.value.fill_(torch.nan)
+    blocks = [5, 6, 7, 30, 2, 1, 9, 10, 11]  # some neighbours, some not
     logits, start = [], 0
     for size in chunks:
-        positions = torch.arange(start, start + size)
-        batch = AttentionBatch([0, size], [start + size], [[2]], positions)
+        batch = AttentionBatch.of([0, size], [start + size], [blocks], block_size, device)
         attention = [backend.build(batch, window) for window in config.sliding_windows]
-        indices = torch.arange(size)
-        step = StepMetadata(positions, attention, indices)
+        step = StepMetadata(batch.positions, attention, [batch.slots] * len(specs))
         hidden = model(torch.tensor(token_ids[start : start + size]), storage, step)
-        logits.append(model.compute_logits(hidden, indices))
+        logits.append(model.compute_logits(hidden))
         start += size
     assert start == len(token_ids)
     return torch.cat(logits)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.kv.storage import LayerKV
@@ -16,7 +19,8 @@ class HostBatch:
 
     query_starts: list[int]  # R + 1 numbers
     lengths: list[int]  # R numbers
-    block_ids: list[list[int]]  # R block tables
+    rows: list[int]  # R numbers
+    block_table: NDArray[np.int32]  # [num_rows, max_blocks], what the device's table holds
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,42 @@ class AttentionBatch:
     max_length: int  # no sequence of this engine is longer
     host: HostBatch | None
 
+    @classmethod
+    def of(
+        cls,
+        query_starts: list[int],
+        lengths: list[int],
+        block_ids: list[list[int]],
+        block_size: int,
+        device: torch.device,
+    ) -> AttentionBatch:
+        """Build a batch from R block tables, for a test or a page; the runner keeps buffers."""
+        width = max(len(ids) for ids in block_ids)
+        table = np.array([ids + [0] * (width - len(ids)) for ids in block_ids], dtype=np.int32)
+        rows, slots, positions = [], [], []
+        for row, length in enumerate(lengths):
+            start = length - (query_starts[row + 1] - query_starts[row])
+            for position in range(start, length):
+                block, offset = divmod(position, block_size)
+                slots.append(block_ids[row][block] * block_size + offset)
+                positions.append(position)
+            rows.append(row)
+
+        def int32(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=device)
+
+        return cls(
+            query_starts=int32(query_starts),
+            lengths=int32(lengths),
+            rows=int32(rows),
+            block_table=torch.from_numpy(table).to(device),
+            positions=torch.tensor(positions, device=device),
+            slots=torch.tensor(slots, device=device),
+            block_size=block_size,
+            max_length=width * block_size,
+            host=HostBatch(query_starts, lengths, rows, table),
+        )
+
 
 class AttentionBackend(Protocol):
     """Writes new keys and values into the cache and attends over it.
@@ -50,6 +90,7 @@ class AttentionBackend(Protocol):
     """
 
     graph_safe: bool  # whether CUDA graphs may capture it
+    writes_by_slot: bool  # `write` only stores at the slots: a fused kernel may do it instead
 
     def build(self, batch: AttentionBatch, window: int | None) -> Any:
         """Prepare what every layer of the group needs; the result is passed to the others."""

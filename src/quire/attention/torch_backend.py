@@ -1,16 +1,18 @@
-"""`TorchAttention`: the reference backend, torch's `scaled_dot_product_attention`.
+"""`TorchAttention`: the reference backend, torch's `scaled_dot_product_attention` over blocks.
 
-It serves any device and dtype over the contiguous cache, where a sequence's keys are one
-slice of one block. Sequences that compute one token are attended together, the others
-one by one.
+It serves any device and dtype. A sequence's blocks are gathered first, or read in place
+where they are neighbours. Sequences that compute one token are attended together, padded
+to the longest; the others one by one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.attention.interface import AttentionBatch
@@ -19,11 +21,15 @@ from quire.kv.storage import LayerKV
 
 @dataclass
 class _Chunk:
-    """Several tokens of one sequence: queries [begin, end) see keys [first_key, length)."""
+    """Several tokens of one sequence: queries [begin, end) see keys [first_key, length).
+
+    Keys are counted from the first position of the first block in `blocks`.
+    """
 
     begin: int
     end: int
-    block_id: int
+    fresh: bool  # the whole sequence is in this step
+    blocks: Tensor | slice
     first_key: int
     length: int
     mask: Tensor | None  # bool [end - begin, length - first_key]; None: plain causal
@@ -34,7 +40,7 @@ class _Decode:
     """One token of each of D sequences, all padded to the longest."""
 
     tokens: Tensor | None  # int64 [D], their places in the step; None: all, in order
-    blocks: Tensor | slice  # D block ids; a slice when that avoids a copy
+    blocks: Tensor | slice  # D block tables on end, each padded with the null block
     longest: int
     mask: Tensor | None  # bool [D, 1, 1, longest]; None: every position is seen
 
@@ -43,16 +49,16 @@ class _Decode:
 class TorchMetadata:
     """Where this step's tokens are written, and which keys its queries see."""
 
-    write_blocks: Tensor  # int64 [num_tokens]
-    write_offsets: Tensor  # int64 [num_tokens]
+    slots: Tensor  # int64 [num_tokens]
     decode: _Decode | None
     chunks: list[_Chunk]
 
 
 class TorchAttention:
-    """See the module. Expects one block a sequence (`SlotManager`)."""
+    """See the module."""
 
     graph_safe = False
+    writes_by_slot = True
 
     def __init__(self) -> None:
         """Choose among torch's own kernels, for the whole process."""
@@ -62,76 +68,68 @@ class TorchAttention:
 
     def build(self, batch: AttentionBatch, window: int | None) -> TorchMetadata:
         """Split the step into single-token and longer sequences."""
-        device = batch.positions.device
-        singles: list[int] = []
-        chunks: list[_Chunk] = []
-        write_blocks: list[int] = []
-        for i, length in enumerate(batch.lengths):
-            begin, end = batch.query_starts[i], batch.query_starts[i + 1]
-            (block_id,) = batch.block_ids[i]
-            write_blocks += [block_id] * (end - begin)
-            if end - begin == 1:
-                singles.append(i)
-            else:
-                chunks.append(_chunk(begin, end, block_id, length, window, device))
+        assert batch.host is not None, "graph_safe is False"
+        starts = batch.host.query_starts
+        singles = [i for i in range(len(starts) - 1) if starts[i + 1] - starts[i] == 1]
+        chunks = [i for i in range(len(starts) - 1) if starts[i + 1] - starts[i] > 1]
         return TorchMetadata(
-            write_blocks=torch.tensor(write_blocks, device=device),
-            write_offsets=batch.positions,
+            slots=batch.slots,
             decode=_decode(batch, singles, window) if singles else None,
-            chunks=chunks,
+            chunks=[_chunk(batch, i, window) for i in chunks],
         )
 
     def write(self, key: Tensor, value: Tensor, kv: LayerKV, metadata: TorchMetadata) -> None:
-        """Store keys and values [num_tokens, num_kv_heads, head_size] at their positions."""
-        kv.key[metadata.write_blocks, :, metadata.write_offsets] = key
-        kv.value[metadata.write_blocks, :, metadata.write_offsets] = value
+        """Store keys and values [num_tokens, num_kv_heads, head_size] at their slots."""
+        keys, values = kv.slots()
+        keys[metadata.slots] = key
+        values[metadata.slots] = value
 
-    def forward(self, query: Tensor, kv: LayerKV, metadata: TorchMetadata, scale: float) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        kv: LayerKV,
+        metadata: TorchMetadata,
+        scale: float,
+        fresh_kv: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Attend with queries [num_tokens, num_heads, head_size]; returns the same shape."""
+        decode = metadata.decode
+        if decode is not None and decode.tokens is None:
+            return _attend_single(query, kv, decode, scale)
         output = torch.empty_like(query)
         for chunk in metadata.chunks:
-            keys = kv.key[chunk.block_id, :, chunk.first_key : chunk.length]
-            values = kv.value[chunk.block_id, :, chunk.first_key : chunk.length]
-            attended = F.scaled_dot_product_attention(
-                query[chunk.begin : chunk.end].transpose(0, 1)[None],
-                keys[None],
-                values[None],
-                attn_mask=chunk.mask,
-                is_causal=chunk.mask is None,
-                scale=scale,
-                enable_gqa=True,
-            )
-            output[chunk.begin : chunk.end] = attended[0].transpose(0, 1)
-        if metadata.decode is not None:
-            decode = metadata.decode
-            rows = query if decode.tokens is None else query[decode.tokens]
-            attended = _attend_single(rows, kv, decode, scale)
-            if decode.tokens is None:
-                return attended
-            output[decode.tokens] = attended
+            output[chunk.begin : chunk.end] = _attend_chunk(query, kv, chunk, scale, fresh_kv)
+        if decode is not None:
+            output[decode.tokens] = _attend_single(query[decode.tokens], kv, decode, scale)
         return output
 
 
-def _chunk(
-    begin: int, end: int, block_id: int, length: int, window: int | None, device: torch.device
-) -> _Chunk:
+def _chunk(batch: AttentionBatch, i: int, window: int | None) -> _Chunk:
+    assert batch.host is not None
+    begin, end = batch.host.query_starts[i : i + 2]
+    length, device = batch.host.lengths[i], batch.positions.device
     start = length - (end - begin)  # position of the first query
     first_key = 0 if window is None else max(0, start - window + 1)
-    if start == 0 and (window is None or length <= window):
-        return _Chunk(begin, end, block_id, 0, length, mask=None)
-    queries = torch.arange(start, length, device=device)[:, None]
-    keys = torch.arange(first_key, length, device=device)[None, :]
-    mask = keys <= queries
-    if window is not None:
-        mask &= keys > queries - window
-    return _Chunk(begin, end, block_id, first_key, length, mask)
+    first_block = first_key // batch.block_size
+    table = batch.host.block_table[batch.host.rows[i]]
+    blocks = _blocks(table[first_block : -(-length // batch.block_size)], device)
+    mask = None
+    if start > 0 or (window is not None and length > window):
+        queries = torch.arange(start, length, device=device)[:, None]
+        keys = torch.arange(first_key, length, device=device)[None, :]
+        mask = keys <= queries
+        if window is not None:
+            mask &= keys > queries - window
+    skipped = first_block * batch.block_size
+    return _Chunk(begin, end, start == 0, blocks, first_key - skipped, length - skipped, mask)
 
 
 def _decode(batch: AttentionBatch, singles: list[int], window: int | None) -> _Decode:
-    device = batch.positions.device
-    lengths = [batch.lengths[i] for i in singles]
-    ids = [batch.block_ids[i][0] for i in singles]
+    host, device = batch.host, batch.positions.device
+    assert host is not None
+    lengths = [host.lengths[i] for i in singles]
     longest = max(lengths)
+    num_blocks = -(-longest // batch.block_size)
     mask = None
     if min(lengths) < longest or (window is not None and longest > window):
         keys = torch.arange(longest, device=device)
@@ -140,20 +138,65 @@ def _decode(batch: AttentionBatch, singles: list[int], window: int | None) -> _D
         if window is not None:
             seen &= keys >= ends - window
         mask = seen[:, None, None, :]
-    in_sequence = ids == list(range(ids[0], ids[0] + len(ids)))
+    table = host.block_table[[host.rows[i] for i in singles], :num_blocks]
+    if mask is not None:  # behind a sequence's own blocks its row holds anything
+        used = -(-np.array(lengths) // batch.block_size)
+        table = np.where(np.arange(num_blocks) < used[:, None], table, 0)
+    every = len(singles) == len(host.lengths)
     return _Decode(
-        tokens=(
-            None
-            if len(singles) == len(batch.lengths)
-            else torch.tensor([batch.query_starts[i] for i in singles], device=device)
-        ),
-        # Neighbouring blocks are read in place, scattered ones are gathered first.
-        blocks=slice(ids[0], ids[0] + len(ids))
-        if in_sequence
-        else torch.tensor(ids, device=device),
+        tokens=None
+        if every
+        else torch.tensor([host.query_starts[i] for i in singles], device=device),
+        blocks=_blocks(table.reshape(-1), device),
         longest=longest,
         mask=mask,
     )
+
+
+def _blocks(ids: NDArray[np.int32], device: torch.device) -> Tensor | slice:
+    """Return an index of blocks: a slice where they are neighbours, which costs no copy."""
+    first, last = int(ids[0]), int(ids[-1])
+    if last - first == len(ids) - 1 and bool((ids[1:] - ids[:-1] == 1).all()):
+        return slice(first, last + 1)
+    return torch.from_numpy(ids).to(device)
+
+
+def _gather(cache: Tensor, blocks: Tensor | slice, num_sequences: int) -> Tensor:
+    """Return the keys or values of blocks, [num_sequences, num_kv_heads, positions, head_size]."""
+    by_position = cache.transpose(1, 2)  # [num_blocks, block_size, num_kv_heads, head_size]
+    if isinstance(blocks, slice):
+        found = by_position[blocks]
+    else:  # whole blocks as long rows: far faster than indexing four dimensions
+        found = by_position.flatten(1).index_select(0, blocks)
+    shape = (num_sequences, -1, cache.shape[1], cache.shape[3])
+    return found.view(shape).transpose(1, 2)
+
+
+def _attend_chunk(
+    query: Tensor,
+    kv: LayerKV,
+    chunk: _Chunk,
+    scale: float,
+    fresh_kv: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Several query tokens of one sequence: [tokens, num_heads, head_size]."""
+    if chunk.fresh and fresh_kv is not None:
+        keys, values = (x[chunk.begin : chunk.end].transpose(0, 1)[None] for x in fresh_kv)
+    else:
+        keys, values = (
+            _gather(x, chunk.blocks, 1)[:, :, chunk.first_key : chunk.length]
+            for x in (kv.key, kv.value)
+        )
+    attended = F.scaled_dot_product_attention(
+        query[chunk.begin : chunk.end].transpose(0, 1)[None],
+        keys,
+        values,
+        attn_mask=chunk.mask,
+        is_causal=chunk.mask is None,
+        scale=scale,
+        enable_gqa=True,
+    )
+    return attended[0].transpose(0, 1)
 
 
 def _attend_single(query: Tensor, kv: LayerKV, decode: _Decode, scale: float) -> Tensor:
@@ -162,10 +205,12 @@ def _attend_single(query: Tensor, kv: LayerKV, decode: _Decode, scale: float) ->
     The query heads that share a KV head take the place of query positions, so that each
     key is read once for all of them.
     """
-    keys = kv.key[decode.blocks, :, : decode.longest]  # [D, num_kv_heads, longest, head_size]
-    values = kv.value[decode.blocks, :, : decode.longest]
     num_sequences, num_heads, head_size = query.shape
-    grouped = query.view(num_sequences, keys.shape[1], -1, head_size)
+    keys, values = (
+        _gather(x, decode.blocks, num_sequences)[:, :, : decode.longest]
+        for x in (kv.key, kv.value)
+    )
+    grouped = query.reshape(num_sequences, keys.shape[1], -1, head_size)
     attended = F.scaled_dot_product_attention(
         grouped, keys, values, attn_mask=decode.mask, scale=scale
     )

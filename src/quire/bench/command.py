@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from quire.analysis import Hardware, catalog_config, catalog_json, find_hardware
-from quire.bench import decode, divergence, linear, pitfalls, steps
+from quire.bench import cpu, divergence, engine, kernels, linear, pitfalls, steps
 from quire.bench.measurement import Measurement, Row
 from quire.config import default_device, default_dtype
 from quire.errors import QuireError
@@ -17,12 +17,17 @@ from quire.models.config import ModelConfig
 from quire.models.loader import resolve_checkpoint
 
 TITLES = {
-    "decode": "Output tokens per second, quire against transformers' generate",
+    "engine": "Whole runs of the engine on random weights of real shapes",
+    "kernels": "Kernels against torch's best and a copy of the same size",
+    "cpu": "Output tokens per second on a CPU, quire against transformers' generate",
     "steps": "Time of a prefill step over prompt length, of a decode step over batch size",
     "linear": "Matrix products of one decoder layer over the number of tokens at once",
     "pitfalls": "One matrix-vector product timed rightly and with one mistake at a time",
     "divergence": "Greedy outputs that change with the batch a request is in",
 }
+
+
+DEFAULT_MODEL = "quire-mini"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
     parser.add_argument(
         "--model",
-        default="quire-mini",
-        help="a shipped model or a folder; for steps and linear also a model of the catalog, "
-        f"with random weights: {', '.join(catalog_json())} (default: %(default)s)",
+        default=DEFAULT_MODEL,
+        help="a shipped model or a folder; for steps, linear and engine a model of the catalog, "
+        f"with random weights: {', '.join(catalog_json())} (default: %(default)s; engine: "
+        f"{' and '.join(engine.MODELS)})",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=256, help="decode: output tokens")
+    parser.add_argument("--tokens", type=int, default=256, help="cpu: output tokens")
     parser.add_argument("--out", type=Path, help="folder to write <id>.json to (default: print)")
     parser.add_argument("--id", help="the measurement's id (default: from name and device)")
     parser.add_argument("--max-batch", type=int, default=256, help="steps: largest batch")
@@ -50,7 +56,8 @@ def run(args: argparse.Namespace, command: str) -> int:
     rows = _measure(args, device)
     print_rows(rows)
     if args.out is not None:
-        measurement_id = args.id or f"{args.name}-{device_label(device)}"
+        name = "engine" if args.name == "cpu" else args.name
+        measurement_id = args.id or f"{name}-{device_label(device)}"
         command = re.sub(r" --(out|commit) \S+", "", command)  # where, not what
         measurement = Measurement(measurement_id, TITLES[args.name], command, rows)
         print(f"wrote {measurement.save(args.out, args.commit)}")
@@ -58,15 +65,20 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 
 def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
-    if args.name == "decode":
-        return decode.run(args.model, device.type, args.tokens, args.threads)
+    if args.name == "cpu":
+        return cpu.run(args.model, args.tokens, args.threads)
+    if args.name == "engine":
+        models = engine.MODELS if args.model == DEFAULT_MODEL else (args.model,)
+        return engine.run(models, device)
+    if args.name == "kernels":
+        return kernels.run(device)
     if args.name == "pitfalls":
         if device.type != "cuda":
             raise QuireError("bench pitfalls times a GPU's queue and cache; use --device cuda")
         return pitfalls.run(device)
     if args.name == "divergence":
         dtypes = ("float32", "bfloat16") if device.type == "cuda" else ("float32",)
-        return divergence.run(args.model, device, dtypes)
+        return divergence.run(catalog_config(args.model) or args.model, device, dtypes)
     catalogued = catalog_config(args.model)
     config = catalogued or ModelConfig.from_folder(resolve_checkpoint(args.model))
     if args.name == "linear":

@@ -7,11 +7,13 @@ the last bits; near a tie that changes a token, and from there on the text.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 import torch
 
 from quire.bench.measurement import Row
-from quire.llm import LLM
+from quire.llm import LLM, Prompt
+from quire.models.config import ModelConfig
 from quire.sampling.params import SamplingParams
 
 NUM_TOKENS = 128
@@ -20,20 +22,32 @@ _ARGUMENTS = ("path", "items, key", "self, node", "data=None")
 PROMPTS = [f"def {name}({arguments}):\n" for name in _NAMES for arguments in _ARGUMENTS]
 
 
-def run(model: str, device: torch.device, dtypes: tuple[str, ...]) -> list[Row]:
+def run(model: str | ModelConfig, device: torch.device, dtypes: tuple[str, ...]) -> list[Row]:
     """Compare 32 prompts one by one with the same prompts in batches of 2, 8 and 32.
 
-    Batch 1 is run twice: what differs there is not the batch's doing.
+    Batch 1 is run twice: what differs there is not the batch's doing. A `ModelConfig` runs
+    on random weights and prompts of random tokens: near ties are common there, so it shows
+    how often the last bits differ, where a trained model shows how often that matters.
     """
     params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
     rows = []
     for dtype in dtypes:
-        llm = LLM(model, device=device, dtype=dtype, max_num_seqs=len(PROMPTS))
+        llm = LLM(
+            model,
+            device=device,
+            dtype=dtype,
+            max_num_seqs=len(PROMPTS),
+            enable_prefix_caching=False,
+        )
 
-        def tokens(batch: int, llm: LLM = llm) -> list[list[int]]:
+        prompts = PROMPTS if llm.tokenizer else _random_prompts(llm.model_config.vocab_size)
+
+        def tokens(
+            batch: int, llm: LLM = llm, prompts: Sequence[Prompt] = prompts
+        ) -> list[list[int]]:
             texts: list[list[int]] = []
-            for begin in range(0, len(PROMPTS), batch):
-                outputs = llm.generate(PROMPTS[begin : begin + batch], params)
+            for begin in range(0, len(prompts), batch):
+                outputs = llm.generate(prompts[begin : begin + batch], params)
                 texts += [output.outputs[0].token_ids for output in outputs]
             return texts
 
@@ -58,6 +72,15 @@ def run(model: str, device: torch.device, dtypes: tuple[str, ...]) -> list[Row]:
                 )
             )
     return rows
+
+
+def _random_prompts(vocab_size: int) -> list[list[int]]:
+    """Return as many prompts as there are texts, of 8 to 39 random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randint(vocab_size, (8 + i,), generator=generator).tolist()
+        for i in range(len(PROMPTS))
+    ]
 
 
 def first_difference(a: list[int], b: list[int]) -> int | None:

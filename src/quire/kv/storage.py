@@ -1,8 +1,9 @@
-"""`KVStorage`: the tensors that hold keys and values."""
+"""`KVStorage`: the tensors that hold keys and values, cut into blocks."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,29 +16,47 @@ from quire.kv.spec import KVCacheSpec
 
 @dataclass
 class LayerKV:
-    """The cache of one layer: position p of a sequence is at [block, :, p % block_size]."""
+    """The cache of one layer: slot s is position s % block_size of block s // block_size.
 
-    key: Tensor  # [num_blocks, num_kv_heads, block_size, head_size]
+    In memory the heads of a position lie side by side, so that blocks with neighbouring
+    ids are one piece of the sequence's keys.
+    """
+
+    key: Tensor  # [num_blocks, num_kv_heads, block_size, head_size], strided
     value: Tensor  # the same
+
+    def slots(self) -> tuple[Tensor, Tensor]:
+        """Return key and value as views [num_blocks * block_size, num_kv_heads, head_size]."""
+        num_blocks, num_kv_heads, block_size, head_size = self.key.shape
+        shape = (num_blocks * block_size, num_kv_heads, head_size)
+        return self.key.transpose(1, 2).view(shape), self.value.transpose(1, 2).view(shape)
 
 
 class KVStorage:
     """The cache of a model, a `LayerKV` a layer.
 
-    Block 0 is the null block and belongs to no request. Until the chapter "The paged KV
-    cache", a block is as long as the longest sequence, so that each request has one.
+    Block 0 is the null block: it belongs to no request, and padded rows write there.
     """
 
     def __init__(
-        self, specs: list[KVCacheSpec], num_blocks: int, block_size: int, device: torch.device
+        self,
+        specs: Sequence[KVCacheSpec],
+        layer_groups: Sequence[int],
+        num_blocks: int,
+        block_size: int,
+        device: torch.device,
     ) -> None:
-        """Allocate `num_blocks` blocks of `block_size` tokens, the null block among them."""
+        """Allocate `num_blocks` blocks of `block_size` positions, the null block among them.
+
+        `layer_groups[i]` is the KV group of layer i; layers of a group share block tables.
+        """
+        self.num_blocks = num_blocks
         self.block_size = block_size
-        self.layers = []
-        _require_room(specs, num_blocks, block_size, device)
+        self.layers: list[LayerKV] = []
+        self._groups = layer_groups
         for spec in specs:
-            shape = (num_blocks, spec.num_kv_heads, block_size, spec.head_size)
-            key, value = (_zeros(shape, spec.dtype, device) for _ in range(2))
+            shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_size)
+            key, value = (_zeros(shape, spec.dtype, device).transpose(1, 2) for _ in range(2))
             self.layers.append(LayerKV(key, value))
 
     @property
@@ -45,20 +64,28 @@ class KVStorage:
         """Bytes of all layers' keys and values."""
         return sum(kv.key.nbytes + kv.value.nbytes for kv in self.layers)
 
+    def copy_blocks(self, copies: Sequence[Sequence[tuple[int, int]]]) -> None:
+        """Copy whole blocks in every layer of a group; `copies[group]` are (from, to)."""
+        for kv, group in zip(self.layers, self._groups, strict=True):
+            if group < len(copies) and copies[group]:
+                sources, targets = torch.tensor(copies[group], device=kv.key.device).T
+                kv.key[targets] = kv.key[sources]
+                kv.value[targets] = kv.value[sources]
 
-def _require_room(
-    specs: list[KVCacheSpec], num_blocks: int, block_size: int, device: torch.device
-) -> None:
-    """Raise QuireError if a GPU cannot hold the cache beside what it already holds."""
-    if device.type != "cuda":
-        return
-    needed = num_blocks * block_size * sum(spec.bytes_per_token for spec in specs)
-    free, _ = torch.cuda.mem_get_info(device)
-    if needed > free:
+
+def bytes_per_block(specs: Sequence[KVCacheSpec], block_size: int) -> int:
+    """Return what one block takes over all layers."""
+    return block_size * sum(spec.bytes_per_token for spec in specs)
+
+
+def require_one_request(num_blocks: int, blocks_per_request: int, block_size: int) -> None:
+    """Raise QuireError unless the cache holds the longest request an engine may get."""
+    if num_blocks - 1 < blocks_per_request:
         raise QuireError(
-            f"the KV cache needs {needed / 1e9:.1f} GB for {num_blocks - 1} sequences of "
-            f"{block_size} tokens and the GPU has {free / 1e9:.1f} GB free: lower max_num_seqs "
-            "or max_model_len"
+            f"the KV cache has {num_blocks - 1} blocks of {block_size} tokens and one request of "
+            f"max_model_len needs {blocks_per_request}: lower max_model_len to at most "
+            f"{(num_blocks - 1) * block_size}, or give the cache more blocks (num_blocks, or "
+            "gpu_memory_utilization on a GPU)"
         )
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from quire.attention.interface import AttentionBackend
+from quire.kernels.qkv import norm_rotate
 from quire.kv.storage import LayerKV
 from quire.layers.linear import Linear
 from quire.layers.module import Layer
 from quire.layers.norm import HeadNorm
-from quire.layers.rope import rotate
+from quire.layers.rope import RotaryTable
 from quire.models.config import ModelConfig
 
 
@@ -23,8 +24,8 @@ class StepMetadata:
 
     positions: Tensor  # int64 [num_tokens]
     attention: list[Any]  # the backend's metadata of each layer's KV group
-    logits_indices: Tensor  # int64 [R], the tokens whose logits are wanted
-    rotary: tuple[Tensor, Tensor] = field(init=False)  # cos and sin of the positions
+    slots: list[Tensor]  # int64 [num_tokens], where each layer writes its keys and values
+    rotary: RotaryTable = field(init=False)  # set by the decoder
 
 
 # docs: attention begin
@@ -43,6 +44,7 @@ class Attention(Layer):
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_size = config.head_size
         self.scale = config.head_size**-0.5
+        self.eps = config.rms_norm_eps
         self.backend = backend
         q_size = config.num_heads * config.head_size
         kv_size = config.num_kv_heads * config.head_size
@@ -57,14 +59,21 @@ class Attention(Layer):
 
     def forward(self, x: Tensor, kv: LayerKV, step: StepMetadata, layer: int) -> Tensor:
         """Attend with the hidden states x, [num_tokens, hidden_size]."""
-        heads = self.qkv_proj(x).view(x.shape[0], -1, self.head_size)
-        rotated, value = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
-        if self.qk_norm is not None:
-            rotated = self.qk_norm(rotated)
-        rotated = rotate(rotated, *step.rotary)
-        query, key = rotated.split([self.num_heads, self.num_kv_heads], dim=1)
-        self.backend.write(key, value, kv, step.attention[layer])
-        attended = self.backend.forward(query, kv, step.attention[layer], self.scale)
+        metadata, fused = step.attention[layer], self.backend.writes_by_slot
+        query, key, value = norm_rotate(
+            self.qkv_proj(x),
+            None if self.qk_norm is None else self.qk_norm.weight,
+            self.eps,
+            step.rotary,
+            step.positions,
+            self.num_heads,
+            self.num_kv_heads,
+            kv if fused else None,
+            step.slots[layer] if fused else None,
+        )
+        if not fused:
+            self.backend.write(key, value, kv, metadata)
+        attended = self.backend.forward(query, kv, metadata, self.scale, (key, value))
         return self.o_proj(attended.flatten(1))
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quire.errors import CheckpointError
+from quire.kernels.linear import prefers_skinny, skinny_linear
 from quire.layers.module import Layer
 
 
@@ -61,7 +62,9 @@ class Unquantized:
         """Nothing to transform."""
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
-        """One matrix product."""
+        """One matrix product; a few rows on a GPU have a kernel of their own."""
+        if prefers_skinny(x, layer.weight):
+            return skinny_linear(x, layer.weight, layer.bias)
         return F.linear(x, layer.weight, layer.bias)
 
 

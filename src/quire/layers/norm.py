@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quire.kernels.norm import add_rms_norm, rms_norm
 from quire.layers.module import Layer
 
 
@@ -20,11 +20,15 @@ class RMSNorm(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x, [..., size]."""
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the norm of x + residual, and the sum; on a GPU it overwrites residual."""
+        return add_rms_norm(x, residual, self.weight, self.eps)
 
 
 class HeadNorm(Layer):
-    """RMSNorm of each query and key head (Qwen3), with one weight for each kind.
+    """Weights of the RMSNorm of each query and key head (Qwen3), one for each kind.
 
     Queries and keys lie side by side after the fused projection and are normalised in
     one operation: the weight has a row a head.
@@ -53,7 +57,3 @@ class HeadNorm(Layer):
                 return self.weight[begin : begin + size]
             begin += size
         raise KeyError(name)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x, [num_tokens, heads, head_size]."""
-        return F.rms_norm(x, (x.shape[-1],), None, self.eps) * self.weight

@@ -45,12 +45,12 @@ class RotaryTable:
     ) -> None:
         """Tabulate positions [0, max_len); angles in float32, whatever the dtype."""
         angles = torch.outer(torch.arange(max_len).float(), inverse_frequencies(config, head_size))
-        self._cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(device, dtype)
-        self._sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).to(device, dtype)
+        self.cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(device, dtype)
+        self.sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).to(device, dtype)
 
     def lookup(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cos and sin for positions [num_tokens], each [num_tokens, 1, head_size]."""
-        return self._cos[positions][:, None], self._sin[positions][:, None]
+        return self.cos[positions][:, None], self.sin[positions][:, None]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quire.attention.interface import AttentionBackend
+from quire.kernels.activation import silu_mul
 from quire.kv.storage import KVStorage, LayerKV
 from quire.layers.attention import Attention, StepMetadata
 from quire.layers.linear import Linear
@@ -34,8 +35,7 @@ class GatedMLP(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to x, [num_tokens, hidden_size]."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(silu_mul(self.gate_up_proj(x)))
 
 
 class DecoderLayer(Layer):
@@ -57,10 +57,18 @@ class DecoderLayer(Layer):
         )
         self.mlp = GatedMLP(config, dtype, device)
 
-    def forward(self, x: Tensor, kv: LayerKV, step: StepMetadata, layer: int) -> Tensor:
-        """Apply to the residual stream x, [num_tokens, hidden_size]."""
-        x = x + self.self_attn(self.input_layernorm(x), kv, step, layer)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(
+        self, x: Tensor, residual: Tensor, kv: LayerKV, step: StepMetadata, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """Take what the last part computed and the residual stream it is to be added to.
+
+        Returns the same two, each [num_tokens, hidden_size]: an addition is always followed
+        by a norm, and done together they read and write the stream once.
+        """
+        x, residual = self.input_layernorm.add(x, residual)
+        x = self.self_attn(x, kv, step, layer)
+        x, residual = self.post_attention_layernorm.add(x, residual)
+        return self.mlp(x), residual
 
 
 class Decoder(Layer):
@@ -92,12 +100,13 @@ class Decoder(Layer):
 
     def forward(self, token_ids: Tensor, storage: KVStorage, step: StepMetadata) -> Tensor:
         """Return the hidden states of a step's tokens, [num_tokens, hidden_size]."""
-        step.rotary = self.rotary.lookup(step.positions)
+        step.rotary = self.rotary
         x = F.embedding(token_ids, self.embed_tokens)
+        residual = torch.zeros_like(x)
         for layer, module in enumerate(self.layers):
-            x = module(x, storage.layers[layer], step, layer)
-        return self.norm(x)
+            x, residual = module(x, residual, storage.layers[layer], step, layer)
+        return self.norm.add(x, residual)[0]
 
-    def compute_logits(self, hidden: Tensor, indices: Tensor) -> Tensor:
-        """Return the float32 logits of the tokens at `indices`, [R, vocab_size]."""
-        return self.lm_head(hidden[indices]).float()
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of hidden states [R, hidden_size], [R, vocab_size]."""
+        return self.lm_head(hidden)

@@ -1,20 +1,25 @@
 """`InputBatch`: what the device knows of the running requests, a stable row each.
 
-A request keeps its row until it ends, so a step only names rows. The last token of a
-request is read from its row on the device: the next step can be queued before the host
-has seen it.
+A request keeps its row until it ends, so a step only names rows. Tokens are read from
+their row on the device: the next step can be queued before the host has seen them.
 """
 
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from quire.messages import NewRequest, ScheduledEntry
+from quire.config import EngineConfig
+from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
 from quire.sampling.params import SamplingParams
 from quire.sampling.tensors import Penalties, SamplingTensors
+
+TableUpdate = NDArray[np.int64]  # [3, n]: row, column, block
 
 
 @dataclass
@@ -22,73 +27,142 @@ class RowState:
     """The host's side of a row."""
 
     params: SamplingParams
-    seed: int
     num_prompt_tokens: int
-    block_ids: list[list[int]] = field(default_factory=list)  # per KV group
+    num_blocks: list[int]  # per KV group
 
 
 class InputBatch:
-    """Rows [0, max_num_seqs). A row is valid from `add` to `remove`.
+    """Rows [0, max_num_seqs) belong to requests; one more, the null row, pads a batch.
 
     `token_ids[row, p]` is the token at position p, for p below the tokens known so far.
+    `block_tables[group][row, b]` is the block of positions [b · block_size, (b + 1) ·
+    block_size). The null row's blocks are the null block.
     """
 
-    def __init__(
-        self, max_num_seqs: int, max_model_len: int, vocab_size: int, device: torch.device
-    ) -> None:
-        """Allocate the device's table."""
+    def __init__(self, config: EngineConfig, num_groups: int, vocab_size: int) -> None:
+        """Allocate the device's tables and the host's copies of the block tables."""
+        rows, device = config.max_num_seqs + 1, config.device
+        self.null_row = config.max_num_seqs
+        # One more position: a step may write the token after the last.
         self.token_ids = torch.zeros(
-            (max_num_seqs, max_model_len), dtype=torch.int64, device=device
+            (rows, config.max_model_len + 1), dtype=torch.int64, device=device
         )
+        shape = (rows, config.max_blocks_per_request)
+        self.host_tables = [np.zeros(shape, dtype=np.int32) for _ in range(num_groups)]
+        # On a CPU the device's table is the host's.
+        self.block_tables = [torch.from_numpy(table).to(device) for table in self.host_tables]
+        self._floats = torch.zeros((3, rows), dtype=torch.float32, device=device)
+        self._integers = torch.zeros((2, rows), dtype=torch.int64, device=device)
+        self._block_size = config.block_size
         self._vocab_size = vocab_size
         self._device = device
-        self._states: dict[str, RowState] = {}
+        self._states: list[RowState | None] = [None] * rows
 
-    def add(self, request: NewRequest, row: int) -> None:
-        """Copy a request's prompt into its row."""
-        prompt = torch.tensor(request.prompt_token_ids, dtype=torch.int64)
-        self.token_ids[row, : len(prompt)] = prompt.to(self._device)
-        params = request.sampling_params
-        seed = params.seed if params.seed is not None else secrets.randbits(63)
-        self._states[request.request_id] = RowState(params, seed, len(prompt))
+    def state(self, row: int) -> RowState:
+        """Return the host's side of a row."""
+        state = self._states[row]
+        assert state is not None, f"row {row} belongs to no request"
+        return state
 
-    def remove(self, request_id: str) -> None:
-        """Forget a request; its row may be given to another.
+    def update(self, output: SchedulerOutput) -> list[TableUpdate]:
+        """Give new requests their rows and append the step's new blocks to the host's tables.
 
-        One that a failed step never added is left alone.
+        Returns what changed in each group's table, which `apply` wants on the device.
         """
-        self._states.pop(request_id, None)
+        if output.new_requests:
+            self._add(output.new_requests)
+        changed: list[list[tuple[int, int, int]]] = [[] for _ in self.block_tables]
+        for entry in output.entries:
+            if entry.new_block_ids:
+                self._extend(entry, changed)
+        return [np.array(triples, dtype=np.int64).reshape(-1, 3).T for triples in changed]
 
-    def state(self, request_id: str) -> RowState:
-        """Return the host's side of a request's row."""
-        return self._states[request_id]
+    def apply(self, changes: list[Tensor]) -> None:
+        """Bring the device's tables up to date with int64 [3, n] updates, one a group."""
+        if self._device.type == "cpu":  # the same memory
+            return
+        for table, (rows, columns, ids) in zip(self.block_tables, changes, strict=True):
+            if len(ids):
+                table[rows, columns] = ids.int()
 
-    def extend_blocks(self, entry: ScheduledEntry) -> list[list[int]]:
-        """Append an entry's new blocks and return the request's tables, one a KV group."""
-        tables = self._states[entry.request_id].block_ids
-        for group, new in enumerate(entry.new_block_ids):
-            if group == len(tables):
-                tables.append([])
-            tables[group].extend(new)
-        return tables
+    def slots(
+        self, rows: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> list[NDArray[np.int64]]:
+        """Return where tokens go in each group's cache: block · block_size + offset."""
+        columns, offsets = np.divmod(positions, self._block_size)
+        return [
+            table[rows, columns].astype(np.int64) * self._block_size + offsets
+            for table in self.host_tables
+        ]
 
-    def sampling_tensors(self, entries: list[ScheduledEntry]) -> SamplingTensors:
-        """Gather the sampling parameters of the entries that choose a token."""
-        states = [self._states[entry.request_id] for entry in entries]
-        ends = [entry.start + entry.num_tokens for entry in entries]
-        params = [state.params for state in states]
-        penalties = None
-        if any(p.has_penalties for p in params):
-            rows = [
-                self.token_ids[entry.row, :end] for entry, end in zip(entries, ends, strict=True)
-            ]
-            splits = [state.num_prompt_tokens for state in states]
-            penalties = Penalties.build(
-                params,
-                prompts=[row[:split] for row, split in zip(rows, splits, strict=True)],
-                outputs=[row[split:] for row, split in zip(rows, splits, strict=True)],
-                vocab_size=self._vocab_size,
+    def _add(self, requests: tuple[NewRequest, ...]) -> None:
+        floats, integers = [], []
+        for request in requests:
+            params = request.sampling_params
+            self._states[request.row] = RowState(
+                params, request.num_prompt_tokens, [0] * len(self.block_tables)
             )
-        return SamplingTensors.build(
-            params, [state.seed for state in states], ends, self._device, penalties
+            seed = params.seed if params.seed is not None else secrets.randbits(63)
+            floats.append((params.temperature, params.top_p, params.min_p))
+            integers.append((seed, params.top_k))
+            tokens = self._send(torch.tensor(request.token_ids))
+            self.token_ids[request.row, : len(request.token_ids)] = tokens
+        rows = self._send(torch.tensor([request.row for request in requests]))
+        self._floats[:, rows] = self._send(torch.tensor(floats, dtype=torch.float32)).T
+        self._integers[:, rows] = self._send(torch.tensor(integers)).T
+
+    def _send(self, values: Tensor) -> Tensor:
+        if self._device.type == "cpu":
+            return values
+        return values.pin_memory().to(self._device, non_blocking=True)
+
+    def _extend(self, entry: ScheduledEntry, changed: list[list[tuple[int, int, int]]]) -> None:
+        held = self.state(entry.row).num_blocks
+        for group, ids in enumerate(entry.new_block_ids):
+            if ids:
+                first = held[group]
+                self.host_tables[group][entry.row, first : first + len(ids)] = ids
+                changed[group] += [(entry.row, first + i, new) for i, new in enumerate(ids)]
+                held[group] += len(ids)
+
+    def sampling_tensors(
+        self, rows: Tensor, positions: Tensor, entries: list[ScheduledEntry]
+    ) -> SamplingTensors:
+        """Gather the sampling parameters of the rows that choose a token.
+
+        Args:
+            rows, positions: [R], the rows and the positions of the tokens being chosen.
+            entries: the same R requests as the host knows them.
+        """
+        params = [self.state(entry.row).params for entry in entries]
+        temperature, top_p, min_p = self._floats[:, rows]
+        seeds, top_k = self._integers[:, rows]
+        asked = [p.logprobs for p in params if p.logprobs is not None]
+        return SamplingTensors(
+            temperature=temperature,
+            seeds=seeds,
+            positions=positions,
+            all_greedy=all(p.greedy for p in params),
+            top_k=top_k if any(p.top_k != 0 for p in params) else None,
+            top_p=top_p if any(p.top_p != 1 for p in params) else None,
+            min_p=min_p if any(p.min_p != 0 for p in params) else None,
+            penalties=self._penalties(rows, entries, params),
+            num_logprobs=max(asked, default=None),
         )
+
+    def captured_sampling_tensors(self, rows: Tensor, positions: Tensor) -> SamplingTensors:
+        """Gather the parameters of any rows: which of them are used is read on the device."""
+        temperature, top_p, min_p = self._floats[:, rows]
+        seeds, top_k = self._integers[:, rows]
+        return SamplingTensors(temperature, seeds, positions, False, top_k, top_p, min_p)
+
+    def _penalties(
+        self, rows: Tensor, entries: list[ScheduledEntry], params: list[SamplingParams]
+    ) -> Penalties | None:
+        if not any(p.has_penalties for p in params):
+            return None
+        ends = [entry.start + entry.num_tokens for entry in entries]
+        prompts = [self.state(entry.row).num_prompt_tokens for entry in entries]
+        known = self.token_ids[rows, : max(ends)]
+        bounds = self._send(torch.tensor([prompts, ends]))
+        return Penalties.build(params, known, bounds[0], bounds[1], self._vocab_size)

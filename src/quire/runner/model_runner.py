@@ -4,56 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from quire.attention.interface import AttentionBackend, AttentionBatch
+from quire.attention.interface import AttentionBackend, AttentionBatch, HostBatch
 from quire.config import EngineConfig
 from quire.errors import QuireError
 from quire.kv.storage import KVStorage
-from quire.layers.attention import StepMetadata
-from quire.messages import Logprob, ScheduledEntry, SchedulerOutput, StepResult
+from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.models.decoder import Decoder
-from quire.runner.input_batch import InputBatch
-from quire.sampling.sampler import Sampler, SamplerOutput, TokenLogprobs, gather_logprobs
+from quire.runner.device import Answers, DeviceParts
+from quire.runner.input_batch import InputBatch, TableUpdate
+from quire.runner.pending import PendingStep, PromptScores
+from quire.runner.staging import Staging
+from quire.sampling.sampler import Sampler, SamplerOutput, gather_logprobs
 from quire.sampling.tensors import SamplingTensors
 
 
-@dataclass
-class PendingStep:
-    """A step that was queued on the device. `wait` brings its tokens to the host."""
-
-    output: SchedulerOutput
-    sampling: list[ScheduledEntry]  # the entries that chose a token, row order of `sampled`
-    sampled: SamplerOutput | None
-    num_logprobs: dict[str, int]
-    prompt_logprobs: dict[str, tuple[TokenLogprobs, Tensor, int]]
-
-    def wait(self) -> StepResult:
-        """Block until the step is done; the only place where host and device meet."""
-        token_ids: dict[str, list[int]] = {}
-        logprobs: dict[str, list[dict[int, Logprob]]] = {}
-        if self.sampled is not None:
-            accepted = self.sampled.num_accepted.tolist()
-            tokens = self.sampled.tokens.tolist()
-            for entry, row, count in zip(self.sampling, tokens, accepted, strict=True):
-                token_ids[entry.request_id] = row[:count]
-            if self.sampled.logprobs is not None:
-                chosen = [row[0] for row in tokens]
-                rows = _logprob_rows(self.sampled.logprobs, chosen)
-                for entry, values in zip(self.sampling, rows, strict=True):
-                    wanted = self.num_logprobs.get(entry.request_id)
-                    if wanted is not None:
-                        logprobs[entry.request_id] = [_first(values, wanted)]
-        prompt_logprobs = {
-            request_id: [_first(row, wanted) for row in _logprob_rows(values, ids.tolist())]
-            for request_id, (values, ids, wanted) in self.prompt_logprobs.items()
-        }
-        return StepResult(self.output.step, token_ids, logprobs, prompt_logprobs)
-
-
 class ModelRunner:
-    """Owns the model, the cache's tensors and the rows; knows no policy."""
+    """Runs steps and knows no policy.
+
+    Any step can be run kernel by kernel; one that computes a single token of each request
+    is replayed from a captured graph where there are graphs.
+    """
 
     def __init__(
         self,
@@ -65,111 +40,168 @@ class ModelRunner:
         layer_groups: list[int],
     ) -> None:
         """`layer_groups[i]` is the KV group of layer i."""
-        self._device = config.device
-        self._model = model
-        self._storage = storage
-        self._backend = backend
-        self._sampler = sampler
-        self._layer_groups = layer_groups
-        self._windows = _group_windows(model, layer_groups)
-        self._batch = InputBatch(
-            config.max_num_seqs, config.max_model_len, model.config.vocab_size, config.device
+        windows = _group_windows(model, layer_groups)
+        self._parts = DeviceParts(
+            config=config,
+            model=model,
+            storage=storage,
+            backend=backend,
+            sampler=sampler,
+            layer_groups=layer_groups,
+            windows=windows,
+            batch=InputBatch(config, len(windows), model.config.vocab_size),
+            staging=Staging(
+                _bytes_a_step(config, len(windows)), config.max_in_flight, config.device
+            ),
         )
+        self._answers = Answers(config.max_num_seqs, config.max_in_flight, config.device)
+        self._graphs = None
+        if config.cuda_graphs and config.device.type == "cuda" and backend.graph_safe:
+            from quire.runner.decode_graphs import DecodeGraphs  # needs Triton
+
+            with torch.inference_mode():
+                self._graphs = DecodeGraphs(self._parts)
 
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> PendingStep:
         """Queue one step: forward pass, logits, sampling. Returns without waiting."""
-        entries = list(output.entries)
-        self._update_rows(output)
-        if not entries:
-            return PendingStep(output, [], None, {}, {})
-        rows, positions = self._gather_indices(entries)
-        token_ids = self._batch.token_ids[rows, positions]
-        step = self._step_metadata(entries, positions)
-        hidden = self._model(token_ids, self._storage, step)
+        updates = self._parts.batch.update(output)
+        if any(output.block_copies):
+            self._parts.storage.copy_blocks(output.block_copies)
+        if not output.entries:
+            return PendingStep(output)
+        if self._graphs is not None and self._graphs.fits(output):
+            return self._replay(output)
+        return self._run(output, updates)
+
+    def _replay(self, output: SchedulerOutput) -> PendingStep:
+        """Queue a captured step."""
+        from quire.runner.decode_graphs import Ending
+
+        assert self._graphs is not None
+        pending = PendingStep(output, list(output.entries))
+        ending = self._graphs.ending(output.entries)
+        result = self._graphs.replay(output.entries, ending)
+        if ending is Ending.HIDDEN:
+            rows = torch.tensor([[e.row, e.start + 1] for e in output.entries]).T
+            rows = rows.pin_memory().to(self._parts.config.device, non_blocking=True)
+            self._sample(pending, result, rows[0], rows[1])
+        else:
+            pending.sampled, pending.done = self._answers.fetch(SamplerOutput(result[:, None]))
+        return pending
+
+    def _run(self, output: SchedulerOutput, updates: list[TableUpdate]) -> PendingStep:
+        """Queue the kernels of a step one by one."""
+        parts, entries = self._parts, list(output.entries)
+        tokens = _Tokens.of(entries)
+        last = [end - 1 for e, end in zip(entries, tokens.ends, strict=True) if e.samples]
+        put = parts.staging.put
+        parts.staging.begin()
+        rows, positions = put(tokens.rows, np.int64), put(tokens.positions, np.int64)
+        lasts = put(last, np.int64)
+        query_starts = put([0, *tokens.ends], np.int32)
+        lengths, sequence_rows = (
+            put(tokens.lengths, np.int32),
+            put(tokens.rows_of_entries, np.int32),
+        )
+        slots = [put(s, np.int64) for s in parts.batch.slots(tokens.rows, tokens.positions)]
+        changes = [put(update, np.int64) for update in updates]
+        parts.staging.upload()
+        parts.batch.apply(changes)
+
+        attention = []
+        for group, window in enumerate(parts.windows):
+            table = parts.batch.host_tables[group]
+            batch = AttentionBatch(
+                query_starts=query_starts,
+                lengths=lengths,
+                rows=sequence_rows,
+                block_table=parts.batch.block_tables[group],
+                positions=positions,
+                slots=slots[group],
+                block_size=parts.config.block_size,
+                max_length=parts.config.max_model_len,
+                host=HostBatch([0, *tokens.ends], tokens.lengths, tokens.rows_of_entries, table),
+            )
+            attention.append(parts.backend.build(batch, window))
+        step = parts.step_metadata(positions, attention, slots)
+        hidden = parts.model(parts.batch.token_ids[rows, positions], parts.storage, step)
 
         sampling = [entry for entry in entries if entry.samples]
-        sampled = None
+        pending = PendingStep(output, sampling, prompt_scores=self._score_prompts(entries, hidden))
         if sampling:
-            logits = self._model.compute_logits(hidden, step.logits_indices)
-            tensors = self._batch.sampling_tensors(sampling)
-            sampled = self._sampler(logits, tensors)
-            _check_sampled(sampled, tensors, type(self._sampler).__name__)
-            # Behind each row's last token, where the next step reads it.
-            last = step.logits_indices
-            self._batch.token_ids[rows[last], positions[last] + 1] = sampled.tokens[:, 0]
-        num_logprobs = {}
-        for entry in sampling:
-            wanted = self._batch.state(entry.request_id).params.logprobs
+            self._sample(pending, hidden[lasts], rows[lasts], positions[lasts] + 1)
+        return pending
+
+    def _sample(
+        self, pending: PendingStep, hidden: Tensor, rows: Tensor, positions: Tensor
+    ) -> None:
+        """Choose the tokens at `positions` of `rows`, and keep them where the next step reads."""
+        batch, sampler = self._parts.batch, self._parts.sampler
+        tensors = batch.sampling_tensors(rows, positions, pending.sampling)
+        sampled = sampler(self._parts.model.compute_logits(hidden).float(), tensors)
+        _check_sampled(sampled, tensors, type(sampler).__name__)
+        batch.token_ids[rows, positions] = sampled.tokens[:, 0]
+        for entry in pending.sampling:
+            wanted = batch.state(entry.row).params.logprobs
             if wanted is not None:
-                num_logprobs[entry.request_id] = wanted
-        return PendingStep(
-            output, sampling, sampled, num_logprobs, self._prompt_logprobs(entries, hidden)
-        )
+                pending.num_logprobs[entry.request_id] = wanted
+        pending.sampled, pending.done = self._answers.fetch(sampled)
 
-    def _update_rows(self, output: SchedulerOutput) -> None:
-        for request_id in output.finished_ids:
-            self._batch.remove(request_id)
-        rows = {entry.request_id: entry.row for entry in output.entries}
-        for request in output.new_requests:
-            self._batch.add(request, rows[request.request_id])
-
-    def _gather_indices(self, entries: list[ScheduledEntry]) -> tuple[Tensor, Tensor]:
-        """Return the row and position of every token of the step, int64 [num_tokens]."""
-        rows: list[int] = []
-        positions: list[int] = []
-        for entry in entries:
-            rows += [entry.row] * entry.num_tokens
-            positions += range(entry.start, entry.start + entry.num_tokens)
-        indices = torch.tensor([rows, positions], dtype=torch.int64).to(self._device)
-        return indices[0], indices[1]
-
-    def _step_metadata(self, entries: list[ScheduledEntry], positions: Tensor) -> StepMetadata:
-        starts = [0]
-        for entry in entries:
-            starts.append(starts[-1] + entry.num_tokens)
-        lengths = [entry.start + entry.num_tokens for entry in entries]
-        tables = [self._batch.extend_blocks(entry) for entry in entries]
-        per_group = [
-            self._backend.build(
-                AttentionBatch(starts, lengths, [table[group] for table in tables], positions),
-                window,
-            )
-            for group, window in enumerate(self._windows)
-        ]
-        last_tokens = [
-            end - 1 for entry, end in zip(entries, starts[1:], strict=True) if entry.samples
-        ]
-        return StepMetadata(
-            positions=positions,
-            attention=[per_group[group] for group in self._layer_groups],
-            logits_indices=torch.tensor(last_tokens, dtype=torch.int64, device=self._device),
-        )
-
-    def _prompt_logprobs(
+    def _score_prompts(
         self, entries: list[ScheduledEntry], hidden: Tensor
-    ) -> dict[str, tuple[TokenLogprobs, Tensor, int]]:
+    ) -> dict[str, PromptScores]:
         """Score the prompt tokens that this step's positions predict."""
         scored = {}
         begin = 0
         for entry in entries:
-            state = self._batch.state(entry.request_id)
+            state = self._parts.batch.state(entry.row)
             wanted = state.params.prompt_logprobs
             # Position p predicts the token at p + 1, as long as that is a prompt token.
             count = min(entry.num_tokens, state.num_prompt_tokens - 1 - entry.start)
             if wanted is not None and count > 0:
-                indices = torch.arange(begin, begin + count, device=self._device)
-                targets = self._batch.token_ids[
-                    entry.row, entry.start + 1 : entry.start + 1 + count
-                ].clone()
-                logits = self._model.compute_logits(hidden, indices)
-                scored[entry.request_id] = (
-                    gather_logprobs(logits, targets, wanted),
-                    targets,
-                    wanted,
-                )
+                first = entry.start + 1
+                targets = self._parts.batch.token_ids[entry.row, first : first + count].clone()
+                logits = self._parts.model.compute_logits(hidden[begin : begin + count]).float()
+                values = gather_logprobs(logits, targets, wanted)
+                scored[entry.request_id] = PromptScores(first, values, targets, wanted)
             begin += entry.num_tokens
         return scored
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """A step's tokens as the host counts them."""
+
+    rows_of_entries: list[int]
+    lengths: list[int]  # of each entry's sequence after the step
+    ends: list[int]  # where each entry's tokens end in the step
+    rows: NDArray[np.int64]  # of each token
+    positions: NDArray[np.int64]  # of each token
+
+    @classmethod
+    def of(cls, entries: list[ScheduledEntry]) -> _Tokens:
+        rows, counts = [e.row for e in entries], [e.num_tokens for e in entries]
+        ends = np.cumsum(counts)
+        lengths = [e.start + e.num_tokens for e in entries]
+        # Token t of the step, of the sequence that ends at `end`, is at length - (end - t).
+        shift = np.repeat(np.array(lengths) - ends, counts)
+        positions = np.arange(len(shift)) + shift
+        return cls(rows, lengths, ends.tolist(), np.repeat(rows, counts), positions)
+
+
+def _bytes_a_step(config: EngineConfig, num_groups: int) -> int:
+    """Return room enough for what `_run` or a captured step sends, alignment included."""
+    a_token = 8 * (2 + num_groups)  # row, position, slots
+    a_sequence = 8 * (4 + num_groups)  # last token, end, length, row, new blocks
+    a_block = 8 * 3 * num_groups  # row, column, block
+    most_blocks = config.max_num_seqs * config.max_blocks_per_request
+    return (
+        a_token * config.max_num_batched_tokens
+        + a_sequence * (config.max_num_seqs + 1)
+        + a_block * most_blocks
+        + 1024
+    )
 
 
 def _check_sampled(sampled: SamplerOutput, tensors: SamplingTensors, name: str) -> None:
@@ -191,22 +223,3 @@ def _group_windows(model: Decoder, layer_groups: list[int]) -> list[int | None]:
     for group, window in zip(layer_groups, model.config.sliding_windows, strict=True):
         windows[group] = window
     return [windows[group] for group in range(len(windows))]
-
-
-def _logprob_rows(values: TokenLogprobs, token_ids: list[int]) -> list[dict[int, Logprob]]:
-    """Return a dict a row: the chosen token first, then the most probable ones by rank."""
-    chosen, ranks = values.chosen.tolist(), values.rank.tolist()
-    top_ids, top_values = values.top_ids.tolist(), values.top_values.tolist()
-    rows = []
-    for i, token_id in enumerate(token_ids):
-        row = {token_id: Logprob(chosen[i], ranks[i])}
-        for rank, (other, value) in enumerate(zip(top_ids[i], top_values[i], strict=True), 1):
-            row.setdefault(other, Logprob(value, rank))
-        rows.append(row)
-    return rows
-
-
-def _first(row: dict[int, Logprob], num_top: int) -> dict[int, Logprob]:
-    """Keep the chosen token and the `num_top` most probable ones."""
-    chosen = next(iter(row))
-    return {k: v for k, v in row.items() if k == chosen or v.rank <= num_top}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class SamplerOutput:
     """
 
     tokens: Tensor  # int64 [R, 1 + k]
-    num_accepted: Tensor  # int64 [R]
+    num_accepted: Tensor | None = None  # int64 [R]; None: one a row
     logprobs: TokenLogprobs | None = None
 
 
@@ -56,6 +56,22 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
+class GraphSafeSampler(Protocol):
+    """A sampler that a captured step may end with: no look at the host, no changing shapes.
+
+    A captured step has neither penalties nor log-probabilities.
+    """
+
+    def greedy(self, logits: Tensor) -> Tensor:
+        """Return each row's largest logit's token, int64 [R], from logits of any dtype."""
+        ...
+
+    def draw(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
+        """Return a draw a row, int64 [R]; the parameters of every row are given."""
+        ...
+
+
 class TorchSampler:
     """The reference sampler: exact, in torch, on any device."""
 
@@ -69,7 +85,7 @@ class TorchSampler:
         logprobs = None
         if sampling.num_logprobs is not None:
             logprobs = gather_logprobs(logits, tokens, sampling.num_logprobs)
-        return SamplerOutput(tokens[:, None], torch.ones_like(tokens), logprobs)
+        return SamplerOutput(tokens[:, None], logprobs=logprobs)
 
     def choose(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
         """Return the next token of each row, int64 [R]."""

@@ -76,30 +76,35 @@ class Penalties:
     def build(
         cls,
         params: Sequence[SamplingParams],
-        prompts: Sequence[Tensor],
-        outputs: Sequence[Tensor],
+        token_ids: Tensor,
+        num_prompt_tokens: Tensor,
+        num_tokens: Tensor,
         vocab_size: int,
-    ) -> Penalties | None:
-        """Count the tokens of each row, or return None if no row has a penalty.
+    ) -> Penalties:
+        """Count the tokens of each row without asking the device for anything.
 
         Args:
-            prompts, outputs: int64 token ids of each row, on the sampling device.
+            token_ids: int64 [R, L], prompt and output of each row, then anything.
+            num_prompt_tokens, num_tokens: [R], where the prompt ends and where the row ends.
         """
-        if not any(p.has_penalties for p in params):
-            return None
-        device = prompts[0].device
+        device = token_ids.device
+        position = torch.arange(token_ids.shape[1], device=device)
 
         def column(name: str) -> Tensor:
             values = [[getattr(p, name)] for p in params]
-            return torch.tensor(values, dtype=torch.float32, device=device)
+            return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
 
-        def count(rows: Sequence[Tensor]) -> Tensor:
-            return torch.stack([torch.bincount(row, minlength=vocab_size) for row in rows])
+        def count(begin: Tensor | int, end: Tensor) -> Tensor:
+            # Tokens outside [begin, end) are counted in a column behind the vocabulary.
+            counted = (position >= begin) & (position < end[:, None])
+            ids = torch.where(counted, token_ids, vocab_size)
+            counts = torch.zeros((len(ids), vocab_size + 1), dtype=torch.int64, device=device)
+            return counts.scatter_add_(1, ids, torch.ones_like(ids))[:, :vocab_size]
 
         return cls(
             repetition=column("repetition_penalty"),
             presence=column("presence_penalty"),
             frequency=column("frequency_penalty"),
-            prompt_counts=count(prompts),
-            output_counts=count(outputs),
+            prompt_counts=count(0, num_prompt_tokens),
+            output_counts=count(num_prompt_tokens[:, None], num_tokens),
         )

@@ -1,4 +1,4 @@
-"""`quire bench decode`: tokens per second against transformers' `generate`, in one run."""
+"""`quire bench cpu`: tokens per second against transformers' `generate`, in one run."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ PROMPT = "def fibonacci(n):\n"
 BATCH = 32
 
 
-def run(model: str, device: str, num_tokens: int = 256, num_threads: int = 2) -> list[Row]:
+def run(model: str, num_tokens: int = 256, num_threads: int = 2) -> list[Row]:
     """Measure batch 1, then 32 requests batched against transformers one after another.
 
     Both sides: greedy, the same weights in float32, the same threads, `num_tokens` output
-    tokens, no early end. The prompts differ, so that no row repeats another.
+    tokens, no early end. The prompts differ, so that no row repeats another, and nothing
+    computed for one call serves the next: prefix caching is off.
     """
     from transformers import AutoModelForCausalLM  # slow to import
 
     torch.set_num_threads(num_threads)
-    llm = LLM(model, device=device, dtype="float32", max_num_seqs=BATCH)
+    device = "cpu"
+    llm = LLM(
+        model, device=device, dtype="float32", max_num_seqs=BATCH, enable_prefix_caching=False
+    )
     reference: Any = AutoModelForCausalLM.from_pretrained(
         str(resolve_checkpoint(model)), dtype=torch.float32
     )
-    reference.to(torch.device(device))
     params = SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True)
     if llm.tokenizer is None:
-        raise QuireError(f"model {model!r} has no tokenizer; bench decode needs one")
+        raise QuireError(f"model {model!r} has no tokenizer; bench cpu needs one")
     prompts = [llm.tokenizer.encode(PROMPT.replace("n", f"n{i}")) for i in range(BATCH)]
 
     def transformers_generate(batch: list[list[int]]) -> list[list[int]]:

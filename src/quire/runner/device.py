@@ -1,0 +1,71 @@
+"""`DeviceParts`: what a step needs on the device, whichever way it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quire.attention.interface import AttentionBackend
+from quire.config import EngineConfig
+from quire.kv.storage import KVStorage
+from quire.layers.attention import StepMetadata
+from quire.models.decoder import Decoder
+from quire.runner.input_batch import InputBatch
+from quire.runner.staging import Staging
+from quire.sampling.sampler import Sampler, SamplerOutput
+
+
+@dataclass(frozen=True)
+class DeviceParts:
+    """Model, cache, rows and buffers of one engine."""
+
+    config: EngineConfig
+    model: Decoder
+    storage: KVStorage
+    backend: AttentionBackend
+    sampler: Sampler
+    layer_groups: list[int]  # the KV group of each layer
+    windows: list[int | None]  # of each KV group
+    batch: InputBatch
+    staging: Staging
+
+    def step_metadata(
+        self, positions: Tensor, attention: list[object], slots: list[Tensor]
+    ) -> StepMetadata:
+        """Hand each layer what belongs to its KV group."""
+        return StepMetadata(
+            positions=positions,
+            attention=[attention[group] for group in self.layer_groups],
+            slots=[slots[group] for group in self.layer_groups],
+        )
+
+
+class Answers:
+    """Sampled tokens on their way to the host, without making it wait."""
+
+    def __init__(self, max_num_seqs: int, num_buffers: int, device: torch.device) -> None:
+        """Keep as many pinned buffers as steps may be queued."""
+        self._on_host = device.type == "cpu"
+        self._buffers = [
+            torch.empty(max_num_seqs, dtype=torch.int64, pin_memory=not self._on_host)
+            for _ in range(0 if self._on_host else num_buffers)
+        ]
+        self._turn = 0
+
+    def fetch(self, sampled: SamplerOutput) -> tuple[SamplerOutput, torch.cuda.Event | None]:
+        """Queue the copy of a step's tokens; return where they will be, and when.
+
+        Drafts and log-probabilities are fetched when they are read, which waits for them.
+        """
+        if self._on_host:
+            return sampled, None
+        tokens = sampled.tokens
+        if sampled.num_accepted is None:
+            self._turn = (self._turn + 1) % len(self._buffers)
+            tokens = self._buffers[self._turn][: len(tokens)].view(-1, 1)
+            tokens.copy_(sampled.tokens, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        return SamplerOutput(tokens, sampled.num_accepted, sampled.logprobs), done

@@ -1,0 +1,85 @@
+"""How many blocks the cache gets: what a GPU has left once weights and activations are in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+from quire.attention.interface import AttentionBackend, AttentionBatch
+from quire.config import EngineConfig
+from quire.errors import QuireError
+from quire.kv.spec import KVCacheSpec
+from quire.kv.storage import KVStorage, bytes_per_block
+from quire.layers.attention import StepMetadata
+from quire.models.decoder import Decoder
+
+GRAPH_BYTES = 1 << 30  # set aside for captured graphs and what fragments
+CPU_BYTES = 4 << 30  # a cache on a CPU asks for no more unless told to
+
+
+def default_num_blocks(
+    config: EngineConfig,
+    model: Decoder,
+    backend: AttentionBackend,
+    specs: Sequence[KVCacheSpec],
+    layer_groups: Sequence[int],
+    gpu_memory_utilization: float,
+) -> int:
+    """Return the number of blocks, the null block included.
+
+    On a CPU: enough for every row at full length, within 4 GiB. On a GPU: what is left of
+    `gpu_memory_utilization` of its memory after a trial step of the largest size.
+
+    Raises:
+        QuireError: nothing is left.
+    """
+    block = bytes_per_block(specs, config.block_size)
+    if config.device.type != "cuda":
+        enough = config.max_num_seqs * config.max_blocks_per_request + 1
+        return max(min(enough, CPU_BYTES // block), config.max_blocks_per_request + 1)
+    peak = _trial_step(config, model, backend, specs, layer_groups)
+    free, total = torch.cuda.mem_get_info(config.device)
+    reserved = torch.cuda.memory_reserved(config.device)
+    others = total - free - reserved  # other processes, and CUDA's own
+    budget = int(total * gpu_memory_utilization) - others - peak - GRAPH_BYTES
+    if budget < 2 * block:
+        raise QuireError(
+            f"no memory is left for the KV cache: the GPU has {total / 1e9:.1f} GB, weights and "
+            f"a step of {config.max_num_batched_tokens} tokens take {peak / 1e9:.1f} GB; raise "
+            f"gpu_memory_utilization={gpu_memory_utilization}, lower max_num_batched_tokens, or "
+            "choose a smaller model"
+        )
+    return budget // block
+
+
+@torch.inference_mode()
+def _trial_step(
+    config: EngineConfig,
+    model: Decoder,
+    backend: AttentionBackend,
+    specs: Sequence[KVCacheSpec],
+    layer_groups: Sequence[int],
+) -> int:
+    """Return the bytes allocated at the peak of a step that fills the token budget."""
+    device = config.device
+    storage = KVStorage(specs, layer_groups, 2, config.block_size, device)
+    torch.cuda.reset_peak_memory_stats(device)
+    longest = min(config.max_model_len, config.max_num_batched_tokens)
+    ends = [*range(longest, config.max_num_batched_tokens, longest), config.max_num_batched_tokens]
+    starts = [0, *ends][: config.max_num_seqs + 1]
+    lengths = [end - start for start, end in pairwise(starts)]
+    # Every block is the null block: what is written there nobody reads.
+    blocks = [0] * config.max_blocks_per_request
+    batch = AttentionBatch.of(starts, lengths, [blocks] * len(lengths), config.block_size, device)
+    attention = [backend.build(batch, spec.window) for spec in specs]
+    step = StepMetadata(batch.positions, attention, [batch.slots] * len(specs))
+    tokens = torch.zeros(starts[-1], dtype=torch.int64, device=device)
+    hidden = model(tokens, storage, step)
+    logits = model.compute_logits(hidden[: config.max_num_seqs]).float()
+    del hidden, logits, step, storage
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.empty_cache()
+    return peak

@@ -1,0 +1,82 @@
+"""`PendingStep`: a step that was queued on the device, and how its tokens come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from quire.messages import Logprob, PromptLogprobs, ScheduledEntry, SchedulerOutput, StepResult
+from quire.sampling.sampler import SamplerOutput, TokenLogprobs
+
+
+@dataclass
+class PromptScores:
+    """Log-probabilities of prompt tokens [start, start + n) of one request, on the device."""
+
+    start: int
+    values: TokenLogprobs
+    token_ids: Tensor  # int64 [n]
+    num_top: int
+
+
+@dataclass
+class PendingStep:
+    """What a queued step will have computed. `wait` is where host and device meet."""
+
+    output: SchedulerOutput
+    sampling: list[ScheduledEntry] = field(default_factory=list)  # who chose a token, in order
+    sampled: SamplerOutput | None = None  # on the host once `done` has passed
+    num_logprobs: dict[str, int] = field(default_factory=dict)
+    prompt_scores: dict[str, PromptScores] = field(default_factory=dict)
+    done: torch.cuda.Event | None = None  # None on a CPU
+
+    def wait(self) -> StepResult:
+        """Block until the step is done and return what it chose."""
+        if self.done is not None:
+            self.done.synchronize()
+        token_ids: dict[str, list[int]] = {}
+        logprobs: dict[str, list[dict[int, Logprob]]] = {}
+        if self.sampled is not None:
+            tokens = self.sampled.tokens.tolist()
+            accepted = self.sampled.num_accepted
+            counts = [1] * len(tokens) if accepted is None else accepted.tolist()
+            for entry, row, count in zip(self.sampling, tokens, counts, strict=True):
+                token_ids[entry.request_id] = row[:count]
+            if self.sampled.logprobs is not None:
+                rows = _logprob_rows(self.sampled.logprobs, [row[0] for row in tokens])
+                for entry, values in zip(self.sampling, rows, strict=True):
+                    wanted = self.num_logprobs.get(entry.request_id)
+                    if wanted is not None:
+                        logprobs[entry.request_id] = [_first(values, wanted)]
+        prompt_logprobs = {
+            request_id: PromptLogprobs(
+                scores.start,
+                [
+                    _first(row, scores.num_top)
+                    for row in _logprob_rows(scores.values, scores.token_ids.tolist())
+                ],
+            )
+            for request_id, scores in self.prompt_scores.items()
+        }
+        return StepResult(self.output.step, token_ids, logprobs, prompt_logprobs)
+
+
+def _logprob_rows(values: TokenLogprobs, token_ids: list[int]) -> list[dict[int, Logprob]]:
+    """Return a dict a row: the chosen token first, then the most probable ones by rank."""
+    chosen, ranks = values.chosen.tolist(), values.rank.tolist()
+    top_ids, top_values = values.top_ids.tolist(), values.top_values.tolist()
+    rows = []
+    for i, token_id in enumerate(token_ids):
+        row = {token_id: Logprob(chosen[i], ranks[i])}
+        for rank, (other, value) in enumerate(zip(top_ids[i], top_values[i], strict=True), 1):
+            row.setdefault(other, Logprob(value, rank))
+        rows.append(row)
+    return rows
+
+
+def _first(row: dict[int, Logprob], num_top: int) -> dict[int, Logprob]:
+    """Keep the chosen token and the `num_top` most probable ones."""
+    chosen = next(iter(row))
+    return {k: v for k, v in row.items() if k == chosen or v.rank <= num_top}

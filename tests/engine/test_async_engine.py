@@ -1,0 +1,177 @@
+"""The engine behind asyncio: requests join, stream and leave while others run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import pytest
+
+from quire import LLM, SamplingParams
+from quire.async_engine import AsyncEngine
+from quire.errors import InvalidRequestError, QuireError
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+LONG = SamplingParams(temperature=0, max_tokens=90, ignore_eos=True)
+PROMPTS = checkpoints.random_prompts([5, 9, 2, 14, 7, 3], seed=11)
+
+
+@pytest.fixture
+def engine(checkpoint: Any) -> Iterator[AsyncEngine]:
+    engine = AsyncEngine(checkpoint("qwen3-sharded"), device="cpu", max_num_seqs=3)
+    yield engine
+    engine.close()
+    checkpoints.assert_empty(engine.llm)
+
+
+async def collect(engine: AsyncEngine, prompt: list[int], params: SamplingParams, **options: Any):
+    output = None
+    async for output in engine.generate(prompt, params, **options):
+        pass
+    assert output is not None
+    return output
+
+
+def test_many_at_once_equal_generate(engine: AsyncEngine, checkpoint: Any) -> None:
+    async def all_of_them() -> list[list[int]]:
+        outputs = await asyncio.gather(*(collect(engine, p, GREEDY) for p in PROMPTS))
+        return [output.outputs[0].token_ids for output in outputs]
+
+    llm = LLM(checkpoint("qwen3-sharded"), device="cpu")
+    expected = [o.outputs[0].token_ids for o in llm.generate(PROMPTS, GREEDY)]
+    assert asyncio.run(all_of_them()) == expected
+
+
+def test_tokens_arrive_before_the_end(engine: AsyncEngine) -> None:
+    async def sizes() -> list[int]:
+        return [
+            len(output.outputs[0].token_ids) async for output in engine.generate(PROMPTS[0], LONG)
+        ]
+
+    seen = asyncio.run(sizes())
+    assert seen[0] < 90
+    assert seen[-1] == 90
+    assert seen == sorted(seen)
+
+
+def test_leaving_a_stream_withdraws_it(engine: AsyncEngine) -> None:
+    async def leave_and_stay() -> int:
+        stream = engine.generate(PROMPTS[0], LONG)
+        await anext(stream)
+        await stream.aclose()  # type: ignore[attr-defined]
+        return len((await collect(engine, PROMPTS[1], GREEDY)).outputs[0].token_ids)
+
+    assert asyncio.run(leave_and_stay()) == 12
+    assert not engine.llm.engine.has_requests
+
+
+def test_cancelled_task(engine: AsyncEngine) -> None:
+    async def cancel() -> None:
+        task = asyncio.create_task(collect(engine, PROMPTS[0], LONG))
+        async for _ in engine.generate(PROMPTS[1], GREEDY):
+            pass
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await collect(engine, PROMPTS[2], GREEDY)
+
+    asyncio.run(cancel())
+    assert not engine.llm.engine.has_requests
+
+
+def test_abort_by_name(engine: AsyncEngine) -> None:
+    async def abort() -> Any:
+        stream = engine.generate(PROMPTS[0], LONG, request_id="mine")
+        await anext(stream)
+        engine.abort("mine")
+        engine.abort("nobody's")
+        last = None
+        async for last in stream:
+            pass
+        return last
+
+    output = asyncio.run(abort())
+    assert output is not None
+    assert output.finished
+    assert output.outputs[0].finish_reason == "abort"
+
+
+def test_a_bad_request_harms_nobody(engine: AsyncEngine) -> None:
+    async def both() -> list[Any]:
+        return await asyncio.gather(
+            collect(engine, [10**9], GREEDY),
+            collect(engine, PROMPTS[0], GREEDY),
+            return_exceptions=True,
+        )
+
+    bad, good = asyncio.run(both())
+    assert isinstance(bad, InvalidRequestError)
+    assert "1000000000" in str(bad)
+    assert len(good.outputs[0].token_ids) == 12
+
+
+def test_the_same_name_twice(engine: AsyncEngine) -> None:
+    async def twice() -> list[Any]:
+        return await asyncio.gather(
+            collect(engine, PROMPTS[0], LONG, request_id="one"),
+            collect(engine, PROMPTS[1], GREEDY, request_id="one"),
+            return_exceptions=True,
+        )
+
+    first, second = asyncio.run(twice())
+    assert len(first.outputs[0].token_ids) == 90
+    assert isinstance(second, InvalidRequestError)
+
+
+def test_closing_ends_streams_and_refuses_more(engine: AsyncEngine) -> None:
+    async def close() -> Any:
+        stream = engine.generate(PROMPTS[0], LONG)
+        await anext(stream)
+        await asyncio.to_thread(engine.close)
+        last = None
+        async for last in stream:
+            pass
+        with pytest.raises(QuireError, match="stopped"):
+            await anext(engine.generate(PROMPTS[0], GREEDY))
+        return last
+
+    last = asyncio.run(close())
+    assert last is None or last.finished
+
+
+def test_a_failing_step_reaches_every_reader(engine: AsyncEngine) -> None:
+    def broken() -> None:
+        raise RuntimeError("the device is gone")
+
+    async def fail() -> list[Any]:
+        streams = [engine.generate(prompt, LONG) for prompt in PROMPTS[:2]]
+        for stream in streams:
+            await anext(stream)
+        engine.llm.engine.step = broken  # type: ignore[method-assign, assignment]
+
+        async def rest(stream: Any) -> None:
+            async for _ in stream:
+                pass
+
+        return await asyncio.gather(*(rest(s) for s in streams), return_exceptions=True)
+
+    errors = asyncio.run(fail())
+    assert [str(error) for error in errors] == ["the device is gone"] * 2
+    with pytest.raises(QuireError, match="stopped"):
+        asyncio.run(collect(engine, PROMPTS[0], GREEDY))
+    del engine.llm.engine.step  # the fixture looks the engine over
+    for request_id in list(engine.llm.engine._parents):
+        engine.llm.engine.abort_request(request_id)
+
+
+def test_text(text_folder: Path) -> None:
+    async def run() -> str:
+        async with AsyncEngine(text_folder, device="cpu") as engine:
+            output = await collect(engine, "def f", GREEDY)  # type: ignore[arg-type]
+            return output.outputs[0].text
+
+    expected = LLM(text_folder, device="cpu").generate("def f", GREEDY)[0].outputs[0].text
+    assert asyncio.run(run()) == expected
