@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from quire.config import EngineConfig
 from quire.detokenizer import Detokenizer, Tokenizer
 from quire.errors import InvalidRequestError, QuireError
-from quire.messages import Logprob, PromptLogprobs, StepResult
+from quire.messages import Logprob, PromptLogprobs, SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
 from quire.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from quire.request import FinishReason, Request
@@ -155,6 +156,8 @@ class LLMEngine:
                 self._scheduler.abort(sequence.request.request_id)
                 sequence.completion.finish_reason = FinishReason.ABORT
         parent.output.finished = True
+        if not self.has_requests:
+            self._drain()
         return parent.output
 
     def step(self) -> list[RequestOutput]:
@@ -166,11 +169,14 @@ class LLMEngine:
         while len(self._in_flight) < self.config.max_in_flight:
             begin = time.perf_counter()
             scheduled = self._scheduler.schedule()
-            self._in_flight.append((self._runner.execute(scheduled), begin))
+            with self._retracting(scheduled):
+                self._in_flight.append((self._runner.execute(scheduled), begin))
             if not scheduled.entries:
                 break
         pending, begin = self._in_flight.popleft()
-        scheduled, result = pending.output, pending.wait()
+        scheduled = pending.output
+        with self._retracting(scheduled):
+            result = pending.wait()
         advanced = self._scheduler.update(scheduled, result)
         end = time.perf_counter()
         if self.has_requests and not scheduled.entries and not self._in_flight:
@@ -185,6 +191,15 @@ class LLMEngine:
         if not self.has_requests:
             self._drain()
         return outputs
+
+    @contextmanager
+    def _retracting(self, scheduled: SchedulerOutput) -> Iterator[None]:
+        """An error or interrupt loses a step; every request in it must compute it again."""
+        try:
+            yield
+        except BaseException:
+            self._scheduler.retract(scheduled)
+            raise
 
     def _drain(self) -> None:
         """Wait for steps that were queued for requests which have ended meanwhile."""

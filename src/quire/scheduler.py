@@ -47,6 +47,10 @@ class Scheduler(Protocol):
         """Record a step's tokens, in order of the steps; return the requests that got any."""
         ...
 
+    def retract(self, output: SchedulerOutput) -> None:
+        """Take back a step that was never carried out: its requests compute it again."""
+        ...
+
     @property
     def has_requests(self) -> bool:
         """Whether any request waits or runs."""
@@ -177,10 +181,7 @@ class TokenBudgetScheduler:
         """Let the running request that ranks last wait again; it is computed anew later."""
         victim = max(self._running.values(), key=lambda t: (self._rank(t), t.arrival))
         step.preempt(victim.request)
-        self._stop_running(victim)
-        victim.request.num_computed_tokens = 0
-        victim.request.num_placeholders = 0
-        self._waiting.push(victim, victim.arrival)
+        self._wait_again(victim)
         return victim
 
     # docs: preempt end
@@ -276,6 +277,13 @@ class TokenBudgetScheduler:
 
     # docs: update end
 
+    def retract(self, output: SchedulerOutput) -> None:
+        """Let the requests of a step that failed on its way to the device begin anew."""
+        for entry in output.entries:
+            tracked = self._running.get(entry.request_id)
+            if tracked is not None and output.step >= tracked.admitted_step:
+                self._wait_again(tracked)
+
     def _end(self, tracked: _Tracked) -> None:
         request = tracked.request
         assert request.finish_reason is not None
@@ -285,6 +293,13 @@ class TokenBudgetScheduler:
         del self._tracked[request.request_id]
         self._finish_reasons[request.request_id] = request.finish_reason
         self._policy.ended(request)
+
+    def _wait_again(self, tracked: _Tracked) -> None:
+        """Send a running request back; what it had computed is lost, what it said is not."""
+        self._stop_running(tracked)
+        tracked.request.num_computed_tokens = 0
+        tracked.request.num_placeholders = 0
+        self._waiting.push(tracked, tracked.arrival)
 
     def _stop_running(self, tracked: _Tracked) -> None:
         assert tracked.row is not None

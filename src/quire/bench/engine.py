@@ -118,12 +118,13 @@ def _median(work: Callable[[], None], repeats: int) -> float:
 
 def _transformers_ms(name: str, load: Load, repeats: int) -> float:
     """Return transformers' milliseconds a token: static cache, decode step compiled."""
-    from transformers import AutoConfig, AutoModelForCausalLM  # slow to import
+    import transformers  # slow to import
 
     raw = dict(next(raw for known, raw in catalog_json().items() if known.endswith(name)))
-    config = AutoConfig.for_model(raw.pop("model_type", "qwen3"), **raw)
+    auto: Any = transformers.AutoModelForCausalLM
+    config = transformers.AutoConfig.for_model(raw.pop("model_type", "qwen3"), **raw)
     with torch.device("cuda"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = auto.from_config(config, dtype=torch.bfloat16)
     prompts, params = load
     ids = torch.tensor(prompts, device="cuda")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from quire.kernels.runtime import jit, tl
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def begin_step(
         )
 
 
-@triton.jit
+@jit
 def _begin_step(
     rows,
     positions,

@@ -15,6 +15,7 @@ from quire.errors import QuireError
 from quire.kv.storage import KVStorage
 from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.models.decoder import Decoder
+from quire.runner.decode_graphs import DecodeGraphs, Ending
 from quire.runner.device import Answers, DeviceParts
 from quire.runner.input_batch import InputBatch, TableUpdate
 from quire.runner.pending import PendingStep, PromptScores
@@ -55,10 +56,8 @@ class ModelRunner:
             ),
         )
         self._answers = Answers(config.max_num_seqs, config.max_in_flight, config.device)
-        self._graphs = None
+        self._graphs: DecodeGraphs | None = None
         if config.cuda_graphs and config.device.type == "cuda" and backend.graph_safe:
-            from quire.runner.decode_graphs import DecodeGraphs  # needs Triton
-
             with torch.inference_mode():
                 self._graphs = DecodeGraphs(self._parts)
 
@@ -76,8 +75,6 @@ class ModelRunner:
 
     def _replay(self, output: SchedulerOutput) -> PendingStep:
         """Queue a captured step."""
-        from quire.runner.decode_graphs import Ending
-
         assert self._graphs is not None
         pending = PendingStep(output, list(output.entries))
         ending = self._graphs.ending(output.entries)
