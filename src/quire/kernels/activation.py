@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from quire.kernels.runtime import Pointer, jit, serves, starts_early, tl, triton
+from quire.kernels.runtime import jit, serves, starts_early, tl, triton
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -33,9 +33,7 @@ def silu_mul_triton(gate_up: Tensor) -> Tensor:
 
 
 @jit
-def _silu_mul_kernel(
-    gate_up: Pointer, out: Pointer, size, block: tl.constexpr, early: tl.constexpr
-):
+def _silu_mul_kernel(gate_up, out, size, block: tl.constexpr, early: tl.constexpr):
     """One program a token and `block` features."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * block + tl.arange(0, block)

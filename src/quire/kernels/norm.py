@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, empty_like
 
-from quire.kernels.runtime import Number, Pointer, jit, serves, starts_early, tl, triton
+from quire.kernels.runtime import jit, serves, starts_early, tl, triton
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -79,11 +79,11 @@ def _launch(
 
 @jit
 def _rms_norm_kernel(
-    x: Pointer,
-    residual: Pointer,
-    weight: Pointer,
-    out: Pointer,
-    eps: Number,
+    x,
+    residual,
+    weight,
+    out,
+    eps,
     size: tl.constexpr,
     block: tl.constexpr,
     add: tl.constexpr,

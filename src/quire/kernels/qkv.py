@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from quire.kernels.runtime import Number, Pointer, jit, serves, starts_early, tl, triton
+from quire.kernels.runtime import jit, serves, starts_early, tl, triton
 from quire.kv.storage import LayerKV
 from quire.layers.rope import RotaryTable, rotate
 
@@ -122,21 +122,21 @@ def norm_rotate_triton(
 
 @jit
 def _norm_rotate_kernel(
-    qkv: Pointer,
-    head_norm_weight: Pointer,
-    eps: Number,
-    cos: Pointer,
-    sin: Pointer,
-    positions: Pointer,
-    key_cache: Pointer,
-    value_cache: Pointer,
-    slots: Pointer,
-    key_block_stride: Number,
-    key_head_stride: Number,
-    key_offset_stride: Number,
-    value_block_stride: Number,
-    value_head_stride: Number,
-    value_offset_stride: Number,
+    qkv,
+    head_norm_weight,
+    eps,
+    cos,
+    sin,
+    positions,
+    key_cache,
+    value_cache,
+    slots,
+    key_block_stride,
+    key_head_stride,
+    key_offset_stride,
+    value_block_stride,
+    value_head_stride,
+    value_offset_stride,
     num_heads: tl.constexpr,
     num_kv_heads: tl.constexpr,
     head_size: tl.constexpr,

@@ -14,10 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What a kernel's arguments are: an address on the device, or a number.
-Pointer = Any
-Number = Any
-
 HAS_TRITON = find_spec("triton") is not None
 if HAS_TRITON:
     import triton

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, empty_like
 
-from quire.kernels.runtime import Pointer, jit, serves, tl, triton
+from quire.kernels.runtime import jit, serves, tl, triton
 
 
 def softmax(x: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def softmax_triton(x: Tensor) -> Tensor:
 
 
 @jit
-def _softmax_kernel(x: Pointer, out: Pointer, size: tl.constexpr, block: tl.constexpr):
+def _softmax_kernel(x, out, size: tl.constexpr, block: tl.constexpr):
     """One program a row."""
     row = tl.program_id(0).to(tl.int64) * size
     column = tl.arange(0, block)
