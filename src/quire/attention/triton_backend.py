@@ -33,9 +33,8 @@ class _Plan:
 
     # docs: plan begin
     @classmethod
-    def of(cls, query: Tensor, kv: LayerKV, batch: AttentionBatch) -> _Plan:
+    def of(cls, query: Tensor, kv: LayerKV, batch: AttentionBatch, settings: Tuning) -> _Plan:
         """Sort the step's sequences into launches and send their lists in one copy."""
-        settings = tuning(query.device, kv.key.shape[3], query.dtype.itemsize)
         size = tokens_per_tile(query.shape[1] // kv.key.shape[1], settings.prefill)
         num_decodes = batch.lengths.shape[0]
         fresh = chunks = decodes = np.empty(0, dtype=np.int32)
@@ -43,8 +42,8 @@ class _Plan:
             new, lengths = np.diff(batch.host.query_starts), np.array(batch.host.lengths)
             num_decodes = int((new == 1).sum())
             if num_decodes < len(new):
-                fresh = _tiles(np.flatnonzero((new > 1) & (new == lengths)), new, lengths, size)
-                chunks = _tiles(np.flatnonzero((new > 1) & (new < lengths)), new, lengths, size)
+                fresh = _tiles(np.flatnonzero((new > 1) & (new == lengths)), new, size)
+                chunks = _tiles(np.flatnonzero((new > 1) & (new < lengths)), new, size)
                 decodes = np.flatnonzero(new == 1).astype(np.int32)
         lists = _to_device(np.concatenate([fresh, chunks, decodes]), query.device)
         num_numbers = len(fresh) + len(chunks)
@@ -79,6 +78,10 @@ class TritonAttention:
     graph_safe = True
     writes_by_slot = True
 
+    def __init__(self, settings: Tuning | None = None) -> None:
+        """Take launch settings, by default those of the tuned table for the GPU."""
+        self.settings = settings
+
     def build(self, batch: AttentionBatch, window: int | None) -> TritonMetadata:
         """Keep the batch; the plan needs the shapes of heads, which `forward` sees first."""
         return TritonMetadata(batch, window)
@@ -100,7 +103,8 @@ class TritonAttention:
         """Attend with queries [num_tokens, num_heads, head_size]; returns the same shape."""
         batch, window = metadata.batch, metadata.window
         if metadata.plan is None:
-            metadata.plan = _Plan.of(query, kv, batch)
+            settings = self.settings or tuning(query.device, query.shape[2], query.dtype.itemsize)
+            metadata.plan = _Plan.of(query, kv, batch, settings)
         plan = metadata.plan
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         if plan.scratch is not None:
@@ -118,19 +122,16 @@ class TritonAttention:
         return output
 
 
-def _tiles(
-    sequences: NDArray[np.int64], new: NDArray[np.int64], lengths: NDArray[np.int64], size: int
-) -> NDArray[np.int32]:
+def _tiles(sequences: NDArray[np.int64], new: NDArray[np.int64], size: int) -> NDArray[np.int32]:
     """Cut chunks into tiles of `size` tokens: pairs (sequence, first token), flat.
 
-    Tiles that see the most keys come first, so that no long one is left for the end.
+    A sequence's tiles stay together, so that its keys stay in the last-level cache; those
+    that see the most keys come first, so that no long one is left for the end.
     """
     counts = -(-new[sequences] // size)
-    sequence = np.repeat(sequences, counts)
-    first = (np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)) * size
-    keys = lengths[sequence] - new[sequence] + first
-    order = np.argsort(-keys, kind="stable")
-    return np.stack([sequence, first], axis=1)[order].astype(np.int32).reshape(-1)
+    ends = np.cumsum(counts)
+    last = np.repeat(ends, counts) - 1 - np.arange(counts.sum())  # tiles behind, counted down
+    return np.stack([np.repeat(sequences, counts), last * size], 1).astype(np.int32).reshape(-1)
 
 
 def _to_device(numbers: NDArray[np.int32], device: torch.device) -> Tensor:

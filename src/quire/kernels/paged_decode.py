@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from quire.attention.interface import AttentionBatch
-from quire.kernels.runtime import jit, tl, triton
+from quire.kernels.runtime import jit, starts_early, tl, triton
 from quire.kernels.tuning import DecodeTuning
 from quire.kv.storage import LayerKV
 
@@ -27,10 +27,16 @@ MIN_ROWS = 16  # the fewest rows of a matrix product on tensor cores
 
 
 @jit
-def _tile_blocks(table, tile, length, TILE: tl.constexpr, PAGE: tl.constexpr):
-    """Return the block of each position of a tile; behind the sequence's end the null block."""
-    positions = tile * TILE + tl.arange(0, TILE)
-    return tl.load(table + positions // PAGE, mask=positions < length, other=0)
+def _tile_block(table, tile, length, TILE: tl.constexpr, PAGE: tl.constexpr):
+    """Return the block of a tile, or of each of its positions if a tile is larger than a block.
+
+    Behind the sequence's end it is the null block.
+    """
+    if TILE <= PAGE:
+        return tl.load(table + tile * TILE // PAGE, mask=tile * TILE < length, other=0)
+    else:
+        positions = tile * TILE + tl.arange(0, TILE)[:, None]
+        return tl.load(table + positions // PAGE, mask=positions < length, other=0)
 
 
 @jit
@@ -49,7 +55,6 @@ def _paged_decode(
     arrivals,  # int32 [D, num_kv_heads], zero before and after
     scale,  # of the scores, in units of log 2
     window,  # positions a query sees; None: all
-    splits,  # the most programs a sequence and KV head may have
     query_stride,
     block_stride,
     head_stride,
@@ -61,18 +66,23 @@ def _paged_decode(
     HEAD_SIZE: tl.constexpr,
     PAGE: tl.constexpr,
     TILE: tl.constexpr,
-    MIN_TILES: tl.constexpr,
+    MIN_TILES: tl.constexpr,  # the fewest worth a program
     STAGES: tl.constexpr,
     MOST: tl.constexpr,  # splits there can be
     CHUNK: tl.constexpr,  # splits that are merged at once
+    EARLY: tl.constexpr,  # see `starts_early`
 ):
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     kv_head = tl.program_id(0)  # fastest, so that neighbouring programs read neighbouring bytes
     item = tl.program_id(1)
     split = tl.program_id(2)
     num_kv_heads = tl.num_programs(0)
+    splits = tl.num_programs(2)  # the most there can be
     sequence = item if sequences is None else tl.load(sequences + item)
     token = sequence if sequences is None else tl.load(query_starts + sequence)
     length = tl.load(lengths + sequence)
+    table = block_table + tl.load(rows + sequence).to(tl.int64) * table_stride
     first = 0 if window is None else tl.maximum(length - window, 0)
     first_tile = first // TILE
     num_tiles = tl.cdiv(length, TILE) - first_tile
@@ -88,34 +98,37 @@ def _paged_decode(
     places = heads[:, None] * HEAD_SIZE + column[None, :]
     used = (row < GROUP)[:, None]
     q = tl.load(query + token.to(tl.int64) * query_stride + places, mask=used, other=0.0)
-    table = block_table + tl.load(rows + sequence).to(tl.int64) * table_stride
-    keys = key + kv_head * head_stride
-    values = value + kv_head * head_stride
+    # Where the positions of a tile lie in block 0; a block's own place is added in the loop.
+    place = tl.arange(0, TILE)
+    inside = (place % PAGE)[:, None] * offset_stride + column[None, :]
+    keys = key + kv_head * head_stride + inside
+    values = value + kv_head * head_stride + inside
 
     maximum = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, HEAD_SIZE], tl.float32)
-    blocks = _tile_blocks(table, begin, length, TILE, PAGE)
+    block = _tile_block(table, begin, length, TILE, PAGE)
     for tile in tl.range(begin, end, num_stages=STAGES):
-        positions = tile * TILE + tl.arange(0, TILE)
-        offsets = blocks.to(tl.int64) * block_stride + positions % PAGE * offset_stride
-        blocks = _tile_blocks(table, tile + 1, length, TILE, PAGE)
-        k = tl.load(keys + offsets[None, :] + column[:, None])
-        scores = tl.dot(q, k, input_precision="ieee") * scale
-        seen = positions < length
+        offset = block.to(tl.int64) * block_stride + tile * TILE % PAGE * offset_stride
+        block = _tile_block(table, tile + 1, length, TILE, PAGE)
+        k = tl.load(keys + offset)
+        scores = tl.dot(q, k.T, input_precision="ieee") * scale
+        seen = tile * TILE + place < length
         if window is not None:
-            seen &= positions >= first
+            seen &= tile * TILE + place >= first
         scores = tl.where(seen[None, :], scores, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(scores, 1))
         shrink = tl.exp2(maximum - new_maximum)
         weights = tl.exp2(scores - new_maximum[:, None])
         total = total * shrink + tl.sum(weights, 1)
         # A block may hold anything behind the sequence's end, and 0 · NaN is not 0.
-        v = tl.load(values + offsets[:, None] + column[None, :], mask=seen[:, None], other=0.0)
+        v = tl.load(values + offset, mask=seen[:, None], other=0.0)
         mixed = mixed * shrink[:, None]
         mixed = tl.dot(weights.to(v.dtype), v, mixed, input_precision="ieee")
         maximum = new_maximum
 
+    if EARLY:  # not before: the next kernel's programs would take places unevenly
+        tl.extra.cuda.gdc_launch_dependents()
     out = output + token.to(tl.int64) * num_kv_heads * GROUP * HEAD_SIZE + places
     if num_splits == 1:
         # A padded sequence has no key at all: its total is 0 and its output too.
@@ -160,7 +173,7 @@ def _merge(
     total = tl.sum(totals * tl.exp2(maxima - maximum[None, :]), 0)
     inside = tl.arange(0, PADDED)[:, None] * HEAD_SIZE + tl.arange(0, HEAD_SIZE)[None, :]
     merged = tl.zeros([PADDED, HEAD_SIZE], tl.float32)
-    for begin in tl.range(0, num_splits, CHUNK, num_stages=3):
+    for begin in tl.range(0, num_splits, CHUNK, num_stages=6):
         some = begin + tl.arange(0, CHUNK)
         there = some < num_splits
         top = tl.load(
@@ -232,6 +245,7 @@ def paged_decode(
     num_kv_heads, page = kv.key.shape[1:3]
     group = num_heads // num_kv_heads
     padded = triton.next_power_of_2(group)
+    early = starts_early(query)
     items = batch.lengths.shape[0] if sequences is None else sequences.shape[0]
     _paged_decode[(num_kv_heads, items, scratch.splits)](
         output,
@@ -248,7 +262,6 @@ def paged_decode(
         scratch.arrivals,
         scale * LOG2_E,
         window,
-        scratch.splits,
         query.stride(0),
         *kv.key.stride()[:3],
         batch.block_table.stride(0),
@@ -262,5 +275,7 @@ def paged_decode(
         STAGES=tuning.stages,
         MOST=MAX_SPLITS,
         CHUNK=max(1024 * tuning.warps // (padded * head_size), 1),
+        EARLY=early,
         num_warps=tuning.warps,
+        launch_pdl=early,
     )

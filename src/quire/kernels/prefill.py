@@ -11,6 +11,7 @@ starts in this step, else from its blocks.
 from __future__ import annotations
 
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from quire.attention.interface import AttentionBatch
 from quire.kernels.paged_decode import LOG2_E, MIN_ROWS
@@ -20,60 +21,50 @@ from quire.kv.storage import LayerKV
 
 
 @jit
-def _attend(
-    q,
-    maximum,
-    total,
-    mixed,
-    keys,
-    values,
-    table,
-    begin,
-    end,
-    length,
-    positions,
-    first_seen,
-    scale,
-    block_stride,
-    offset_stride,
-    MASKED: tl.constexpr,
-    HEAD_SIZE: tl.constexpr,
-    PAGE: tl.constexpr,
-    TILE: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """Walk over the keys [begin, end), both multiples of TILE; returns the running softmax."""
-    column = tl.arange(0, HEAD_SIZE)
+def _load(source, start, table, length, first_row, kv_head, block_stride, offset_stride,
+          HEAD_SIZE: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """Load the keys or values of positions [start, start + TILE): [TILE, HEAD_SIZE]."""
+    if PAGE is None:
+        return source.load([first_row + start, kv_head * HEAD_SIZE])
+    else:
+        place = start + tl.arange(0, TILE)[:, None]
+        block = tl.load(table + place // PAGE, mask=place < length, other=0)
+        offset = block.to(tl.int64) * block_stride + place % PAGE * offset_stride
+        return tl.load(source + offset + tl.arange(0, HEAD_SIZE)[None, :])
+
+
+@jit
+def _attend(q, maximum, total, mixed, keys, values, table, begin, end, length, first_row, kv_head,
+            positions, window, scale, block_stride, offset_stride,
+            MASKED: tl.constexpr, HEAD_SIZE: tl.constexpr, PAGE: tl.constexpr,
+            TILE: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+    """Walk over the tiles that begin in [begin, end); returns the running softmax.
+
+    `maximum` [ROWS] is the largest score so far in units of log 2, `total` [ROWS] the sum of
+    the weights relative to it, `mixed` [ROWS, HEAD_SIZE] the values so weighted.
+    """
     for start in tl.range(begin, end, TILE, num_stages=STAGES):
+        k = _load(keys, start, table, length, first_row, kv_head, block_stride, offset_stride,
+                  HEAD_SIZE, PAGE, TILE)  # fmt: skip
+        scores = tl.dot(q, k.T, input_precision="ieee")
         place = start + tl.arange(0, TILE)
-        if PAGE is None:
-            offsets = place.to(tl.int64) * offset_stride
-        else:
-            block = tl.load(table + place // PAGE, mask=place < length, other=0)
-            offsets = block.to(tl.int64) * block_stride + place % PAGE * offset_stride
-        inside = place < length
         if MASKED:
-            k = tl.load(keys + offsets[None, :] + column[:, None], mask=inside[None, :], other=0.0)
-        else:
-            k = tl.load(keys + offsets[None, :] + column[:, None])
-        scores = tl.dot(q, k, input_precision="ieee")
-        if MASKED:
-            seen = (place[None, :] <= positions[:, None]) & (place[None, :] >= first_seen[:, None])
+            seen = place[None, :] <= positions[:, None]
+            if window is not None:
+                seen &= place[None, :] > positions[:, None] - window
             scores = tl.where(seen, scores, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(scores, 1) * scale)
-        # A row that has seen no key yet keeps its sum at zero.
-        base = tl.where(new_maximum == float("-inf"), 0.0, new_maximum) if MASKED else new_maximum
+        base = new_maximum
+        if MASKED:  # a row that has seen no key yet has no maximum to go by
+            base = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
         weights = tl.exp2(scores * scale - base[:, None])
         shrink = tl.exp2(maximum - base)
         total = total * shrink + tl.sum(weights, 1)
-        if MASKED:
-            v = tl.load(
-                values + offsets[:, None] + column[None, :], mask=inside[:, None], other=0.0
-            )
-        else:
-            v = tl.load(values + offsets[:, None] + column[None, :])
-        mixed = mixed * shrink[:, None]
-        mixed = tl.dot(weights.to(v.dtype), v, mixed, input_precision="ieee")
+        v = _load(values, start, table, length, first_row, kv_head, block_stride, offset_stride,
+                  HEAD_SIZE, PAGE, TILE)  # fmt: skip
+        if MASKED:  # behind the sequence's end may lie anything, and 0 · NaN is not 0
+            v = tl.where(place[:, None] < length, v, 0.0)
+        mixed = tl.dot(weights.to(v.dtype), v, mixed * shrink[:, None], input_precision="ieee")
         maximum = new_maximum
     return maximum, total, mixed
 
@@ -82,9 +73,9 @@ def _attend(
 def _prefill(
     output,  # [num_tokens, num_heads, HEAD_SIZE], contiguous
     query,  # the same shape
-    key,  # [num_blocks, num_kv_heads, PAGE, HEAD_SIZE], strided; fresh: [num_tokens, kv heads, …]
-    value,
-    block_table,  # None: keys and values are fresh
+    key,  # [num_blocks, num_kv_heads, PAGE, HEAD_SIZE], strided; fresh: a descriptor of tiles of
+    value,  # [num_tokens, num_kv_heads * HEAD_SIZE], and PAGE is None
+    block_table,
     rows,
     lengths,
     query_starts,
@@ -110,55 +101,52 @@ def _prefill(
     first_token = tl.load(tiles + tile * 2 + 1)
     query_start = tl.load(query_starts + sequence)
     num_new = tl.load(query_starts + sequence + 1) - query_start
-    length = tl.load(lengths + sequence)
+    length = num_new if PAGE is None else tl.load(lengths + sequence)
+    past = 0 if PAGE is None else length - num_new
 
     row = tl.arange(0, ROWS)
-    column = tl.arange(0, HEAD_SIZE)
     token = first_token + row // GROUP
-    used = (row < ROWS // GROUP * GROUP) & (token < num_new)
-    positions = length - num_new + token
-    inside = (kv_head * GROUP + row % GROUP)[:, None] * HEAD_SIZE + column[None, :]
+    used = ((row < ROWS // GROUP * GROUP) & (token < num_new))[:, None]
+    positions = past + token
+    heads = (kv_head * GROUP + row % GROUP)[:, None] * HEAD_SIZE + tl.arange(0, HEAD_SIZE)[None, :]
     step_token = (query_start + token).to(tl.int64)[:, None]
-    q = tl.load(query + step_token * query_stride + inside, mask=used[:, None], other=0.0)
+    q = tl.load(query + step_token * query_stride + heads, mask=used, other=0.0)
+    if PAGE is not None:
+        key += kv_head * head_stride
+        value += kv_head * head_stride
+    table = block_table + tl.load(rows + sequence).to(tl.int64) * table_stride
 
-    keys = key + kv_head * head_stride
-    values = value + kv_head * head_stride
-    if block_table is None:
-        keys += query_start.to(tl.int64) * offset_stride
-        values += query_start.to(tl.int64) * offset_stride
-        table = None
-    else:
-        table = block_table + tl.load(rows + sequence).to(tl.int64) * table_stride
-    # Keys [0, whole) are seen by every row of the tile, [whole, end) need a mask.
-    whole = (length - num_new + first_token + 1) // TILE * TILE
-    end = tl.minimum(length, length - num_new + first_token + ROWS // GROUP)
-    first_seen = tl.zeros([ROWS], tl.int32)
-    begin = 0
+    # Every row sees the keys [edge, whole); those before, up to a window's begin, and those
+    # behind, up to the diagonal's end, some rows do not.
+    first = past + first_token
+    last = tl.minimum(first + ROWS // GROUP, length)
+    whole = (first + 1) // TILE * TILE
+    edge = 0
     maximum = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, HEAD_SIZE], tl.float32)
     if window is not None:
-        first_seen = tl.maximum(positions - window + 1, 0)
-        begin = tl.maximum(length - num_new + first_token - window + 1, 0) // TILE * TILE
-        edge = tl.maximum(length - num_new + first_token + ROWS // GROUP - window, 0)
-        edge = tl.minimum(tl.cdiv(edge, TILE) * TILE, whole)
+        begin = tl.maximum(first - window + 1, 0) // TILE * TILE
+        edge = tl.minimum(tl.cdiv(tl.maximum(last - window, 0), TILE) * TILE, whole)
+        edge = tl.maximum(edge, begin)
         maximum, total, mixed = _attend(
-            q, maximum, total, mixed, keys, values, table, begin, edge, length, positions,
-            first_seen, scale, block_stride, offset_stride, True, HEAD_SIZE, PAGE, TILE, STAGES,
+            q, maximum, total, mixed, key, value, table, begin, edge, length, query_start, kv_head,
+            positions, window, scale, block_stride, offset_stride,
+            True, HEAD_SIZE, PAGE, TILE, 1,
         )  # fmt: skip
-        begin = tl.maximum(begin, edge)
     maximum, total, mixed = _attend(
-        q, maximum, total, mixed, keys, values, table, begin, whole, length, positions,
-        first_seen, scale, block_stride, offset_stride, False, HEAD_SIZE, PAGE, TILE, STAGES,
+        q, maximum, total, mixed, key, value, table, edge, whole, length, query_start, kv_head,
+        positions, window, scale, block_stride, offset_stride,
+        False, HEAD_SIZE, PAGE, TILE, STAGES,
     )  # fmt: skip
     maximum, total, mixed = _attend(
-        q, maximum, total, mixed, keys, values, table, tl.maximum(begin, whole), end, length,
-        positions, first_seen, scale, block_stride, offset_stride, True, HEAD_SIZE, PAGE, TILE,
-        STAGES,
+        q, maximum, total, mixed, key, value, table, tl.maximum(edge, whole), last, length,
+        query_start, kv_head, positions, window, scale, block_stride, offset_stride,
+        True, HEAD_SIZE, PAGE, TILE, 1,
     )  # fmt: skip
+    out = output + step_token * num_kv_heads * GROUP * HEAD_SIZE + heads
     mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]
-    out = output + step_token * num_kv_heads * GROUP * HEAD_SIZE + inside
-    tl.store(out, mixed, mask=used[:, None])
+    tl.store(out, mixed.to(output.dtype.element_ty), mask=used)
 
 
 def tokens_per_tile(group: int, tuning: PrefillTuning) -> int:
@@ -187,18 +175,20 @@ def prefill(
     """
     num_heads, head_size = query.shape[1:]
     if isinstance(source, LayerKV):
-        key, value, table, page = source.key, source.value, batch.block_table, batch.block_size
-        strides = key.stride()[:3]
+        key, value, page = source.key, source.value, batch.block_size
+        num_kv_heads, strides = key.shape[1], key.stride()[:3]
     else:
-        key, value, table, page = *source, None, None
-        strides = (0, key.stride(1), key.stride(0))
-    group = num_heads // key.shape[1]
-    _prefill[(key.shape[1], tiles.shape[0])](
+        num_kv_heads, page, strides = source[0].shape[1], None, (0, 0, 0)
+        key, value = (
+            TensorDescriptor.from_tensor(x.flatten(1), [tuning.keys, head_size]) for x in source
+        )
+    group = num_heads // num_kv_heads
+    _prefill[(num_kv_heads, tiles.shape[0])](
         output,
         query,
         key,
         value,
-        table,
+        batch.block_table,
         batch.rows,
         batch.lengths,
         batch.query_starts,

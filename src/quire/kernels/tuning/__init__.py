@@ -2,7 +2,7 @@
 
 Nothing is tuned while serving: a search in the middle of a request would stall it, and one
 inside a CUDA graph's capture cannot run at all. `python -m quire.bench.tune_attention`
-measures the settings again and writes the table.
+measures again and writes the table of the GPU it finds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from quire.errors import QuireError
+
 TABLES = Path(__file__).parent
 
 
@@ -24,7 +26,7 @@ class DecodeTuning:
     tile: int  # keys a program handles at once
     warps: int
     stages: int  # tiles of keys and values in flight or in use
-    programs: int  # programs that fill the GPU: splits are added up to about this many
+    programs: int  # sequences are split while there are fewer programs than this
     min_keys: int  # a split has at least so many keys
 
 
@@ -40,27 +42,37 @@ class PrefillTuning:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The settings of one GPU and head size."""
+    """The settings for one GPU, size of elements, and head size."""
 
     decode: DecodeTuning
     prefill: PrefillTuning
 
 
-def load(table: Path, head_size: int, itemsize: int) -> Tuning:
-    """Read the settings for a head size (elements) and element size (bytes).
-
-    A head of twice the bytes halves the tiles, so that shared memory holds as many stages.
-    """
-    settings = tomllib.loads(table.read_text("utf-8"))
-    decode, prefill = DecodeTuning(**settings["decode"]), PrefillTuning(**settings["prefill"])
-    return Tuning(decode, prefill)
+def table_path(device: torch.device) -> Path:
+    """Return where the table of a GPU is, or would be."""
+    name = torch.cuda.get_device_name(device)
+    return TABLES / f"{name.lower().replace(' ', '-')}.toml"
 
 
 @cache
 def tuning(device: torch.device, head_size: int, itemsize: int) -> Tuning:
-    """Return the settings for a device; a GPU without a table gets the default one."""
-    name = "interpreter"
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device).lower().replace(" ", "-")
-    table = TABLES / f"{name}.toml"
-    return load(table if table.exists() else TABLES / "default.toml", head_size, itemsize)
+    """Return the settings for a device; a GPU without a table gets the default one.
+
+    Args:
+        head_size: in elements, a power of two from 16 on.
+        itemsize: bytes of an element.
+
+    Raises:
+        QuireError: no kernel serves the head size.
+    """
+    path = table_path(device)
+    table = tomllib.loads((path if path.exists() else TABLES / "default.toml").read_text("utf-8"))
+    rows = [
+        r for r in table["settings"] if (r["itemsize"], r["head_size"]) >= (itemsize, head_size)
+    ]
+    if head_size < 16 or head_size & (head_size - 1) or not rows or rows[0]["itemsize"] != itemsize:
+        raise QuireError(
+            f"the attention kernels take head sizes 16, 32, 64, 128, 256 and elements of 2 or 4 "
+            f"bytes, not {head_size} and {itemsize}: use Components(attention=TorchAttention)"
+        )
+    return Tuning(DecodeTuning(**rows[0]["decode"]), PrefillTuning(**rows[0]["prefill"]))

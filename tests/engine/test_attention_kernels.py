@@ -1,0 +1,150 @@
+"""The attention kernels against float64: under the interpreter, and on a GPU at real sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import attention_cases
+import pytest
+import torch
+from attention_cases import error, make_step, oracle
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+
+
+@pytest.fixture(scope="module")
+def tiny_errors() -> dict[str, float]:
+    """The errors of all tiny steps, from one process under Triton's interpreter."""
+    pytest.importorskip("triton")
+    script = Path(attention_cases.__file__)
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    errors: dict[str, float] = json.loads(done.stdout)
+    return errors
+
+
+@pytest.mark.parametrize("name", attention_cases.TINY)
+def test_tiny_steps_under_the_interpreter(name: str, tiny_errors: dict[str, float]) -> None:
+    """Ragged lengths, group sizes, windows, block sizes; from blocks, fresh, and captured."""
+    found = {key: value for key, value in tiny_errors.items() if key.startswith(f"{name}, ")}
+    assert len(found) >= 2
+    assert all(value < 1e-5 for value in found.values()), found
+
+
+REAL = {
+    "decode": {"new": [1] * 5, "lengths": [1, 5000, 0, 777, 16], "heads": (32, 8)},
+    "decode, many": {"new": [1] * 70, "lengths": list(range(1, 3500, 50)), "heads": (8, 2)},
+    "decode, window": {"new": [1] * 3, "lengths": [3000, 99, 40], "heads": (32, 8), "window": 100},
+    "prompts": {"new": [300, 129, 7], "lengths": [300, 129, 7], "heads": (32, 8)},
+    "mixed": {
+        "new": [1, 300, 1, 129, 7],
+        "lengths": [1, 300, 2000, 1000, 7],
+        "heads": (8, 2),
+    },
+    "mixed, window": {
+        "new": [1, 300, 1, 129, 70],
+        "lengths": [1, 300, 2000, 1000, 70],
+        "heads": (5, 1),
+        "window": 100,
+    },
+    "mixed, one head each": {"new": [1, 130, 50], "lengths": [700, 130, 600], "heads": (4, 4)},
+    "mixed, small blocks": {
+        "new": [1, 130, 50],
+        "lengths": [700, 130, 600],
+        "heads": (8, 2),
+        "block_size": 8,
+    },
+    "mixed, heads first": {
+        "new": [1, 130, 50],
+        "lengths": [700, 130, 600],
+        "heads": (8, 2),
+        "block_size": 32,
+        "heads_first": True,
+    },
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    ("dtype", "head_size"),
+    [
+        (torch.bfloat16, 64),
+        (torch.bfloat16, 128),
+        (torch.bfloat16, 256),
+        (torch.float16, 128),
+        (torch.float32, 64),
+        (torch.float32, 128),
+        (torch.float32, 256),
+    ],
+)
+def test_real_steps(name: str, dtype: torch.dtype, head_size: int) -> None:
+    """All dtypes and head sizes, from blocks and fresh, and a second layer with one plan."""
+    from quire.attention.triton_backend import TritonAttention
+
+    step = make_step(head_size=head_size, dtype=dtype, device="cuda", **REAL[name])
+    backend, expected = TritonAttention(), oracle(step)
+    metadata = backend.build(step.batch, step.window)
+    for fresh in (None, step.fresh):
+        output = backend.forward(step.query, step.kv, metadata, step.scale, fresh)
+        assert error(output, expected) < TOLERANCE[dtype]
+
+
+@pytest.mark.gpu
+def test_a_captured_step_follows_its_lengths() -> None:
+    """One graph, replayed for other lengths and tables than it was captured with."""
+    from quire.attention.triton_backend import TritonAttention
+
+    step = make_step(
+        new=[1] * 4,
+        lengths=[4000, 1, 0, 2500],
+        heads=(32, 8),
+        head_size=128,
+        dtype=torch.bfloat16,
+        device="cuda",
+    )
+    backend, batch, host = TritonAttention(), step.captured(), step.batch.host
+    assert host is not None
+
+    def attend() -> torch.Tensor:
+        metadata = backend.build(batch, None)
+        return backend.forward(step.query, step.kv, metadata, step.scale)
+
+    attend()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = attend()
+    for lengths in ([17, 0, 0, 1], [4000, 1, 0, 2500], [0, 0, 0, 300]):
+        batch.lengths.copy_(torch.tensor(lengths))
+        host.lengths[:] = lengths
+        output.fill_(float("nan"))
+        graph.replay()
+        assert error(output, oracle(step)) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.gpu
+def test_blocks_beyond_two_billion_elements() -> None:
+    """Blocks behind element 2³¹ of the cache are read where they are."""
+    from quire.attention.triton_backend import TritonAttention
+
+    step = make_step(
+        new=[1, 1, 40],
+        lengths=[300, 17, 90],
+        heads=(4, 2),
+        head_size=256,
+        block_size=16,
+        dtype=torch.bfloat16,
+        device="cuda",
+        first_block=2**31 // (16 * 2 * 256) + 1,
+    )
+    backend = TritonAttention()
+    metadata = backend.build(step.batch, None)
+    output = backend.forward(step.query, step.kv, metadata, step.scale)
+    assert error(output, oracle(step)) < TOLERANCE[torch.bfloat16]
