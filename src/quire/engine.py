@@ -179,7 +179,8 @@ class LLMEngine:
             result = pending.wait()
         advanced = self._scheduler.update(scheduled, result)
         end = time.perf_counter()
-        if self.has_requests and not scheduled.entries and not self._in_flight:
+        queued = [scheduled, *(step.output for step, _ in self._in_flight)]
+        if self.has_requests and not any(output.entries for output in queued):
             raise QuireError(
                 f"{type(self._scheduler).__name__} scheduled nothing while "
                 f"{len(self._sequences)} requests wait: the KV cache has no room for the next "

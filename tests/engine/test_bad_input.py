@@ -20,7 +20,7 @@ from quire import (
     SamplingParams,
 )
 from quire.config import Components, EngineConfig
-from quire.kv.slots import SlotManager
+from quire.kv.kv_cache_manager import PagedKVCacheManager
 from quire.models.config import ModelConfig
 from quire.request import Request
 
@@ -84,10 +84,10 @@ def test_prompt(name: str, small: LLM, answer: list[int]) -> None:
 @pytest.mark.parametrize("bad", [[], [VOCAB], 5, [1] * 40])
 def test_one_bad_prompt_among_good_ones(bad: Any, small: LLM, answer: list[int]) -> None:
     """None of them runs, and none is left behind to run later."""
-    steps = small.engine._scheduler._step  # type: ignore[attr-defined]
+    steps = small.engine._scheduler._num_steps  # type: ignore[attr-defined]
     with pytest.raises(InvalidRequestError):
         small.generate([GOOD, "text", bad, GOOD], GREEDY)
-    assert small.engine._scheduler._step == steps  # type: ignore[attr-defined]
+    assert small.engine._scheduler._num_steps == steps  # type: ignore[attr-defined]
     assert_works(small, answer)
 
 
@@ -237,23 +237,65 @@ def test_other_dtypes_run(dtype: Any, checkpoint: Callable[[str], Path]) -> None
     assert len(llm.generate([GOOD, [5]], GREEDY)[1].outputs[0].token_ids) == 6
 
 
-class FullCache(SlotManager):
+class FullCache(PagedKVCacheManager):
     """Has no room, ever."""
 
     def reserve(self, request: Request, num_tokens: int) -> None:
         return None
 
 
-def test_a_cache_too_small_for_one_request(checkpoint: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_cache_that_has_no_room(overlap: bool, checkpoint: Callable[[str], Path]) -> None:
     """An error, where a loop that waits for room would never end."""
-    llm = LLM(checkpoint("qwen2"), device="cpu", components=Components(kv_cache_manager=FullCache))
+    components = Components(kv_cache_manager=FullCache)
+    llm = LLM(checkpoint("qwen2"), device="cpu", overlap=overlap, components=components)
     for _ in range(2):
         with pytest.raises(QuireError, match=r"scheduled nothing while 3 requests wait: the KV"):
             llm.generate([GOOD] * 3, GREEDY)
         checkpoints.assert_empty(llm)
 
 
+def test_a_cache_too_small_for_one_request(checkpoint: Callable[[str], Path]) -> None:
+    """256 tokens are 16 blocks, and the null block comes on top."""
+    message = (
+        r"the KV cache has 15 blocks of 16 tokens and one request of max_model_len needs 16: "
+        r"lower max_model_len to at most 240, or give the cache more blocks \(num_blocks"
+    )
+    with pytest.raises(QuireError, match=message):
+        LLM(checkpoint("qwen2"), device="cpu", num_blocks=16)
+    llm = LLM(checkpoint("qwen2"), device="cpu", num_blocks=17, max_num_seqs=2)
+    params = SamplingParams(temperature=0, max_tokens=500, ignore_eos=True)
+    outputs = llm.generate([[1] * 250, [2] * 250], params)  # one waits for the other
+    assert [len(o.outputs[0].token_ids) for o in outputs] == [6, 6]
+    checkpoints.assert_empty(llm)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *[({"num_blocks": v}, f"num_blocks={v!r}: must be an integer") for v in (0, 1, -5, 2.0)],
+        *[
+            ({"block_size": v}, f"block_size={v!r}: must be a power of two of at least 8")
+            for v in (0, 4, 12, -16, 16.0, "16", None)
+        ],
+        *[
+            ({"gpu_memory_utilization": v}, f"gpu_memory_utilization={v!r}: must lie in (0, 1]")
+            for v in (0, -0.1, 1.5)
+        ],
+        ({"policy": "lifo"}, "policy='lifo': must be one of fcfs, priority, fair"),
+    ],
+)
+def test_impossible_cache_or_policy(
+    options: dict[str, Any], message: str, checkpoint: Callable[[str], Path]
+) -> None:
+    with pytest.raises(QuireError, match=re.escape(message)):
+        LLM(checkpoint("qwen2"), device="cpu", **options)
+
+
 def test_engine_config_alone() -> None:
+    for watermark in (-0.1, 1, 1.5, NAN):
+        with pytest.raises(QuireError, match=rf"watermark={watermark}: must lie in \[0, 1\)"):
+            EngineConfig(8, 1, 8, torch.device("cpu"), torch.float32, watermark=watermark)
     with pytest.raises(QuireError, match="max_num_seqs=0"):
         EngineConfig(8, 0, 8, torch.device("cpu"), torch.float32)
     with pytest.raises(CheckpointError, match=r"does not exist; is .* a checkpoint"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,17 @@ import torch
 from checkpoints import Scripted
 from torch import Tensor
 
-from quire import LLM, Components, QuireError, SamplingParams
+from quire import LLM, Components, QuireError, SamplingParams, Trace
 from quire.attention.interface import AttentionBatch
 from quire.attention.torch_backend import TorchAttention
 from quire.config import EngineConfig
-from quire.kv.slots import KVCacheManager, SlotManager
+from quire.kv.block_pool import BlockPool, LRUBlockPool
+from quire.kv.kv_cache_manager import KVCacheManager, PagedKVCacheManager
 from quire.messages import SchedulerOutput, StepResult
+from quire.policy import FirstComeFirstServed
 from quire.request import Request
 from quire.sampling import SamplerOutput, SamplingTensors, TorchSampler
-from quire.scheduler import FCFSScheduler
+from quire.scheduler import TokenBudgetScheduler
 
 PROMPTS = [[1, 2, 3], [4, 5], [6]]
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -90,11 +94,25 @@ def test_a_sampler_sees_one_row_a_request_that_caught_up(folder: Path) -> None:
     assert {dtype for *_, dtype in recorder.calls} == {torch.float32}
 
 
-class LastComeFirstServed(FCFSScheduler):
+class NewestFirst(FirstComeFirstServed):
+    """Ranks whoever came last first."""
+
+    def __init__(self) -> None:
+        self.arrivals: dict[str, int] = {}
+
+    def arrived(self, request: Request) -> None:
+        self.arrivals[request.request_id] = len(self.arrivals)
+
+    def rank(self, request: Request) -> float:
+        return -self.arrivals[request.request_id]
+
+
+class LastComeFirstServed(TokenBudgetScheduler):
     """Admits the newest waiting request first."""
 
-    def add(self, request: Request) -> None:
-        self.waiting.appendleft(request)
+    def __init__(self, config: EngineConfig, kv: KVCacheManager) -> None:
+        super().__init__(config, kv)
+        self._policy = NewestFirst()
 
 
 def test_scheduler_is_used(folder: Path, expected: list[list[int]]) -> None:
@@ -114,31 +132,62 @@ def test_scheduler_is_used(folder: Path, expected: list[list[int]]) -> None:
 def test_scheduler_gets_config_and_manager(folder: Path) -> None:
     seen: list[tuple[EngineConfig, KVCacheManager]] = []
 
-    def factory(config: EngineConfig, kv: KVCacheManager) -> FCFSScheduler:
+    def factory(config: EngineConfig, kv: KVCacheManager) -> TokenBudgetScheduler:
         seen.append((config, kv))
-        return FCFSScheduler(config, kv)
+        return TokenBudgetScheduler(config, kv)
 
-    llm = load(folder, scheduler=factory, kv_cache_manager=SlotManager)
+    class Own(PagedKVCacheManager):
+        pass
+
+    llm = load(folder, scheduler=factory, kv_cache_manager=Own)
     ((config, kv),) = seen
     assert config is llm.config
-    assert isinstance(kv, SlotManager)
+    assert isinstance(kv, Own)
 
 
-class Backwards(SlotManager):
-    """Hands out slots from the last to the first."""
+class Scattered(LRUBlockPool):
+    """Gives out the odd blocks from the last to the first, then the even ones."""
 
-    def __init__(self, num_slots: int, num_groups: int = 1) -> None:
-        super().__init__(num_slots, num_groups)
-        self._free.reverse()
+    def __init__(self, num_blocks: int) -> None:
+        super().__init__(num_blocks)
+        ids = self.allocate(self.num_free)
+        self.release([i for i in reversed(ids) if i % 2] + [i for i in ids if i % 2 == 0])
 
 
 @pytest.mark.parametrize("name", ["llama3-scaled", "qwen2-two-groups"])
-def test_cache_manager_is_used(name: str, checkpoint: Callable[[str], Path]) -> None:
-    """Which block a request has must not matter: here they are never neighbours in order."""
-    expected = tokens(LLM(checkpoint(name), device="cpu", max_num_seqs=3))
-    parts = Components(kv_cache_manager=Backwards)
-    llm = LLM(checkpoint(name), device="cpu", max_num_seqs=3, components=parts)
-    assert tokens(llm) == expected
+def test_block_pool_is_used(name: str, checkpoint: Callable[[str], Path]) -> None:
+    """Which blocks a request has must not matter: here they are never neighbours in order."""
+    prompts, long = checkpoints.random_prompts([40, 3, 20]), replace(GREEDY, max_tokens=30)
+    trace = Trace()
+    outputs = [
+        LLM(
+            checkpoint(name),
+            device="cpu",
+            max_num_seqs=3,
+            components=components,
+            trace=trace,
+        ).generate(prompts, long)
+        for components in (Components(block_pool=Scattered), Components())
+    ]
+    first = trace.steps[0].scheduled.entries[0]
+    assert all(a % 2 and b % 2 and a > b for a, b in pairwise(first.new_block_ids[0]))
+    assert [o.outputs for o in outputs[0]] == [o.outputs for o in outputs[1]]
+
+
+def test_cache_manager_is_used(folder: Path, expected: list[list[int]]) -> None:
+    """It gets a pool a KV group, the block size, and whether blocks may be found again."""
+    seen: list[tuple[int, int, bool]] = []
+
+    class Own(PagedKVCacheManager):
+        def __init__(self, pools: list[BlockPool], block_size: int, caching: bool) -> None:
+            seen.append((len(pools), block_size, caching))
+            super().__init__(pools, block_size, caching)
+
+        def match_prefix(self, request: Request) -> int:
+            return 0  # a reader's manager may find nothing
+
+    assert tokens(load(folder, kv_cache_manager=Own)) == expected
+    assert seen == [(1, 16, True)]
 
 
 def test_attention_is_used(folder: Path, expected: list[list[int]]) -> None:
@@ -194,19 +243,19 @@ class Flat(TorchSampler):
         return SamplerOutput(tokens, torch.ones_like(tokens))
 
 
-class Idle(FCFSScheduler):
+class Idle(TokenBudgetScheduler):
     """Never schedules anything."""
 
     def schedule(self) -> SchedulerOutput:
         return SchedulerOutput(1, ())
 
 
-class Forgetful(FCFSScheduler):
+class Forgetful(TokenBudgetScheduler):
     """Drops a request when its first token comes."""
 
     def update(self, output: SchedulerOutput, result: StepResult) -> list[Request]:
-        for request_id in list(self.running):
-            self.abort(request_id)
+        for entry in output.entries:
+            self.abort(entry.request_id)
         return super().update(output, result)
 
 
@@ -235,7 +284,17 @@ def test_tokens_of_a_wrong_shape(sampler: type, shape: list[int], folder: Path) 
     checkpoints.assert_empty(llm)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("scheduler", [Idle, Forgetful])
-def test_a_scheduler_that_makes_no_progress(scheduler: type, folder: Path) -> None:
+def test_a_scheduler_that_makes_no_progress(scheduler: type, overlap: bool, folder: Path) -> None:
+    components = Components(scheduler=scheduler)
+    llm = LLM(folder, device="cpu", max_num_seqs=2, overlap=overlap, components=components)
+
+    def run() -> None:
+        for prompt in PROMPTS:
+            llm.engine.add_request(str(prompt), prompt, GREEDY)
+        for _ in range(20):  # an engine that goes round for ever would be found out here
+            llm.engine.step()
+
     with pytest.raises(QuireError, match=rf"{scheduler.__name__} scheduled nothing while \d"):
-        load(folder, scheduler=scheduler).generate(PROMPTS, GREEDY)
+        run()

@@ -46,6 +46,20 @@ def tensors(
     return SamplingTensors.build(params, seeds, positions, CPU, penalties)
 
 
+def count_tokens(
+    params: Sequence[SamplingParams],
+    prompt: Sequence[int],
+    output: Sequence[int],
+    vocab_size: int,
+) -> Penalties:
+    """Give every row one prompt and output; behind them lies what must not be counted."""
+    ends = [len(prompt), len(prompt) + len(output)]
+    row = [*prompt, *output, *range(vocab_size)]
+    prompt_ends, row_ends = torch.tensor(ends)[:, None].expand(2, len(params))
+    token_ids = torch.tensor([row] * len(params))
+    return Penalties.build(params, token_ids, prompt_ends, row_ends, vocab_size)
+
+
 def draw(
     logits: Sequence[float],
     params: SamplingParams,
@@ -55,16 +69,11 @@ def draw(
 ) -> list[int]:
     """Draw one token for each of `count` seeds."""
     rows = [params] * count
-    penalties = Penalties.build(
-        rows,
-        [torch.tensor(prompt, dtype=torch.int64)] * count,
-        [torch.tensor(output, dtype=torch.int64)] * count,
-        len(logits),
-    )
+    penalties = count_tokens(rows, prompt, output, len(logits))
     sampling = tensors(rows, range(count), [7] * count, penalties)
     sampled = TorchSampler()(torch.tensor([logits] * count), sampling)
     assert sampled.tokens.shape == (count, 1)
-    assert sampled.num_accepted.tolist() == [1] * count
+    assert sampled.num_accepted is None  # one a row
     return list(sampled.tokens[:, 0].tolist())
 
 
@@ -158,12 +167,7 @@ def test_mixed_rows_draw_only_what_each_allows(
     """Greedy, sampled and penalised rows side by side, against the naive support."""
     params = [p for p, _ in rows]
     prompt, output = seen[:2], seen[2:]
-    penalties = Penalties.build(
-        params,
-        [torch.tensor(prompt, dtype=torch.int64)] * len(rows),
-        [torch.tensor(output, dtype=torch.int64)] * len(rows),
-        8,
-    )
+    penalties = count_tokens(params, prompt, output, 8)
     logits = torch.tensor([row for _, row in rows])
     before = logits.clone()
     tokens = TorchSampler().choose(
@@ -231,8 +235,7 @@ def test_a_row_without_an_option_is_untouched_by_its_neighbours() -> None:
     seeds, positions = list(range(200)), [5] * 200
     alone = TorchSampler().choose(logits, tensors([plain] * 200, seeds, positions))
     rows = [plain, busy] * 100
-    seen = [torch.tensor(PROMPT)] * 200
-    penalties = Penalties.build(rows, seen, seen, len(LOGITS))
+    penalties = count_tokens(rows, PROMPT, PROMPT, len(LOGITS))
     mixed = TorchSampler().choose(logits, tensors(rows, seeds, positions, penalties))
     assert mixed[::2].tolist() == alone[::2].tolist()
     assert mixed[1::2].tolist() != alone[1::2].tolist()
@@ -280,20 +283,35 @@ def test_penalties(
     params = SamplingParams(
         repetition_penalty=penalty, presence_penalty=0.7, frequency_penalty=-0.2
     )
-    ids = [torch.tensor(x, dtype=torch.int64) for x in (prompt, output)]
-    penalties = Penalties.build([params], [ids[0]], [ids[1]], 9)
-    assert penalties is not None
+    penalties = count_tokens([params], prompt, output, 9)
     ours = apply_penalties(torch.tensor([logits]), penalties)
     expected = naive_sampling.penalised(logits, params, prompt, output)
     torch.testing.assert_close(ours, torch.tensor([expected]), atol=1e-5, rtol=1e-5)
-    only = Penalties.build(
-        [replace(params, presence_penalty=0.0, frequency_penalty=0.0)], [ids[0]], [ids[1]], 9
+    alone = [replace(params, presence_penalty=0.0, frequency_penalty=0.0)]
+    only = count_tokens(alone, prompt, output, 9)
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)(
+        torch.tensor([prompt + output]), torch.tensor([logits])
     )
-    if only is not None:
-        theirs = RepetitionPenaltyLogitsProcessor(penalty)(
-            torch.tensor([prompt + output]), torch.tensor([logits])
-        )
-        torch.testing.assert_close(apply_penalties(torch.tensor([logits]), only), theirs)
+    torch.testing.assert_close(apply_penalties(torch.tensor([logits]), only), theirs)
+
+
+def test_rows_of_different_lengths_are_counted_apart() -> None:
+    """Prompt and output of each row end where the row says, whatever lies behind."""
+    params = [SamplingParams(presence_penalty=1.0)] * 3
+    token_ids = torch.tensor([[3, 3, 1, 0, 5], [2, 4, 4, 4, 0], [5, 5, 5, 5, 5]])
+    counted = Penalties.build(
+        params, token_ids, torch.tensor([2, 1, 5]), torch.tensor([3, 4, 5]), 6
+    )
+    assert counted.prompt_counts.tolist() == [
+        [0, 0, 0, 2, 0, 0],
+        [0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 5],
+    ]
+    assert counted.output_counts.tolist() == [
+        [0, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 3, 0],
+        [0, 0, 0, 0, 0, 0],
+    ]
 
 
 # --- log-probabilities -------------------------------------------------------
@@ -319,7 +337,7 @@ def test_logprobs(logits: list[float], token: int, num_top: int) -> None:
 def test_logprobs_are_the_models_own() -> None:
     """Before penalties, temperature and truncation."""
     params = [SamplingParams(temperature=0.1, top_k=2, repetition_penalty=2.0, logprobs=3)]
-    penalties = Penalties.build(params, [torch.tensor([2])], [torch.tensor([2])], len(LOGITS))
+    penalties = count_tokens(params, [2], [2], len(LOGITS))
     sampled = TorchSampler()(torch.tensor([LOGITS]), tensors(params, [0], [0], penalties))
     assert sampled.logprobs is not None
     expected = naive_sampling.log_softmax(LOGITS)
