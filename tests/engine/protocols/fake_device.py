@@ -1,0 +1,158 @@
+"""`FakeDevice`: a runner without a model, which notices whatever a real one would trip over.
+
+A position's "keys and values" are a hash of its token and of what the cache holds at the
+position before, and the next token is a hash of the last position: a request's output comes
+out right only if every position was computed, once, in its own blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fake_cache import FakeCache
+
+from quire.config import EngineConfig
+from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput, StepResult
+from quire.request import FinishReason, Request
+from quire.sampling.params import SamplingParams
+
+EOS = 0
+VOCAB_SIZE = 12
+
+
+@dataclass
+class Row:
+    """What the device keeps of a request."""
+
+    request_id: str
+    token_ids: list[int]
+    params: SamplingParams
+    limit: int  # tokens it may have
+    tables: list[list[int]]
+    num_computed: int
+
+
+class FakeDevice:
+    """Carries out steps in the order they were scheduled, as a device's queue does."""
+
+    def __init__(self, config: EngineConfig, num_groups: int) -> None:
+        self.config = config
+        self.num_groups = num_groups
+        self.cache = FakeCache(num_groups, config.block_size)
+        self.rows: dict[int, Row] = {}
+        self.last_step = 0
+
+    def execute(self, output: SchedulerOutput) -> StepResult:
+        """Check a step, carry it out, and return what it sampled."""
+        self.begin(output)
+        entries = output.entries
+        assert len({entry.request_id for entry in entries}) == len(entries)
+        assert output.num_tokens <= self.config.max_num_batched_tokens
+        assert {new.request_id for new in output.new_requests} <= {e.request_id for e in entries}
+        for new in output.new_requests:
+            self.add(new, output.hit_tokens[new.request_id])
+        for entry in entries:
+            self.extend(entry)
+        self.cache.copy(output.block_copies)
+        for entry in entries:
+            self.write(entry)
+        return StepResult(
+            output.step, {e.request_id: [self.sample(e)] for e in entries if e.samples}
+        )
+
+    def fail(self, output: SchedulerOutput) -> None:
+        """Lose a step: the rows of its requests hold nothing of use."""
+        self.begin(output)
+        self.release(entry.request_id for entry in output.entries)
+
+    def begin(self, output: SchedulerOutput) -> None:
+        assert output.step == self.last_step + 1
+        self.last_step = output.step
+        assert tuple(output.finish_reasons) == output.finished_ids
+        self.release((*output.finished_ids, *output.preempted_ids))
+
+    def release(self, request_ids: Iterable[str]) -> None:
+        gone = set(request_ids)
+        self.rows = {i: row for i, row in self.rows.items() if row.request_id not in gone}
+
+    def add(self, new: NewRequest, num_cached: int) -> None:
+        assert 0 <= new.row < self.config.max_num_seqs
+        assert new.row not in self.rows, f"row {new.row} is not free"
+        assert 0 <= num_cached < len(new.token_ids)
+        limit = min(
+            new.num_prompt_tokens + new.sampling_params.max_tokens, self.config.max_model_len
+        )
+        tables: list[list[int]] = [[] for _ in range(self.num_groups)]
+        self.rows[new.row] = Row(
+            new.request_id, list(new.token_ids), new.sampling_params, limit, tables, num_cached
+        )
+
+    def extend(self, entry: ScheduledEntry) -> None:
+        row = self.rows[entry.row]
+        assert row.request_id == entry.request_id, f"row {entry.row} is {row.request_id}'s"
+        assert entry.start == row.num_computed
+        assert entry.num_tokens >= 1, "a query of length zero"
+        end = entry.start + entry.num_tokens
+        assert end <= len(row.token_ids), "a token that nobody has chosen"
+        assert entry.samples == (end == len(row.token_ids))
+        assert len(entry.new_block_ids) in (0, self.num_groups)
+        for table, ids in zip(row.tables, entry.new_block_ids, strict=False):
+            table.extend(ids)
+        row.num_computed = end
+
+    def write(self, entry: ScheduledEntry) -> None:
+        row = self.rows[entry.row]
+        for position in range(entry.start, entry.start + entry.num_tokens):
+            before = self.cache.read(row.tables, position - 1) if position else 0
+            self.cache.write(row.tables, position, hash((before, row.token_ids[position])))
+
+    def sample(self, entry: ScheduledEntry) -> int:
+        row = self.rows[entry.row]
+        contents = contents_of(row.token_ids)
+        for position in range(row.num_computed):
+            assert self.cache.read(row.tables, position) == contents[position], (
+                f"{row.request_id} reads something else at position {position}"
+            )
+        row.token_ids.append(next_token(contents[-1], row.params))
+        assert len(row.token_ids) <= row.limit, "sampled behind the last token"
+        return row.token_ids[-1]
+
+
+def contents_of(token_ids: list[int]) -> list[int]:
+    """Return what the cache should hold of a sequence."""
+    contents = [0]
+    for token_id in token_ids:
+        contents.append(hash((contents[-1], token_id)))
+    return contents[1:]
+
+
+def next_token(content: int, params: SamplingParams) -> int:
+    """Choose by everything before, and the request's own seed."""
+    return hash((content, params.seed or 0)) % VOCAB_SIZE
+
+
+def expected_output(request: Request, max_model_len: int) -> Request:
+    """Return the request as it ends when it is computed alone."""
+    alone = Request(
+        request.request_id,
+        request.prompt_token_ids,
+        request.sampling_params,
+        request.eos_token_ids,
+    )
+    content = contents_of(alone.prompt_token_ids)[-1]
+    while alone.finish_reason is None:
+        token_id = next_token(content, alone.sampling_params)
+        content = hash((content, token_id))
+        alone.append_output(token_id, max_model_len)
+    return alone
+
+
+def assert_as_alone(request: Request, max_model_len: int) -> None:
+    """A request's output does not depend on its company; an aborted one's is its beginning."""
+    alone = expected_output(request, max_model_len)
+    tokens = request.output_token_ids
+    if request.finish_reason is FinishReason.ABORT:
+        assert tokens == alone.output_token_ids[: len(tokens)]
+    else:
+        assert (tokens, request.finish_reason) == (alone.output_token_ids, alone.finish_reason)
