@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -12,6 +13,9 @@ import attention_cases
 import pytest
 import torch
 from attention_cases import error, make_step, oracle
+
+from quire.errors import QuireError
+from quire.kernels.tuning import TABLES, DecodeTuning, PrefillTuning, Tuning, read_table
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
@@ -36,6 +40,44 @@ def test_tiny_steps_under_the_interpreter(name: str, tiny_errors: dict[str, floa
     found = {key: value for key, value in tiny_errors.items() if key.startswith(f"{name}, ")}
     assert len(found) >= 2
     assert all(value < 1e-5 for value in found.values()), found
+
+
+def test_a_plan_covers_every_token_once() -> None:
+    """Each sequence in its list, its tiles from the last to the first, lists aligned."""
+    pytest.importorskip("triton")
+    from quire.attention.triton_backend import _Plan
+
+    new, lengths = [70, 1, 33, 1, 2, 1, 64], [70, 9, 40, 1, 2, 300, 65]
+    step = make_step(new, lengths, (8, 2), head_size=16)
+    settings = Tuning(DecodeTuning(16, 1, 2, 16, 32), PrefillTuning(128, 16, 1, 2))
+    plan = _Plan.of(step.query, step.kv, step.batch, settings)
+    assert plan.fresh.tolist() == [[0, 64], [0, 32], [0, 0], [4, 0]]
+    assert plan.chunks.tolist() == [[2, 32], [2, 0], [6, 32], [6, 0]]
+    assert plan.decodes is not None
+    assert plan.decodes.tolist() == [1, 3, 5]
+    assert [x.data_ptr() % 16 for x in (plan.fresh, plan.chunks, plan.decodes)] == [0, 0, 0]
+    decode_only = _Plan.of(step.query, step.kv, step.captured(), settings)
+    assert decode_only.decodes is None
+    assert len(decode_only.fresh) + len(decode_only.chunks) == 0
+
+
+@pytest.mark.parametrize("table", sorted(TABLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_table_has_settings_for_every_head_size(table: Path) -> None:
+    """Settings that the kernels can take: powers of two, a split of at least a tile."""
+    for itemsize, head_size in itertools.product((2, 4), (16, 32, 64, 128, 256)):
+        settings = read_table(table, head_size, itemsize)
+        decode, prefill = settings.decode, settings.prefill
+        for size in (decode.tile, decode.warps, prefill.rows, prefill.keys, prefill.warps):
+            assert size & (size - 1) == 0
+        assert decode.tile <= decode.min_keys
+        assert min(decode.tile, prefill.rows, prefill.keys) >= 16
+
+
+@pytest.mark.parametrize(("head_size", "itemsize"), [(80, 2), (8, 4), (512, 2), (128, 8)])
+def test_a_head_size_that_no_kernel_serves_is_refused(head_size: int, itemsize: int) -> None:
+    """The error names the size and the way out."""
+    with pytest.raises(QuireError, match=f"not {head_size} and {itemsize}: use Components"):
+        read_table(TABLES / "default.toml", head_size, itemsize)
 
 
 REAL = {

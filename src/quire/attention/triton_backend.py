@@ -28,8 +28,8 @@ class _Plan:
     tuning: Tuning
     decodes: Tensor | None  # int32 [D], the sequences of one token; None: all of them
     scratch: DecodeScratch | None  # None: no sequence has one token
-    tiles: Tensor  # int32 [tiles, 2]: first those of prompts that start in this step
-    num_fresh: int  # so many
+    fresh: Tensor  # int32 [tiles, 2], of prompts that start in this step
+    chunks: Tensor  # int32 [tiles, 2], of chunks that continue
 
     # docs: plan begin
     @classmethod
@@ -37,16 +37,17 @@ class _Plan:
         """Sort the step's sequences into launches and send their lists in one copy."""
         size = tokens_per_tile(query.shape[1] // kv.key.shape[1], settings.prefill)
         num_decodes = batch.lengths.shape[0]
-        fresh = chunks = decodes = np.empty(0, dtype=np.int32)
+        lists = [np.empty(0, dtype=np.int32)] * 3
         if batch.host is not None:
             new, lengths = np.diff(batch.host.query_starts), np.array(batch.host.lengths)
             num_decodes = int((new == 1).sum())
             if num_decodes < len(new):
-                fresh = _tiles(np.flatnonzero((new > 1) & (new == lengths)), new, size)
-                chunks = _tiles(np.flatnonzero((new > 1) & (new < lengths)), new, size)
-                decodes = np.flatnonzero(new == 1).astype(np.int32)
-        lists = _to_device(np.concatenate([fresh, chunks, decodes]), query.device)
-        num_numbers = len(fresh) + len(chunks)
+                lists = [
+                    _tiles(np.flatnonzero((new > 1) & (new == lengths)), new, size),
+                    _tiles(np.flatnonzero((new > 1) & (new < lengths)), new, size),
+                    np.flatnonzero(new == 1).astype(np.int32),
+                ]
+        fresh, chunks, decodes = _to_device(lists, query.device)
         scratch = None
         if num_decodes > 0:
             scratch = DecodeScratch.allocate(
@@ -54,10 +55,10 @@ class _Plan:
             )
         return cls(
             tuning=settings,
-            decodes=lists[num_numbers:] if num_numbers > 0 else None,
+            decodes=decodes if len(fresh) + len(chunks) > 0 else None,
             scratch=scratch,
-            tiles=lists[:num_numbers].view(-1, 2),
-            num_fresh=len(fresh) // 2,
+            fresh=fresh.view(-1, 2),
+            chunks=chunks.view(-1, 2),
         )
 
     # docs: plan end
@@ -105,20 +106,15 @@ class TritonAttention:
         if metadata.plan is None:
             settings = self.settings or tuning(query.device, query.shape[2], query.dtype.itemsize)
             metadata.plan = _Plan.of(query, kv, batch, settings)
-        plan = metadata.plan
+        plan, settings = metadata.plan, metadata.plan.tuning
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         if plan.scratch is not None:
-            settings = plan.tuning.decode
             paged_decode(
-                output, query, kv, batch, plan.decodes, plan.scratch, scale, window, settings
+                output, query, kv, batch, plan.decodes, plan.scratch, scale, window, settings.decode
             )
-        from_cache = plan.tiles
-        if fresh_kv is not None:
-            fresh, from_cache = plan.tiles[: plan.num_fresh], plan.tiles[plan.num_fresh :]
-            if len(fresh) > 0:
-                prefill(output, query, fresh_kv, batch, fresh, scale, window, plan.tuning.prefill)
-        if len(from_cache) > 0:
-            prefill(output, query, kv, batch, from_cache, scale, window, plan.tuning.prefill)
+        for source, tiles in ((fresh_kv or kv, plan.fresh), (kv, plan.chunks)):
+            if len(tiles) > 0:
+                prefill(output, query, source, batch, tiles, scale, window, settings.prefill)
         return output
 
 
@@ -134,8 +130,16 @@ def _tiles(sequences: NDArray[np.int64], new: NDArray[np.int64], size: int) -> N
     return np.stack([np.repeat(sequences, counts), last * size], 1).astype(np.int32).reshape(-1)
 
 
-def _to_device(numbers: NDArray[np.int32], device: torch.device) -> Tensor:
-    host = torch.from_numpy(numbers)
-    if device.type == "cuda" and len(numbers) > 0:
+def _to_device(lists: list[NDArray[np.int32]], device: torch.device) -> list[Tensor]:
+    """Copy lists to the device at once, each to an address that is a multiple of 16 bytes.
+
+    Triton compiles a kernel anew for an address that is not, which would stall a step.
+    """
+    sizes = [-(-len(numbers) // 4) * 4 for numbers in lists]
+    host = torch.zeros(sum(sizes), dtype=torch.int32)
+    if device.type == "cuda" and len(host) > 0:
         host = host.pin_memory()  # so that the copy does not wait for the device
-    return host.to(device, non_blocking=True)
+    for numbers, place in zip(lists, host.split(sizes), strict=True):
+        place[: len(numbers)] = torch.from_numpy(numbers)
+    parts = host.to(device, non_blocking=True).split(sizes)
+    return [part[: len(numbers)] for part, numbers in zip(parts, lists, strict=True)]

@@ -54,8 +54,11 @@ def main() -> None:
     for row in rows:
         if (row["itemsize"], row["head_size"]) == (2, 128):
             row["decode"], row["prefill"] = vars(decode), vars(prefill)
-    head = f"# Measured by quire.bench.tune_attention on one {torch.cuda.get_device_name()}.\n\n"
-    path.write_text(head + "\n".join(map(_toml, rows)), "utf-8")
+    name = torch.cuda.get_device_name()
+    head = (
+        f"# Measured by quire.bench.tune_attention on one {name}; the first row that fits counts."
+    )
+    path.write_text("\n".join([head + "\n", *map(_toml, rows)]), "utf-8")
     print(f"wrote {path}")
 
 

@@ -271,7 +271,7 @@ def paged_decode(
         HEAD_SIZE=head_size,
         PAGE=page,
         TILE=tuning.tile,
-        MIN_TILES=tuning.min_keys // tuning.tile,
+        MIN_TILES=max(tuning.min_keys // tuning.tile, 1),
         STAGES=tuning.stages,
         MOST=MAX_SPLITS,
         CHUNK=max(1024 * tuning.warps // (padded * head_size), 1),

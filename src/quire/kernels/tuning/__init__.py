@@ -56,23 +56,23 @@ def table_path(device: torch.device) -> Path:
 
 @cache
 def tuning(device: torch.device, head_size: int, itemsize: int) -> Tuning:
-    """Return the settings for a device; a GPU without a table gets the default one.
+    """Return the settings for a device; a GPU without a table gets the default one."""
+    path = table_path(device)
+    return read_table(path if path.exists() else TABLES / "default.toml", head_size, itemsize)
 
-    Args:
-        head_size: in elements, a power of two from 16 on.
-        itemsize: bytes of an element.
+
+def read_table(path: Path, head_size: int, itemsize: int) -> Tuning:
+    """Return a table's settings for a head size, in elements of `itemsize` bytes.
 
     Raises:
-        QuireError: no kernel serves the head size.
+        QuireError: the kernels do not serve the head size.
     """
-    path = table_path(device)
-    table = tomllib.loads((path if path.exists() else TABLES / "default.toml").read_text("utf-8"))
-    rows = [
-        r for r in table["settings"] if (r["itemsize"], r["head_size"]) >= (itemsize, head_size)
-    ]
-    if head_size < 16 or head_size & (head_size - 1) or not rows or rows[0]["itemsize"] != itemsize:
+    rows = tomllib.loads(path.read_text("utf-8"))["settings"]  # in order of head size
+    fitting = [r for r in rows if r["itemsize"] == itemsize and r["head_size"] >= head_size]
+    if head_size < 16 or head_size & (head_size - 1) or not fitting:
         raise QuireError(
             f"the attention kernels take head sizes 16, 32, 64, 128, 256 and elements of 2 or 4 "
             f"bytes, not {head_size} and {itemsize}: use Components(attention=TorchAttention)"
         )
-    return Tuning(DecodeTuning(**rows[0]["decode"]), PrefillTuning(**rows[0]["prefill"]))
+    row = fitting[0]
+    return Tuning(DecodeTuning(**row["decode"]), PrefillTuning(**row["prefill"]))
