@@ -73,9 +73,9 @@ class Desk:
     def verify(self, request: Request) -> None:
         """Everything that counts as computed is there to be read."""
         if request.num_computed_tokens:
-            tables = self.kv.block_ids(request)
-            for position in range(request.num_computed_tokens):
-                assert self.cache.read(tables, position) == content(request, position)
+            length = request.num_computed_tokens
+            found = self.cache.read(self.kv.block_ids(request), length)
+            assert found == [content(request, position) for position in range(length)]
 
     def hits(self, tokens: Sequence[int], extra_keys: tuple[str, ...] = ()) -> int:
         """Return how many tokens a new request would find, and forget it again."""

@@ -293,6 +293,10 @@ def check_abort_gives_everything_back(make: MakeScheduler) -> None:
         assert rig.finished() == {"a": "abort", "b": "length", "c": "abort"}
         rig.scheduler.abort("b")
         assert requests[1].finish_reason is FinishReason.LENGTH
+        for request_id in "de":
+            rig.add(request_id, 10, max_tokens=2)
+        assert [e.request_id for e in rig.step().entries] == ["d", "e"]  # every row is free
+        rig.run()
 
 
 def check_a_name_may_be_used_again(make: MakeScheduler) -> None:
