@@ -51,6 +51,7 @@ class SchedulerOutput:
     preempted_ids: tuple[str, ...] = ()  # lost their row and blocks in this step
     hit_tokens: dict[str, int] = field(default_factory=dict)  # of new requests: found cached
     num_free_blocks: int = 0  # after this step's reservations, in the fullest KV group
+    finish_reasons: dict[str, str] = field(default_factory=dict)  # of `finished_ids`
 
     @property
     def num_tokens(self) -> int:
@@ -67,10 +68,18 @@ class Logprob:
 
 
 @dataclass(frozen=True)
+class PromptLogprobs:
+    """Log-probabilities of the prompt's tokens from position `start` on."""
+
+    start: int
+    rows: list[dict[int, Logprob]]
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What a step computed, by request id."""
 
     step: int
     token_ids: dict[str, list[int]]  # 0…k+1 accepted tokens
     logprobs: dict[str, list[dict[int, Logprob]]] = field(default_factory=dict)
-    prompt_logprobs: dict[str, list[dict[int, Logprob]]] = field(default_factory=dict)
+    prompt_logprobs: dict[str, PromptLogprobs] = field(default_factory=dict)
