@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from quire import LLM
+from quire import LLM, RequestOutput
+from quire.messages import Logprob
 from quire.sampling import SamplerOutput, SamplingTensors
 from quire.sampling.sampler import gather_logprobs
 from quire.scheduler import TokenBudgetScheduler
@@ -29,9 +30,10 @@ VOCAB_SIZE = 96
 TEXT_VOCAB_SIZE = 400
 MAX_POSITION = 256
 WINDOW = 24
+TOLERANCE = 1e-4  # of a float32 logit, in nats
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
-    "hidden_size": 48,
+    "hidden_size": 96,  # heads of 16, the smallest that the Triton kernels take
     "intermediate_size": 80,
     "num_hidden_layers": 3,
     "num_attention_heads": 6,
@@ -92,11 +94,11 @@ SPECS: dict[str, Spec] = {
     ),
     "qwen3-sharded": Spec(
         "qwen3",
-        {"head_dim": 16, "rope_parameters": _rope(theta=1e6), "tie_word_embeddings": True},
-        max_shard_size="60KB",
+        {"head_dim": 32, "rope_parameters": _rope(theta=1e6), "tie_word_embeddings": True},
+        max_shard_size="220KB",
     ),
     "mistral": Spec(
-        "mistral", {"head_dim": 8, "sliding_window": WINDOW, "rms_norm_eps": 1e-5}, "60KB"
+        "mistral", {"head_dim": 32, "sliding_window": WINDOW, "rms_norm_eps": 1e-5}, "220KB"
     ),
 }
 
@@ -159,7 +161,7 @@ def write_text_model(folder: Path) -> Path:
     """A checkpoint with a tokenizer, whose eos is the tokenizer's."""
     tokenizer = write_tokenizer(folder)
     options = {"vocab_size": TEXT_VOCAB_SIZE, "eos_token_id": tokenizer.eos_token_id}
-    return write(folder, Spec("qwen3", {"head_dim": 16, **options}), seed=1)
+    return write(folder, Spec("qwen3", {"head_dim": 32, **options}), seed=1)
 
 
 def transformers_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -186,6 +188,49 @@ def oracle_greedy(model: PreTrainedModel, prompt: Sequence[int], num_tokens: int
         pad_token_id=0,
     )
     return list(output[0, len(prompt) :].tolist())
+
+
+def assert_greedy(model: PreTrainedModel, output: RequestOutput) -> None:
+    """Every token is transformers' argmax after the tokens before it.
+
+    By induction that is what transformers' greedy decoding gives, at the cost of one pass.
+    Where two tokens are closer than rounding can tell, either is right.
+    """
+    prompt = output.prompt_token_ids
+    for completion in output.outputs:
+        tokens = torch.tensor(completion.token_ids)
+        logits = oracle_logits(model, prompt + completion.token_ids)[len(prompt) - 1 : -1].cpu()
+        behind = logits.amax(dim=-1) - logits.gather(-1, tokens[:, None])[:, 0]
+        wrong = (behind > TOLERANCE).nonzero()[:, 0].tolist()
+        assert not wrong, f"token {wrong[0]} of {len(tokens)} is {behind[wrong[0]]} nats behind"
+
+
+def assert_logprobs(model: PreTrainedModel, output: RequestOutput) -> None:
+    """The log-probabilities of the outputs, and of the prompt if asked for, are right."""
+    prompt = output.prompt_token_ids
+    for completion in output.outputs:
+        tokens = prompt + completion.token_ids
+        expected = oracle_logits(model, tokens)[:-1].cpu().log_softmax(dim=-1)
+        assert completion.logprobs is not None
+        rows: list[dict[int, Logprob] | None] = [*completion.logprobs]
+        if output.prompt_logprobs is not None:
+            first, *others = output.prompt_logprobs
+            assert first is None
+            assert None not in others
+            rows = others + rows
+        first_row = len(expected) - len(rows)
+        assert first_row == (len(prompt) - 1 if output.prompt_logprobs is None else 0)
+        for position, row in enumerate(rows, first_row):
+            assert row is not None
+            assert tokens[position + 1] in row
+            for token_id, value in row.items():
+                assert abs(value.logprob - expected[position, token_id].item()) < TOLERANCE
+        chosen = [
+            row[token].logprob
+            for row, token in zip(completion.logprobs, completion.token_ids, strict=True)
+        ]
+        assert completion.cumulative_logprob is not None
+        assert abs(completion.cumulative_logprob - sum(chosen)) < TOLERANCE
 
 
 def random_prompts(

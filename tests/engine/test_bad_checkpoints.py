@@ -179,21 +179,21 @@ BROKEN: dict[str, tuple[str, Change, type[QuireError], str]] = {
     ),
     "a tensor of another shape": (
         "qwen2",
-        edit_tensors(lambda t: t.update({LAYER: torch.zeros(48, 47)})),
+        edit_tensors(lambda t: t.update({LAYER: torch.zeros(96, 95)})),
         CheckpointError,
-        rf"{LAYER}: shape \[48, 47\] where the config asks for \[48, 48\]",
+        rf"{LAYER}: shape \[96, 95\] where the config asks for \[96, 96\]",
     ),
     "config of another size": (
         "qwen2",
-        edit_config(intermediate_size=96),
+        edit_config(intermediate_size=88),
         CheckpointError,
-        r"mlp\.\w+\.weight: shape \[.*80.*\] where the config asks for \[.*96.*\]",
+        r"mlp\.\w+\.weight: shape \[.*80.*\] where the config asks for \[.*88.*\]",
     ),
     "a norm of another shape": (
         "qwen2",
         edit_tensors(lambda t: t.update({"model.norm.weight": torch.ones(1)})),
         CheckpointError,
-        r"model\.norm\.weight: shape \[1\] where the config asks for \[48\]",
+        r"model\.norm\.weight: shape \[1\] where the config asks for \[96\]",
     ),
     "a missing tensor": (
         "qwen2",
@@ -271,8 +271,8 @@ def test_tensors_that_may_be_ignored(checkpoint: Callable[[str], Path], tmp_path
     edit_tensors(
         lambda t: t.update(
             {
-                "lm_head.weight": torch.zeros(96, 48),
-                "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4),
+                "lm_head.weight": torch.zeros(96, 96),
+                "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8),
             }
         )
     )(folder)

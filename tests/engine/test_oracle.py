@@ -8,7 +8,16 @@ from pathlib import Path
 import checkpoints
 import pytest
 import torch
-from checkpoints import MAX_POSITION, SPECS, VOCAB_SIZE, WINDOW, oracle_greedy, oracle_logits
+from checkpoints import (
+    MAX_POSITION,
+    SPECS,
+    TOLERANCE,
+    VOCAB_SIZE,
+    WINDOW,
+    assert_greedy,
+    oracle_greedy,
+    oracle_logits,
+)
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -23,7 +32,6 @@ from quire.models.decoder import Decoder
 from quire.models.loader import load_weights
 from quire.resources import shipped_models
 
-TOLERANCE = 1e-4
 NUM_TOKENS = 128
 RAGGED = [1, 2, 5, WINDOW - 1, WINDOW, WINDOW + 1, 40, 77]
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
@@ -34,16 +42,6 @@ Oracle = Callable[[str], PreTrainedModel]
 
 def load(folder: Path, **options: int) -> LLM:
     return LLM(folder, dtype="float32", device="cpu", **{"max_num_seqs": 8, **options})
-
-
-def assert_greedy(model: PreTrainedModel, output: RequestOutput) -> None:
-    """Every token is transformers' argmax after the tokens before it.
-
-    By induction that is what transformers' greedy decoding gives, at the cost of one pass.
-    """
-    prompt, tokens = output.prompt_token_ids, output.outputs[0].token_ids
-    logits = oracle_logits(model, prompt + tokens)
-    assert tokens == logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()
 
 
 def logprob_matrix(output: RequestOutput) -> Tensor:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import pytest
 import torch
-from checkpoints import Scripted
+from checkpoints import Scripted, assert_greedy, assert_logprobs
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from quire import LLM, Components, QuireError, SamplingParams, Trace
 from quire.messages import Logprob
+from quire.runner.pending import PendingStep
 from quire.sampling import SamplerOutput, SamplingTensors, TorchSampler
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
@@ -123,10 +128,11 @@ class InterruptedSampler(TorchSampler):
         return super().__call__(logits, sampling, drafts)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("how", ["generate", "stream"])
-def test_an_interrupt_leaves_the_engine_usable(how: str, text_folder: Path) -> None:
+def test_an_interrupt_leaves_the_engine_usable(how: str, overlap: bool, text_folder: Path) -> None:
     components = Components(sampler=InterruptedSampler)
-    llm = LLM(text_folder, device="cpu", max_num_seqs=2, components=components)
+    llm = LLM(text_folder, device="cpu", max_num_seqs=2, overlap=overlap, components=components)
     prompts = ["a", "b c", "def"]
     run = {
         "generate": lambda: llm.generate(prompts, GREEDY),
@@ -140,24 +146,118 @@ def test_an_interrupt_leaves_the_engine_usable(how: str, text_folder: Path) -> N
     assert [o.outputs[0].token_ids for o in again] == [o.outputs[0].token_ids for o in fresh]
 
 
-@pytest.mark.parametrize(
-    "place", ["_update_rows", "_gather_indices", "_step_metadata", "_prompt_logprobs"]
-)
-def test_an_interrupt_anywhere_in_the_runner(
-    place: str, text_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    llm = LLM(text_folder, device="cpu", max_num_seqs=2)
+# Where a step may be interrupted: the runner's stages in their order, then the wait for it.
+PLACES: dict[str, Callable[[LLM], tuple[object, str]]] = {
+    "rows": lambda llm: (llm.engine._runner._parts.batch, "update"),
+    "upload": lambda llm: (llm.engine._runner._parts.staging, "upload"),
+    "tables": lambda llm: (llm.engine._runner._parts.batch, "apply"),
+    "attention": lambda llm: (llm.engine._runner._parts.backend, "build"),
+    "first layer": lambda llm: (llm.engine._runner._parts.backend, "forward"),
+    "logits": lambda llm: (llm.engine._runner._parts.model, "compute_logits"),
+    "sampling": lambda llm: (llm.engine._runner._parts.batch, "sampling_tensors"),
+    "answers": lambda llm: (llm.engine._runner._answers, "fetch"),
+    "wait": lambda llm: (PendingStep, "wait"),
+}
 
-    def interrupt(*_: object) -> None:
+
+@contextmanager
+def interrupted(llm: LLM, place: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within, the engine gets no further than `place`."""
+
+    def interrupt(*_: object, **__: object) -> None:
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm.engine._runner, place, interrupt)
-        with pytest.raises(Interrupted):
-            llm.generate(["a", "b"], GREEDY)
-    checkpoints.assert_empty_scheduler(llm)
+        patch.setattr(*PLACES[place](llm), interrupt)
+        yield
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("place", PLACES)
+def test_an_interrupt_anywhere_in_the_runner(
+    place: str, overlap: bool, text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = LLM(text_folder, device="cpu", max_num_seqs=2, overlap=overlap)
+    with interrupted(llm, place, monkeypatch), pytest.raises(Interrupted):
+        llm.generate(["a", "b"], GREEDY)
+    checkpoints.assert_empty(llm)
     outputs = llm.generate(["a", "b", "c"], GREEDY)
     assert all(len(o.outputs[0].token_ids) == 10 for o in outputs)
+    checkpoints.assert_empty(llm)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("place", PLACES)
+def test_an_interrupt_in_one_stream_leaves_the_others_right(
+    place: str,
+    overlap: bool,
+    checkpoint: Callable[[str], Path],
+    oracle: Callable[[str], PreTrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The step was shared: a request that was in it and stays computes it again.
+
+    One neighbour decodes, one is in the middle of its prompt, one has forked samples; each
+    is at another point when the interrupt comes, and keeps its log-probabilities too.
+    """
+    llm = LLM(
+        checkpoint("qwen2-two-groups"),
+        device="cpu",
+        max_num_seqs=6,
+        max_num_batched_tokens=16,
+        block_size=8,
+        overlap=overlap,
+    )
+    prompts = checkpoints.random_prompts([5, 9, 40, 18], seed=40)
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=0)
+    for num_before in (1, 2, 4, 7):
+        victim = llm.stream(prompts[0], replace(params, max_tokens=100))
+        next(victim)
+        kept = [
+            llm.engine.add_request(str(prompt), prompt, replace(params, n=n))
+            for prompt, n in zip(prompts[1:], (1, 1, 3), strict=True)
+        ]
+        for _ in range(num_before):
+            next(victim)
+        with interrupted(llm, place, monkeypatch), pytest.raises(Interrupted):
+            next(victim)
+        while llm.engine.has_requests:
+            llm.engine.step()
+        for output in kept:
+            assert_greedy(oracle("qwen2-two-groups"), output)
+            assert_logprobs(oracle("qwen2-two-groups"), output)
+            assert [len(c.token_ids) for c in output.outputs] == [12] * len(output.outputs)
+        checkpoints.assert_empty(llm)
+
+
+def test_keyboard_interrupt_while_the_device_works(
+    checkpoint: Callable[[str], Path], oracle: Callable[[str], PreTrainedModel]
+) -> None:
+    """Ctrl-C comes in the middle of a layer, at any of its calls; both streams go on."""
+    llm = LLM(checkpoint("llama3-scaled"), device="cpu", max_num_seqs=2, overlap=True)
+    backend = llm.engine._runner._parts.backend
+    forward, calls = backend.forward, 0
+
+    def sometimes(*args: Any, **kwargs: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls % 17 == 0:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    backend.forward = sometimes  # type: ignore[method-assign]
+    prompts = checkpoints.random_prompts([20, 7], seed=41)
+    outputs = [llm.engine.add_request(str(p), p, replace(GREEDY, max_tokens=40)) for p in prompts]
+    interrupts = 0
+    while llm.engine.has_requests:
+        try:
+            llm.engine.step()
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert interrupts > 5
+    for output in outputs:
+        assert len(output.outputs[0].token_ids) == 40
+        assert_greedy(oracle("llama3-scaled"), output)
     checkpoints.assert_empty(llm)
 
 
@@ -230,4 +330,4 @@ def test_random_weights_need_no_checkpoint() -> None:
     assert outputs[0].text == ""
     with pytest.raises(QuireError, match="no tokenizer"):
         first.generate("text")
-    assert torch.isfinite(next(first.engine._runner._model.parameters())).all()
+    assert torch.isfinite(next(first.engine._runner._parts.model.parameters())).all()
