@@ -13,8 +13,8 @@ from typing import Protocol
 
 from quire.config import EngineConfig
 from quire.errors import InvalidRequestError
-from quire.kv.kv_cache_manager import BlockIds, KVCacheManager
-from quire.messages import ScheduledEntry, SchedulerOutput, StepResult
+from quire.kv.kv_cache_manager import KVCacheManager
+from quire.messages import SchedulerOutput, StepResult
 from quire.policy import WaitingQueue, make_policy
 from quire.request import FinishReason, Request
 from quire.step_builder import StepBuilder
@@ -139,40 +139,23 @@ class TokenBudgetScheduler:
 
     def _continue_running(self, step: StepBuilder) -> None:
         for tracked in list(self._running.values()):
-            if tracked.row is None:  # preempted by a request before it
+            request, row = tracked.request, tracked.row
+            if row is None:  # preempted by a request before it
                 continue
-            num_tokens, samples = self._catch_up(tracked, step.budget)
+            num_tokens = self._catch_up(tracked, step.budget)
             if num_tokens <= 0:
                 continue
-            reservation = self._kv.reserve(tracked.request, num_tokens)
+            reservation = self._kv.reserve(request, num_tokens)
             while reservation is None and self._preempt(step) is not tracked:
-                reservation = self._kv.reserve(tracked.request, num_tokens)
+                reservation = self._kv.reserve(request, num_tokens)
             if reservation is not None:
-                self._schedule(tracked, num_tokens, samples, reservation.new_block_ids, step)
+                step.schedule(request, row, num_tokens, reservation.new_block_ids)
 
-    def _catch_up(self, tracked: _Tracked, budget: int) -> tuple[int, bool]:
-        """Return how many positions to compute and whether the next token is sampled then."""
+    def _catch_up(self, tracked: _Tracked, budget: int) -> int:
+        """Return how far a request catches up: to its tokens, its limit or the budget's end."""
         request = tracked.request
-        unscheduled = request.num_unscheduled_tokens
-        num_tokens = min(unscheduled, tracked.last_position - request.num_computed_tokens, budget)
-        return num_tokens, num_tokens == unscheduled
-
-    def _schedule(
-        self,
-        tracked: _Tracked,
-        num_tokens: int,
-        samples: bool,
-        new_block_ids: BlockIds,
-        step: StepBuilder,
-    ) -> None:
-        request, row = tracked.request, tracked.row
-        assert row is not None
-        start = request.num_computed_tokens
-        step.schedule(
-            ScheduledEntry(request.request_id, row, start, num_tokens, samples, new_block_ids)
-        )
-        request.num_computed_tokens += num_tokens
-        request.num_placeholders += samples
+        until_limit = tracked.last_position - request.num_computed_tokens
+        return min(request.num_unscheduled_tokens, until_limit, budget)
 
     # docs: schedule end
 
@@ -191,22 +174,23 @@ class TokenBudgetScheduler:
         still_waiting = []
         while self._waiting and self._free_rows and step.budget > 0:
             tracked = self._waiting.pop()
-            if self._waits_for_parent(tracked.request, step):
+            parent = self._parent(tracked.request)
+            if parent is not None and not self._has_prompt(parent, step):
                 still_waiting.append(tracked)
-            elif not self._admit(tracked, step):
+            elif not self._admit(tracked, parent, step):
                 still_waiting.append(tracked)
                 break
         for tracked in still_waiting:
             self._waiting.push(tracked, tracked.arrival)
 
-    def _admit(self, tracked: _Tracked, step: StepBuilder) -> bool:
+    def _admit(self, tracked: _Tracked, parent: _Tracked | None, step: StepBuilder) -> bool:
         """Start a request if the cache has room for all its tokens so far.
 
         A prompt let in with room for its first chunk only could be preempted for the second.
         The watermark keeps some blocks for the growth of those that run.
         """
         request, kv = tracked.request, self._kv
-        request.num_computed_tokens = start = self._share_prefix(request, step)
+        request.num_computed_tokens = start = self._share_prefix(request, parent)
         num_blocks = -(-request.num_tokens // kv.block_size) - start // kv.block_size
         watermark = self._watermark if self._running else 0
         reservation = None
@@ -216,37 +200,33 @@ class TokenBudgetScheduler:
             kv.free(request)
             request.num_computed_tokens = 0
             return False
-        tracked.row = self._free_rows.pop()
+        tracked.row = row = self._free_rows.pop()
         tracked.admitted_step = step.step
         self._running[request.request_id] = tracked
-        step.admit(request, tracked.row, reservation.copies)
-        self._schedule(tracked, *self._catch_up(tracked, step.budget), kv.block_ids(request), step)
+        step.admit(request, row, reservation.copies)
+        step.schedule(request, row, self._catch_up(tracked, step.budget), kv.block_ids(request))
         return True
 
     # docs: admit end
 
     # docs: parallel-samples begin
-    def _waits_for_parent(self, request: Request, step: StepBuilder) -> bool:
-        """Whether a further sample of a prompt begins only once the first has computed it."""
-        if request.parent_id not in self._tracked or request.output_token_ids:
-            return False
-        return self._forkable_parent(request, step) is None
-
-    def _forkable_parent(self, request: Request, step: StepBuilder) -> Request | None:
-        """Return the parent if earlier steps compute all that a new sample shares with it."""
-        tracked = None if request.parent_id is None else self._running.get(request.parent_id)
-        if tracked is None or request.output_token_ids:
+    def _parent(self, request: Request) -> _Tracked | None:
+        """Return the first sample of a prompt, whose blocks a new sample is to share."""
+        if request.parent_id is None or request.output_token_ids:
             return None
-        num_computed = step.num_computed_before(tracked.request)
-        return tracked.request if num_computed >= len(request.prompt_token_ids) - 1 else None
+        return self._tracked.get(request.parent_id)
 
-    def _share_prefix(self, request: Request, step: StepBuilder) -> int:
+    def _has_prompt(self, parent: _Tracked, step: StepBuilder) -> bool:
+        """Whether earlier steps compute all of a prompt but its last token."""
+        num_computed = step.num_computed_before(parent.request)
+        return parent.row is not None and num_computed >= len(parent.request.prompt_token_ids) - 1
+
+    def _share_prefix(self, request: Request, parent: _Tracked | None) -> int:
         """Let a request begin with blocks that exist; return how many tokens they hold."""
-        parent = self._forkable_parent(request, step)
         if parent is not None:
             # The last prompt token is the child's own: it samples from there, with its seed.
             num_shared = len(request.prompt_token_ids) - 1
-            self._kv.fork(parent, request, num_shared)
+            self._kv.fork(parent.request, request, num_shared)
             return num_shared
         if request.sampling_params.prompt_logprobs is not None:
             return 0  # every position of the prompt is asked for

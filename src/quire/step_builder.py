@@ -7,6 +7,7 @@ from itertools import chain
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
 from quire.request import Request
 
+BlockIds = tuple[tuple[int, ...], ...]  # per KV group
 Copies = tuple[tuple[tuple[int, int], ...], ...]  # per KV group: (from, to)
 
 
@@ -25,10 +26,18 @@ class StepBuilder:
         self._hit_tokens: dict[str, int] = {}
         self._copies: list[Copies] = []
 
-    def schedule(self, entry: ScheduledEntry) -> None:
-        """Compute these positions in the step."""
-        self.entries[entry.request_id] = entry
-        self.budget -= entry.num_tokens
+    def schedule(
+        self, request: Request, row: int, num_tokens: int, new_block_ids: BlockIds
+    ) -> None:
+        """Compute a request's next positions; what is queued counts as computed from now on."""
+        start = request.num_computed_tokens
+        samples = num_tokens == request.num_unscheduled_tokens
+        self.entries[request.request_id] = ScheduledEntry(
+            request.request_id, row, start, num_tokens, samples, new_block_ids
+        )
+        self.budget -= num_tokens
+        request.num_computed_tokens += num_tokens
+        request.num_placeholders += samples
 
     def admit(self, request: Request, row: int, copies: Copies) -> None:
         """Give a request a row, with the tokens known so far; its cached ones are computed."""

@@ -16,7 +16,7 @@ from quire.step_builder import StepBuilder
 class ExceedsTheBudget(TokenBudgetScheduler):
     """A prompt is computed in one piece, however long."""
 
-    def _catch_up(self, tracked: _Tracked, budget: int) -> tuple[int, bool]:
+    def _catch_up(self, tracked: _Tracked, budget: int) -> int:
         return super()._catch_up(tracked, 10**6)
 
 
@@ -33,16 +33,16 @@ class PrefillFirst(TokenBudgetScheduler):
 class SamplesAfterEveryChunk(TokenBudgetScheduler):
     """The end of a chunk is taken for the end of the prompt."""
 
-    def _catch_up(self, tracked: _Tracked, budget: int) -> tuple[int, bool]:
-        return super()._catch_up(tracked, budget)[0], True
+    def schedule(self) -> SchedulerOutput:
+        output = super().schedule()
+        return replace(output, entries=tuple(replace(e, samples=True) for e in output.entries))
 
 
 class ComputesPastTheLimit(TokenBudgetScheduler):
     """With overlap, a step is queued for a request whose last token is in flight."""
 
-    def _catch_up(self, tracked: _Tracked, budget: int) -> tuple[int, bool]:
-        unscheduled = tracked.request.num_unscheduled_tokens
-        return min(unscheduled, budget), unscheduled <= budget
+    def _catch_up(self, tracked: _Tracked, budget: int) -> int:
+        return min(tracked.request.num_unscheduled_tokens, budget)
 
 
 class ComputesTheLastTokenToo(TokenBudgetScheduler):
@@ -64,10 +64,8 @@ class StopsOneTokenEarly(TokenBudgetScheduler):
 class WaitsForTheResult(TokenBudgetScheduler):
     """A request with a token in flight is not scheduled: the device idles between steps."""
 
-    def _catch_up(self, tracked: _Tracked, budget: int) -> tuple[int, bool]:
-        if tracked.request.num_placeholders:
-            return 0, False
-        return super()._catch_up(tracked, budget)
+    def _catch_up(self, tracked: _Tracked, budget: int) -> int:
+        return 0 if tracked.request.num_placeholders else super()._catch_up(tracked, budget)
 
 
 class SetDecidesTheOrder(TokenBudgetScheduler):
@@ -116,8 +114,8 @@ class PreemptedKeepsItsCount(TokenBudgetScheduler):
         super()._wait_again(tracked)
         tracked.request.num_computed_tokens = computed
 
-    def _share_prefix(self, request: Request, step: StepBuilder) -> int:
-        return request.num_computed_tokens or super()._share_prefix(request, step)
+    def _share_prefix(self, request: Request, parent: _Tracked | None) -> int:
+        return request.num_computed_tokens or super()._share_prefix(request, parent)
 
 
 class PreemptedStaysInTheStep(TokenBudgetScheduler):
@@ -141,8 +139,8 @@ class PreemptedForgetsItsOutput(TokenBudgetScheduler):
 class TakesLateResults(TokenBudgetScheduler):
     """A result of before the preemption is appended to the life after it."""
 
-    def _admit(self, tracked: _Tracked, step: StepBuilder) -> bool:
-        admitted = super()._admit(tracked, step)
+    def _admit(self, tracked: _Tracked, parent: _Tracked | None, step: StepBuilder) -> bool:
+        admitted = super()._admit(tracked, parent, step)
         tracked.admitted_step = 0
         return admitted
 
@@ -154,7 +152,9 @@ class OvertakesTheHead(TokenBudgetScheduler):
         kept = []
         while self._waiting and self._free_rows and step.budget > 0:
             tracked = self._waiting.pop()
-            if self._waits_for_parent(tracked.request, step) or not self._admit(tracked, step):
+            parent = self._parent(tracked.request)
+            ready = parent is None or self._has_prompt(parent, step)
+            if not ready or not self._admit(tracked, parent, step):
                 kept.append(tracked)
         for tracked in kept:
             self._waiting.push(tracked, tracked.arrival)
@@ -221,9 +221,9 @@ class NoWatermark(TokenBudgetScheduler):
 class WatermarkForTheFirst(TokenBudgetScheduler):
     """Blocks are kept free for running requests that do not exist."""
 
-    def _admit(self, tracked: _Tracked, step: StepBuilder) -> bool:
+    def _admit(self, tracked: _Tracked, parent: _Tracked | None, step: StepBuilder) -> bool:
         free = self._kv.num_free_blocks - -(-tracked.request.num_tokens // self._kv.block_size)
-        return free >= self._watermark and super()._admit(tracked, step)
+        return free >= self._watermark and super()._admit(tracked, parent, step)
 
 
 class AbortLeaksBlocks(TokenBudgetScheduler):
@@ -285,36 +285,34 @@ class NeverCommits(TokenBudgetScheduler):
 class PromptLogprobsFromTheCache(TokenBudgetScheduler):
     """Nobody computes the positions whose log-probabilities were asked for."""
 
-    def _share_prefix(self, request: Request, step: StepBuilder) -> int:
+    def _share_prefix(self, request: Request, parent: _Tracked | None) -> int:
+        if parent is not None:
+            return super()._share_prefix(request, parent)
         return self._kv.match_prefix(request)
 
 
 class ForksTooEarly(TokenBudgetScheduler):
     """A child copies its parent's last block in the step that is to write it."""
 
-    def _forkable_parent(self, request: Request, step: StepBuilder) -> Request | None:
-        step.num_computed_before = lambda r: r.num_computed_tokens  # type: ignore[method-assign]
-        return super()._forkable_parent(request, step)
+    def _has_prompt(self, parent: _Tracked, step: StepBuilder) -> bool:
+        num_computed = parent.request.num_computed_tokens
+        return parent.row is not None and num_computed >= len(parent.request.prompt_token_ids) - 1
 
 
 class ForksTheWholePrompt(TokenBudgetScheduler):
     """The child has nothing left to sample from."""
 
-    def _share_prefix(self, request: Request, step: StepBuilder) -> int:
-        parent = self._forkable_parent(request, step)
+    def _share_prefix(self, request: Request, parent: _Tracked | None) -> int:
         if parent is None:
-            return super()._share_prefix(request, step)
-        self._kv.fork(parent, request, len(request.prompt_token_ids))
+            return super()._share_prefix(request, parent)
+        self._kv.fork(parent.request, request, len(request.prompt_token_ids))
         return len(request.prompt_token_ids)
 
 
 class NeverForks(TokenBudgetScheduler):
     """Every sample computes the prompt for itself."""
 
-    def _waits_for_parent(self, request: Request, step: StepBuilder) -> bool:
-        return False
-
-    def _forkable_parent(self, request: Request, step: StepBuilder) -> Request | None:
+    def _parent(self, request: Request) -> _Tracked | None:
         return None
 
 
@@ -331,7 +329,9 @@ class SamplesHoldUpTheQueue(TokenBudgetScheduler):
     def _admit_waiting(self, step: StepBuilder) -> None:
         while self._waiting and self._free_rows and step.budget > 0:
             tracked = self._waiting.pop()
-            if self._waits_for_parent(tracked.request, step) or not self._admit(tracked, step):
+            parent = self._parent(tracked.request)
+            ready = parent is None or self._has_prompt(parent, step)
+            if not ready or not self._admit(tracked, parent, step):
                 self._waiting.push(tracked, tracked.arrival)
                 return
 
@@ -339,10 +339,11 @@ class SamplesHoldUpTheQueue(TokenBudgetScheduler):
 class OrphansWait(TokenBudgetScheduler):
     """A sample waits for a parent that is gone."""
 
-    def _waits_for_parent(self, request: Request, step: StepBuilder) -> bool:
-        if request.parent_id is None or request.output_token_ids:
-            return False
-        return self._forkable_parent(request, step) is None
+    def _parent(self, request: Request) -> _Tracked | None:
+        parent = super()._parent(request)
+        if parent is None and request.parent_id is not None and not request.output_token_ids:
+            return _Tracked(request, 0, 0)
+        return parent
 
 
 class IgnoresFailure(TokenBudgetScheduler):
