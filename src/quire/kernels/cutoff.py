@@ -37,7 +37,7 @@ def row_cutoffs(
         vocab_size=vocab_size,
         block=block,
         early=early,
-        num_warps=max(block // 256, 1),
+        num_warps=max(block // 512, 1),
         launch_pdl=early,
     )
     return cutoffs, last_ties

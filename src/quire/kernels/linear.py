@@ -20,28 +20,31 @@ from quire.kernels.norm import rms_norm
 from quire.kernels.runtime import jit, serves, starts_early, tl, triton
 from quire.kernels.skinny_matrix import matrix_linear
 
-FEW_ROWS = 4  # up to so many the weight stays in registers and the matrix units are idle
 MAX_ROWS = 16
+FEW_ROWS = 4  # up to so many, a small weight stays in registers and each row passes by it
+SMALL_WEIGHT = 5_000_000  # elements; a larger one is better off with the matrix units
+LARGE_WEIGHT = 2**26  # elements; for more than 8 rows cuBLAS is as fast
 NORM_DEPTH = 2048  # every program repeats the norm, which beyond this costs more than a launch
 
 
 def prefers_skinny(x: Tensor, weight: Tensor) -> bool:
-    """Whether x [rows, K] · weight [N, K]ᵀ is faster here than in cuBLAS.
+    """Whether x [rows, K] · weight [N, K]ᵀ is no slower here than in cuBLAS.
 
-    It was for every product of the 0.6B and 8B shapes (measurements/skinny-h200.json).
-    float32 has no matrix units to use, so there only a single row is.
+    For the layers of the 0.6B and 8B shapes (the skinny rows of measurements/kernels-h200.json)
+    it is not, up to 16 rows, but for 16 rows of the largest product. float32 has no matrix
+    units to use, so there only a single row is.
     """
     rows = x.shape[0]
-    return serves(x) and (rows == 1 or (rows <= MAX_ROWS and x.dtype.itemsize == 2))
+    if not serves(x) or rows > MAX_ROWS:
+        return False
+    return rows == 1 or (x.dtype.itemsize == 2 and (rows <= 8 or weight.numel() < LARGE_WEIGHT))
 
 
 def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x · weightᵀ + bias, [rows, N]; x [rows, K] with 1 to 16 rows, weight [N, K]."""
-    if not serves(x):
-        return F.linear(x, weight, bias)
-    if x.shape[0] <= FEW_ROWS:
+    if _few(x, weight):
         return few_rows_linear(x, weight, tile_for(weight), bias=bias)
-    return matrix_linear(x, weight, bias)
+    return matrix_linear(x, weight, bias) if serves(x) else F.linear(x, weight, bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -55,7 +58,7 @@ def norm_linear(
     x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
     """Return RMSNorm(x) · weightᵀ + bias, [rows, N]; x [rows, K], norm_weight [K]."""
-    if _few(x) and x.shape[1] <= NORM_DEPTH:
+    if _few(x, weight) and x.shape[1] <= NORM_DEPTH:
         return few_rows_linear(
             x, weight, tile_for(weight), bias=bias, norm_weight=norm_weight, eps=eps
         )
@@ -64,7 +67,7 @@ def norm_linear(
 
 def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor) -> Tensor:
     """Return silu(gate) · up, [rows, I], of RMSNorm(x) · weightᵀ; weight [2·I, K]."""
-    if not _few(x):
+    if not _few(x, weight):
         return silu_mul(linear(rms_norm(x, norm_weight, eps), weight, None))
     if x.shape[1] > NORM_DEPTH:
         return few_rows_linear(rms_norm(x, norm_weight, eps), weight, tile_for(weight), gated=True)
@@ -75,13 +78,19 @@ def norm_gated_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor
 
 def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
     """Return residual + x · weightᵀ + bias, [rows, N]; on a GPU it may overwrite residual."""
-    if _few(x):
+    if _few(x, weight):
         return few_rows_linear(x, weight, tile_for(weight), bias=bias, residual=residual)
-    return residual + linear(x, weight, bias)
+    if prefers_skinny(x, weight):
+        return matrix_linear(x, weight, bias, residual)
+    if serves(x) and bias is None:
+        return residual.addmm_(x, weight.t())  # cuBLAS adds where it stores
+    return residual + F.linear(x, weight, bias)
 
 
-def _few(x: Tensor) -> bool:
-    return serves(x) and x.shape[0] <= (FEW_ROWS if x.dtype.itemsize == 2 else 1)
+def _few(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product is best done in registers."""
+    few = x.shape[0] <= FEW_ROWS and weight.numel() <= SMALL_WEIGHT
+    return serves(x) and (x.shape[0] == 1 or (few and x.dtype.itemsize == 2))
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ def tile_for(weight: Tensor) -> Tile:
     """
     size, depth = weight.shape
     if depth <= 1024:
-        return Tile(8, 128, 2) if size * depth > 5_000_000 else Tile(4, 256, 2)
+        return Tile(8, 128, 2) if size * depth > SMALL_WEIGHT else Tile(4, 256, 2)
     if depth <= 2048:
         return Tile(2, 256, 1)
     return Tile(2, 512, 4) if depth <= 3072 else Tile(2, 1024, 4)
@@ -183,7 +192,8 @@ def _few_rows_kernel(
     for start in tl.static_range(0, depth, block_depth):
         place = weight + weight_row * depth + start + k
         mask = needed & (start + k < depth)
-        tiles += (tl.load(place, mask, other=0.0, eviction_policy="evict_first"),)
+        tile = tl.load(place, mask, other=0.0, eviction_policy="evict_first")
+        tiles += (tile,)  # type: ignore[assignment]
     if early:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()

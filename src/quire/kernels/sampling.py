@@ -96,7 +96,6 @@ def sample_triton(
     positions: Tensor,
 ) -> Tensor:
     """`sample` in three kernels: where each row is cut off, the race, the winner."""
-    num_rows, vocab_size = logits.shape
     parts = _Parts(logits)
     cutoff, last_tie = row_cutoffs(logits, temperature, top_k, top_p, min_p)
     _race_kernel[parts.grid](
@@ -109,7 +108,7 @@ def sample_triton(
         positions,
         parts.values,
         parts.token_ids,
-        vocab_size=vocab_size,
+        vocab_size=logits.shape[1],
         purpose=int(Purpose.TOKEN),
         block=_PART,
         early=parts.early,

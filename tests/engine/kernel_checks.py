@@ -1,0 +1,327 @@
+"""What each fused kernel must do, as checks that run on any device.
+
+`test_kernels` runs them on a GPU. Run as a program under Triton's interpreter (which has to
+be chosen before Triton is imported) this module runs them all on the CPU and prints one
+JSON object: the traceback of each check, or null.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quire.kernels.activation import silu_mul_triton
+from quire.kernels.cutoff import row_cutoffs
+from quire.kernels.linear import Tile, few_rows_linear
+from quire.kernels.norm import add_rms_norm_triton, rms_norm_triton
+from quire.kernels.qkv import norm_rotate_torch, norm_rotate_triton
+from quire.kernels.sampling import greedy_triton, sample_torch, sample_triton
+from quire.kernels.skinny_matrix import matrix_linear
+from quire.kernels.softmax import softmax_triton
+from quire.kv.storage import LayerKV
+from quire.layers.rope import RotaryTable
+from quire.models.config import RopeConfig
+from quire.sampling.processors import apply_min_p, apply_temperature, apply_top_k_top_p
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# ‖out - oracle‖ / ‖oracle‖: the rounding of the result, and a little for the arithmetic. The
+# interpreter cuts bfloat16 off where the GPU rounds.
+TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 8e-3, torch.float16: 5e-4}
+EPS = 1e-5
+Check = Callable[[str], None]
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Memory that torch hands out holds NaN, so that an output left unwritten shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def assert_near(out: Tensor, oracle: Tensor) -> None:
+    assert oracle.dtype == torch.float64
+    assert out.shape == oracle.shape
+    error = float((out.double() - oracle).norm() / oracle.norm())
+    assert error <= TOLERANCE[out.dtype], error  # false for NaN too
+
+
+def draw(device: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(device, dtype)
+
+
+def rms_norm64(x: Tensor, weight: Tensor) -> Tensor:
+    x, weight = x.double(), weight.double()
+    return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight
+
+
+def sizes(device: str, *, tiny: tuple[int, ...], real: tuple[int, ...]) -> tuple[int, ...]:
+    return tiny if device == "cpu" else real
+
+
+def norm(device: str) -> None:
+    for dtype in DTYPES:
+        for size in sizes(device, tiny=(1, 37, 64), real=(1024, 4096, 5120)):
+            x, residual = draw(device, 3, size, dtype=dtype), draw(device, 3, size, dtype=dtype) * 2
+            weight = draw(device, size, dtype=dtype)
+            assert_near(rms_norm_triton(x, weight, EPS), rms_norm64(x, weight))
+            total = x.double() + residual.double()
+            normed, summed = add_rms_norm_triton(x, residual, weight, EPS)
+            assert_near(summed, total)
+            assert summed.data_ptr() == residual.data_ptr()
+            assert_near(normed, rms_norm64(total, weight))
+
+
+def silu_mul(device: str) -> None:
+    for dtype in DTYPES:
+        for size in sizes(device, tiny=(5, 1030), real=(3072, 12288, 4097)):
+            gate_up = draw(device, 3, 2 * size, dtype=dtype)
+            gate, up = gate_up.double().chunk(2, dim=-1)
+            assert_near(silu_mul_triton(gate_up), F.silu(gate) * up)
+
+
+def softmax(device: str) -> None:
+    for dtype in DTYPES:
+        for size in sizes(device, tiny=(1, 37), real=(4096, 5000)):
+            x = draw(device, 3, size, dtype=dtype) * 4 + 90  # exp(90) overflows float32
+            assert_near(softmax_triton(x), x.double().softmax(-1))
+
+
+def heads(device: str) -> None:
+    """Norm, rotation and cache, over heads and head sizes; (4, 4) without the norm."""
+    for num_heads, num_kv_heads in ((4, 4), (8, 2), (5, 1), (32, 8)):
+        for head_size in sizes(device, tiny=(16, 6), real=(64, 128, 256)):
+            check_heads(device, num_heads, num_kv_heads, head_size, torch.float32, num_heads != 4)
+    for dtype in DTYPES[1:]:
+        check_heads(device, 5, 1, sizes(device, tiny=(16,), real=(128,))[0], dtype, True)
+
+
+def check_heads(
+    device: str,
+    num_heads: int,
+    num_kv_heads: int,
+    head_size: int,
+    dtype: torch.dtype,
+    weighted: bool,
+) -> None:
+    num_tokens, block_size, longest = 3, 8, 50
+    qkv = draw(device, num_tokens, (num_heads + 2 * num_kv_heads) * head_size, dtype=dtype)
+    weight = draw(device, num_heads + num_kv_heads, head_size, dtype=dtype) if weighted else None
+    table = RotaryTable(RopeConfig(10_000.0), head_size, longest, dtype, torch.device(device))
+    exact = RotaryTable(RopeConfig(10_000.0), head_size, 1, dtype, torch.device(device))
+    exact.cos, exact.sin = table.cos.double(), table.sin.double()
+    positions = torch.tensor([0, 49, 17], device=device)
+    slots = torch.tensor([9, 31, 16], device=device)
+    expected = norm_rotate_torch(
+        qkv.double(),
+        None if weight is None else weight.double(),
+        EPS,
+        exact,
+        positions,
+        num_heads,
+        num_kv_heads,
+        None,
+        None,
+    )
+    for heads_first in (True, False):
+        shape = (4, num_kv_heads, block_size, head_size)
+        if not heads_first:
+            shape = (4, block_size, num_kv_heads, head_size)
+        caches = [torch.full(shape, 7.0, dtype=dtype, device=device) for _ in range(2)]
+        if not heads_first:
+            caches = [cache.transpose(1, 2) for cache in caches]
+        kv = LayerKV(*caches)
+        buffer = qkv.clone()
+        views = norm_rotate_triton(
+            buffer, weight, EPS, table, positions, num_heads, num_kv_heads, kv, slots
+        )
+        for view, oracle in zip(views, expected, strict=True):
+            assert_near(view, oracle)
+            # In place: the result is a view of the projection.
+            assert view.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
+        for cache, view in zip((kv.key, kv.value), views[1:], strict=True):
+            flat = cache.transpose(1, 2).reshape(-1, num_kv_heads, head_size)
+            assert torch.equal(flat[slots], view)
+            rest = torch.ones(len(flat), dtype=torch.bool, device=device)
+            rest[slots] = False
+            assert (flat[rest] == 7).all()
+    untouched = norm_rotate_triton(
+        qkv.clone(), weight, EPS, table, positions, num_heads, num_kv_heads, None, None
+    )
+    assert all(torch.equal(a, b) for a, b in zip(untouched, views, strict=True))
+
+
+def few_rows(device: str) -> None:
+    shapes = ((11, 96), (6, 130)) if device == "cpu" else ((4096, 1024), (1030, 3072))
+    for dtype in DTYPES:
+        for size, depth in shapes:
+            check_few_rows(device, 1, size, depth, dtype, Tile(4, 64, 1))
+            check_few_rows(device, 3, size, depth, dtype, Tile(8, 128, 2))
+
+
+def check_few_rows(
+    device: str, num_rows: int, size: int, depth: int, dtype: torch.dtype, tile: Tile
+) -> None:
+    x = draw(device, num_rows, depth, dtype=dtype)
+    weight = draw(device, size, depth, dtype=dtype) * 0.05
+    bias = draw(device, size, dtype=dtype)
+    residual = draw(device, num_rows, size + 1, dtype=dtype)[:, :size].contiguous()
+    norm_weight = draw(device, depth, dtype=dtype)
+    product = x.double() @ weight.double().T
+    assert_near(few_rows_linear(x, weight, tile), product)
+    assert_near(few_rows_linear(x, weight, tile, bias=bias), product + bias.double())
+    expected = product + bias.double() + residual.double()
+    out = few_rows_linear(x, weight, tile, bias=bias, residual=residual)
+    assert out.data_ptr() == residual.data_ptr()
+    assert_near(out, expected)
+    normed = rms_norm64(x, norm_weight)
+    product = normed @ weight.double().T
+    out = few_rows_linear(x, weight, tile, norm_weight=norm_weight, eps=EPS)
+    assert_near(out, product)
+    if size % 2 == 0:
+        gate, up = product.chunk(2, dim=-1)
+        out = few_rows_linear(x, weight, tile, norm_weight=norm_weight, eps=EPS, gated=True)
+        assert_near(out, F.silu(gate) * up)
+
+
+def matrix(device: str) -> None:
+    shapes = ((37, 96),) if device == "cpu" else ((4096, 1024), (1030, 3072), (1024, 12288))
+    # The interpreter's tl.dot takes bfloat16 for integers.
+    for dtype in (torch.float32, torch.float16) if device == "cpu" else DTYPES[1:]:
+        for size, depth in shapes:
+            for num_rows in (1, 8, 9, 16):
+                x = draw(device, num_rows, depth, dtype=dtype)
+                weight = draw(device, size, depth, dtype=dtype) * 0.05
+                bias = draw(device, size, dtype=dtype)
+                residual = draw(device, num_rows, size, dtype=dtype)
+                product = x.double() @ weight.double().T
+                assert_near(matrix_linear(x, weight, None), product)
+                expected = product + bias.double() + residual.double()
+                out = matrix_linear(x, weight, bias, residual)
+                assert out.data_ptr() == residual.data_ptr()
+                assert_near(out, expected)
+
+
+def greedy(device: str) -> None:
+    for dtype in DTYPES:
+        for vocab_size in sizes(device, tiny=(1, 300, 2500), real=(151_936,)):
+            logits = draw(device, 7, vocab_size, dtype=dtype)
+            logits[1] = logits[1].round()  # many are the largest: the first of them counts
+            logits[2] = 0
+            logits[3] = -torch.inf
+            logits[3, vocab_size // 2] = -5
+            largest = logits.cpu().float()
+            expected = (largest == largest.amax(-1, keepdim=True)).int().argmax(-1)
+            assert torch.equal(greedy_triton(logits).cpu(), expected)
+
+
+def parameters(device: str, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Temperature, top-k, top-p and min-p in combinations that do not repeat within 120 rows."""
+    row = torch.arange(rows, device=device)
+
+    def column(*values: float, every: int = 1) -> Tensor:
+        return torch.tensor(values, device=device)[(row // every) % len(values)]
+
+    return (
+        column(0.7, 0.0, 1.5, 1.0, 1e-3),
+        column(0, 40, 1, 3, 10_000).long(),
+        column(1.0, 0.9, 0.3, 1e-9, 0.99, 1.0),
+        column(0.0, 0.02, 0.0, 1.0, every=2),
+    )
+
+
+def hard_logits(device: str, rows: int, vocab_size: int, dtype: torch.dtype) -> Tensor:
+    """Rows with ties at the edge, with equal logits only, with forbidden tokens."""
+    logits = draw(device, rows, vocab_size, dtype=dtype) * 3
+    logits[0::5] = (logits[0::5] * 0.5).round()
+    logits[6::20] = 1.0
+    logits[7::20, vocab_size // 4 :] = -torch.inf
+    return logits
+
+
+def kept_tokens(device: str) -> None:
+    """The cutoff keeps what the sort keeps, ties included."""
+    rows, vocab_size = (60, 300) if device == "cpu" else (480, 20_000)
+    for dtype in DTYPES:
+        logits = hard_logits(device, rows, vocab_size, dtype)
+        temperature, top_k, top_p, min_p = parameters(device, rows)
+        cutoff, last_tie = row_cutoffs(logits, temperature, top_k, top_p, min_p)
+        token = torch.arange(vocab_size, device=device)
+        exact = logits.float()
+        tied = (exact == cutoff[:, None]) & (token <= last_tie[:, None])
+        stays = ((exact > cutoff[:, None]) | tied) & (exact > -torch.inf)
+        scaled = apply_min_p(apply_temperature(exact, temperature), min_p)
+        expected = apply_top_k_top_p(scaled, top_k, top_p) > -torch.inf
+        drawn = temperature > 0
+        # Where the sum of probabilities meets top_p to its last bits, either is right.
+        differ = (stays != expected).sum(-1)[drawn]
+        assert (differ <= 1).all()
+        assert (differ > 0).float().mean() <= (0 if device == "cpu" else 0.01)
+
+
+def sample(device: str) -> None:
+    """The tokens of the twin, from the same noise; seeds of either sign and both halves."""
+    rows, vocab_size = (60, 300) if device == "cpu" else (480, 20_000)
+    generator = torch.Generator().manual_seed(0)
+    seeds = torch.randint(-(2**63), 2**63 - 1, (rows,), generator=generator).to(device)
+    positions = torch.randint(0, 40_000, (rows,), generator=generator).to(device)
+    for dtype in DTYPES:
+        logits = hard_logits(device, rows, vocab_size, dtype)
+        arguments = (*parameters(device, rows), seeds, positions)
+        expected = sample_torch(logits, *arguments)
+        assert torch.equal(sample_triton(logits, *arguments), expected)
+    zero, one = torch.zeros(rows, device=device), torch.ones(rows, device=device)
+    logits = torch.zeros(rows, 1000, device=device)  # the noise alone decides
+    arguments = (one, zero.long(), one, zero, seeds, positions)
+    tokens = sample_triton(logits, *arguments)
+    assert torch.equal(tokens, sample_torch(logits, *arguments))
+    assert len(tokens.unique()) > rows // 2
+
+
+CHECKS: dict[str, Check] = {
+    check.__name__: check
+    for check in (
+        norm,
+        silu_mul,
+        softmax,
+        heads,
+        few_rows,
+        matrix,
+        greedy,
+        kept_tokens,
+        sample,
+    )
+}
+
+
+def run(name: str, device: str) -> None:
+    with poisoned():
+        CHECKS[name](device)
+
+
+def main() -> None:
+    assert os.environ.get("TRITON_INTERPRET") == "1"
+    torch.set_num_threads(1)
+    outcomes: dict[str, str | None] = {}
+    for name in sys.argv[1:]:
+        try:
+            run(name, "cpu")
+            outcomes[name] = None
+        except Exception:  # reported by the test that asked
+            outcomes[name] = traceback.format_exc()
+    print(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main()

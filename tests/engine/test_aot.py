@@ -1,0 +1,212 @@
+"""Every served kernel compiled ahead of time for the GPUs it serves, without one.
+
+A kernel is added by an entry in `SERVED`; of the modules that have one there, none of their
+kernels may be left out. The compiler runs in a process of its own, since another test may
+have chosen Triton's interpreter for this one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+HALF, FLOAT, INT, LONG = "*bf16", "*fp32", "*i32", "*i64"
+CACHE_STRIDES = {
+    f"{of}_{by}_stride": "i32" for of in ("key", "value") for by in ("block", "head", "offset")
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    """One kernel with the argument types and constants of a real launch."""
+
+    kernel: str  # module.name, below quire.kernels
+    arguments: dict[str, str]
+    constants: dict[str, object]
+    options: dict[str, int] = field(default_factory=dict)
+
+
+FEW_ROWS = {
+    "x": HALF, "weight": HALF, "bias": HALF, "norm_weight": HALF, "eps": "fp32", "out": HALF,
+    "size": "i32",
+}  # fmt: skip
+SAMPLED = {"logits": HALF, "stride": "i32"}
+BEST = {"values": FLOAT, "token_ids": INT}
+
+
+def few_rows(rows: int, depth: int, tile: tuple[int, int, int], **flags: object) -> Served:
+    outputs, block_depth, num_warps = tile
+    constants = {
+        "num_rows": rows, "depth": depth, "parts": 1, "normalises": False, "adds_bias": False,
+        "adds_residual": False, "block_outputs": outputs, "block_depth": block_depth,
+    }  # fmt: skip
+    return Served(
+        "linear._few_rows_kernel", FEW_ROWS, {**constants, **flags}, {"num_warps": num_warps}
+    )
+
+
+SERVED = [
+    few_rows(1, 1024, (4, 256, 2), normalises=True),
+    few_rows(1, 1024, (4, 128, 2), normalises=True, parts=2),
+    few_rows(1, 3072, (2, 512, 4), adds_residual=True),
+    few_rows(4, 4096, (2, 1024, 4), adds_bias=True),
+    Served(
+        "skinny_matrix._matrix_kernel",
+        {"x": HALF, "weight": HALF, "bias": HALF, "out": HALF, "size": "i32", "num_rows": "i32"},
+        {
+            "depth": 4096, "adds_bias": True, "adds_residual": True, "block_rows": 16,
+            "block_outputs": 16, "block_depth": 256,
+        },
+        {"num_warps": 1, "num_stages": 5},
+    ),
+    Served(
+        "norm._rms_norm_kernel",
+        {"x": HALF, "residual": HALF, "weight": HALF, "out": HALF, "eps": "fp32"},
+        {"size": 5120, "block": 8192, "add": True},
+        {"num_warps": 8},
+    ),
+    Served(
+        "activation._silu_mul_kernel",
+        {"gate_up": HALF, "out": HALF, "size": "i32"},
+        {"block": 1024},
+    ),
+    Served("softmax._softmax_kernel", {"x": HALF, "out": HALF}, {"size": 4096, "block": 4096}),
+    Served(
+        "qkv._norm_rotate_kernel",
+        {
+            "qkv": HALF, "head_norm_weight": HALF, "eps": "fp32", "cos": HALF, "sin": HALF,
+            "positions": LONG, "key_cache": HALF, "value_cache": HALF, "slots": LONG,
+            **CACHE_STRIDES,
+        },
+        {
+            "num_heads": 32, "num_kv_heads": 8, "head_size": 128, "half_block": 64,
+            "heads_per_program": 4, "block_size": 16, "normalises": True, "writes": True,
+        },
+    ),
+    Served(
+        "cutoff._cutoff_kernel",
+        {
+            **SAMPLED, "temperatures": FLOAT, "top_ks": LONG, "top_ps": FLOAT, "min_ps": FLOAT,
+            "cutoffs": FLOAT, "last_ties": INT,
+        },
+        {"vocab_size": 151_936, "block": 8192},
+        {"num_warps": 16},
+    ),
+    Served("sampling._largest_kernel", {**SAMPLED, **BEST}, {"vocab_size": 151_936, "block": 2048}),
+    Served(
+        "sampling._race_kernel",
+        {
+            **SAMPLED, "temperatures": FLOAT, "cutoffs": FLOAT, "last_ties": INT, "seeds": LONG,
+            "positions": LONG, **BEST,
+        },
+        {"vocab_size": 151_936, "block": 2048, "purpose": 1},
+    ),
+    Served("sampling._best_kernel", {**BEST, "tokens": LONG}, {"num_parts": 75, "block": 128}),
+]  # fmt: skip
+# Compute capability → bytes of shared memory a program may take.
+TARGETS = {80: 163 * 1024, 90: 227 * 1024}
+
+
+def compile_served(index: int, capability: int) -> dict[str, object]:
+    """Compile one entry; runs in a process without the interpreter."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    served = SERVED[index]
+    module, name = served.kernel.rsplit(".", 1)
+    kernel = getattr(importlib.import_module(f"quire.kernels.{module}"), name)
+    constants = dict(served.constants)
+    if "early" in kernel.arg_names:
+        constants["early"] = capability >= 90
+    place = {argument: (i,) for i, argument in enumerate(kernel.arg_names)}
+    missing = set(kernel.arg_names) ^ (set(served.arguments) | set(constants))
+    assert not missing, missing
+    source = ASTSource(
+        kernel,
+        {name: served.arguments.get(name, "constexpr") for name in kernel.arg_names},
+        {place[name]: value for name, value in constants.items()},
+        {
+            place[name]: [["tt.divisibility", 16]]
+            for name, kind in served.arguments.items()
+            if kind[0] == "*"
+        },
+    )
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options=served.options)
+    ptx = compiled.asm["ptx"]
+    return {
+        "shared": compiled.metadata.shared,
+        "cubin": len(compiled.asm["cubin"]),
+        "target": next(line for line in ptx.splitlines() if line.startswith(".target")),
+        "waits": "griddepcontrol.wait" in ptx,
+    }
+
+
+def kernels_of(module: str) -> list[str]:
+    """Return the kernels that a module launches: those that no other kernel of it calls."""
+    from triton import JITFunction
+
+    functions = {
+        name: value
+        for name, value in vars(importlib.import_module(f"quire.kernels.{module}")).items()
+        if isinstance(value, JITFunction)
+    }
+    return [
+        name
+        for name in functions
+        if not any(f"{name}(" in f.src for other, f in functions.items() if other != name)
+    ]
+
+
+def main() -> None:
+    report = {
+        "kernels": {m: kernels_of(m) for m in sorted({s.kernel.split(".")[0] for s in SERVED})},
+        "compiled": {
+            f"{i}-{capability}": compile_served(i, capability)
+            for i in range(len(SERVED))
+            for capability in TARGETS
+        },
+    }
+    print(json.dumps(report))
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, dict[str, dict[str, object]]]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    answer = subprocess.run(
+        [sys.executable, str(Path(__file__))], env=environment, capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
+    loaded: dict[str, dict[str, dict[str, object]]] = json.loads(answer.stdout)
+    return loaded
+
+
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize("index", range(len(SERVED)), ids=[s.kernel for s in SERVED])
+def test_kernel_compiles(
+    index: int, capability: int, report: dict[str, dict[str, dict[str, object]]]
+) -> None:
+    compiled = report["compiled"][f"{index}-{capability}"]
+    assert str(compiled["target"]).startswith(f".target sm_{capability}")
+    assert int(str(compiled["cubin"])) > 1000
+    assert int(str(compiled["shared"])) <= TARGETS[capability]
+    # Hopper's early start is compiled in there and only there; the softmax has none.
+    waits = capability >= 90 and SERVED[index].kernel != "softmax._softmax_kernel"
+    assert compiled["waits"] is waits
+
+
+def test_no_kernel_is_forgotten(report: dict[str, dict[str, dict[str, object]]]) -> None:
+    launched = {f"{module}.{name}" for module, names in report["kernels"].items() for name in names}
+    assert launched == {served.kernel for served in SERVED}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The fused kernels: under the interpreter at tiny shapes, on a GPU at real ones, and twins."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import kernel_checks
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_checks import CHECKS, DTYPES, EPS, assert_near, draw, rms_norm64
+from torch import Tensor
+
+from quire.kernels import activation, linear, norm, qkv, runtime, sampling, softmax
+from quire.kernels.runtime import serves, starts_early
+from quire.layers.rope import RotaryTable
+from quire.models.config import RopeConfig
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, str | None]:
+    """The outcome of each check, from one process with Triton's interpreter in it."""
+    answer = subprocess.run(
+        [sys.executable, str(Path(kernel_checks.__file__)), *CHECKS],
+        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    outcomes: dict[str, str | None] = json.loads(answer.stdout.splitlines()[-1])
+    return outcomes
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_kernel_under_the_interpreter(name: str, interpreted: dict[str, str | None]) -> None:
+    assert interpreted[name] is None, interpreted[name]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CHECKS)
+def test_kernel_on_a_gpu(name: str) -> None:
+    kernel_checks.run(name, "cuda")
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_int32() -> None:
+    """More than 2³¹ elements: rows and weights behind that offset are their own."""
+    rows, size = 2**19 + 3, 4096
+    x = torch.zeros(rows, size, dtype=torch.bfloat16, device="cuda")
+    x[-3:] = draw("cuda", 3, size, dtype=torch.bfloat16)
+    weight = draw("cuda", size, dtype=torch.bfloat16)
+    assert_near(norm.rms_norm(x, weight, EPS)[-3:], rms_norm64(x[-3:], weight))
+    assert_near(softmax.softmax(x)[-3:], x[-3:].double().softmax(-1))
+    gate, up = x[-3:].double().chunk(2, -1)
+    assert_near(activation.silu_mul(x)[-3:], F.silu(gate) * up)
+    token = x[-1:]
+    for num_rows in (1, 8):
+        out = linear.skinny_linear(token.expand(num_rows, -1).contiguous(), x, None)
+        assert_near(out[:, -3:], (token.double() @ x[-3:].double().T).expand(num_rows, -1))
+
+
+@pytest.mark.gpu
+def test_kernels_that_start_early_wait_for_what_they_read() -> None:
+    """A captured chain, where each kernel starts before the one in front of it has ended."""
+    weights = [draw("cuda", 1024, 1024, dtype=torch.bfloat16) * 0.04 for _ in range(30)]
+    scale = torch.ones(1024, dtype=torch.bfloat16, device="cuda")
+    x = draw("cuda", 1, 1024, dtype=torch.bfloat16)
+
+    def chain() -> Tensor:
+        state = x.clone()
+        for weight in weights:
+            state = linear.linear_add(norm.rms_norm(state, scale, EPS), weight, None, state)
+            state = state + linear.norm_linear(state, scale, EPS, weight, None)
+        return state
+
+    expected = x.double()
+    for weight in weights:
+        for _ in range(2):
+            expected = expected + rms_norm64(expected, scale) @ weight.double().T
+    chain()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = chain()
+    for _ in range(50):
+        graph.replay()
+        assert ((out.double() - expected).norm() / expected.norm()).item() < 0.05
+
+
+def bias_of(weight: Tensor) -> Tensor:
+    return weight[:, 0].contiguous()
+
+
+PUBLIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "rms_norm": lambda x, w: norm.rms_norm(x, w[0], EPS),
+    "norm_linear": lambda x, w: linear.norm_linear(x, w[0], EPS, w, None),
+    "norm_gated_linear": lambda x, w: linear.norm_gated_linear(x, w[0], EPS, w),
+    "linear_add": lambda x, w: linear.linear_add(x, w, bias_of(w), x @ w.T),
+    "linear": lambda x, w: linear.linear(x, w, bias_of(w)),
+    "softmax": lambda x, w: softmax.softmax(x),
+    "silu_mul": lambda x, w: activation.silu_mul(x),
+}
+
+
+def exact(name: str, x: Tensor, w: Tensor) -> Tensor:
+    x, w = x.double(), w.double()
+    normed = rms_norm64(x, w[0])
+    gate, up = (normed @ w.T).chunk(2, -1)
+    return {
+        "rms_norm": normed,
+        "norm_linear": normed @ w.T,
+        "norm_gated_linear": F.silu(gate) * up,
+        "linear_add": 2 * x @ w.T + w[:, 0],
+        "linear": x @ w.T + w[:, 0],
+        "softmax": x.softmax(-1),
+        "silu_mul": F.silu(x[:, : x.shape[1] // 2]) * x[:, x.shape[1] // 2 :],
+    }[name]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("num_rows", [1, 3, 16, 40])
+def test_twin(name: str, num_rows: int) -> None:
+    x, weight = draw("cpu", num_rows, 64), draw("cpu", 30, 64)
+    assert_near(PUBLIC[name](x, weight), exact(name, x, weight))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("num_rows", [1, 2, 4, 5, 16, 17, 200])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_public_function_on_a_gpu(name: str, num_rows: int, dtype: torch.dtype) -> None:
+    """Whatever kernel is chosen for the shape and dtype, the meaning is one."""
+    x = draw("cuda", num_rows, 1024, dtype=dtype)
+    weight = draw("cuda", 520, 1024, dtype=dtype) * 0.05
+    out, oracle = PUBLIC[name](x, weight).double(), exact(name, x, weight)
+    tolerance = 2 * kernel_checks.TOLERANCE[dtype]  # a norm on its own rounds once more
+    assert ((out - oracle).norm() / oracle.norm()).item() <= tolerance
+
+
+def test_a_cpu_keeps_the_residual() -> None:
+    x, residual, weight = draw("cpu", 2, 8), draw("cpu", 2, 9)[:, :8], draw("cpu", 8)
+    before = residual.clone()
+    normed, total = norm.add_rms_norm(x, residual, weight, EPS)
+    assert torch.equal(residual, before)
+    assert torch.equal(total, x + residual)
+    assert_near(normed, rms_norm64(x + residual, weight))
+
+
+def test_a_cpu_writes_the_cache() -> None:
+    """The twin's own write, against the kernel's expectation of slots."""
+    table = RotaryTable(RopeConfig(10_000.0), 8, 20, torch.float32, torch.device("cpu"))
+    key, value = (torch.zeros(3, 2, 4, 8) for _ in range(2))
+    kv = qkv.LayerKV(key, value)
+    slots = torch.tensor([5, 11])
+    projected = draw("cpu", 2, 6 * 8)
+    _, keys, values = qkv.norm_rotate(
+        projected, None, EPS, table, torch.tensor([1, 19]), 2, 2, kv, slots
+    )
+    assert torch.equal(key[[1, 2], :, [1, 3]], keys)
+    assert torch.equal(value[[1, 2], :, [1, 3]], values)
+    assert torch.equal(values.flatten(), projected.view(2, 6, 8)[:, 4:].flatten())
+    assert key[0].eq(0).all()
+
+
+def test_a_cpu_tensor_is_served_by_the_twins() -> None:
+    x = torch.zeros(1, 4)
+    assert not serves(x)
+    assert not starts_early(x)
+    assert not linear.prefers_skinny(x, x)
+    assert runtime.capability(x.device) == (0, 0)
+    assert sampling.greedy(torch.tensor([[1.0, 3.0, 3.0]])).tolist() == [1]
+
+
+@pytest.mark.gpu
+def test_more_rows_than_the_kernel_takes() -> None:
+    x = torch.zeros(17, 64, device="cuda", dtype=torch.bfloat16)
+    assert not linear.prefers_skinny(x, x)
+    with pytest.raises(ValueError, match="17 rows: this kernel takes 16"):
+        linear.skinny_linear(x, x, None)
+
+
+@pytest.mark.parametrize("size", [16, 1024, 4096, 151_936])
+@pytest.mark.parametrize("depth", [64, 1024, 2048, 3072, 4096, 12_288])
+def test_tile_fits(size: int, depth: int) -> None:
+    """A thread holds its share of the weight in registers, of which it has at most 255."""
+    tile = linear.tile_for(torch.empty(size, depth, device="meta", dtype=torch.bfloat16))
+    padded = -(-depth // tile.depth) * tile.depth
+    words = tile.outputs * padded // 2 / (32 * tile.num_warps)
+    assert words <= 128
