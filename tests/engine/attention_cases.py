@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -190,9 +190,12 @@ def tiny_errors() -> dict[str, float]:
             errors[f"{name}, {source}"] = error(output, expected)
         if step.query.shape[0] == len(step.batch.lengths):
             metadata = backend.build(step.captured(), step.window)
-            for turn in ("first", "second"):  # the counts of arrivals are zero again
-                output = backend.forward(step.query, step.kv, metadata, step.scale)
-                errors[f"{name}, captured, {turn} layer"] = error(output, expected)
+            # A second layer with other queries: the counts of arrivals are zero again, and
+            # what the first left behind is not taken for its own.
+            for layer in (step, replace(step, query=-step.query)):
+                output = backend.forward(layer.query, layer.kv, metadata, layer.scale)
+                turn = "first" if layer is step else "second"
+                errors[f"{name}, captured, {turn} layer"] = error(output, oracle(layer))
     return errors
 
 
