@@ -198,7 +198,7 @@ def assert_greedy(model: PreTrainedModel, output: RequestOutput) -> None:
     """
     prompt = output.prompt_token_ids
     for completion in output.outputs:
-        tokens = torch.tensor(completion.token_ids)
+        tokens = torch.tensor(completion.token_ids, dtype=torch.int64)
         logits = oracle_logits(model, prompt + completion.token_ids)[len(prompt) - 1 : -1].cpu()
         behind = logits.amax(dim=-1) - logits.gather(-1, tokens[:, None])[:, 0]
         wrong = (behind > TOLERANCE).nonzero()[:, 0].tolist()
