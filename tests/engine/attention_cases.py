@@ -56,7 +56,7 @@ def make_step(
     """Draw a step whose sequences lie in shuffled blocks between blocks of NaN.
 
     What lies behind a sequence's end in its last block is NaN too, and behind its blocks
-    the block table names blocks that hold NaN.
+    the block table names blocks that hold NaN. The null block holds NaN.
     """
     generator = torch.Generator(device).manual_seed(len(new) + sum(lengths))
     num_heads, num_kv_heads = heads
@@ -74,8 +74,7 @@ def make_step(
     if not heads_first:
         key, value = key.transpose(1, 2), value.transpose(1, 2)
     for x in (key, value):
-        x[0] = 0.0
-        x[first_block:] = NAN
+        x[0] = x[first_block:] = NAN
     slots, positions, fresh = [], [], []
     for row, length, count in zip(rows, lengths, new, strict=True):
         place = np.arange(length)
@@ -157,7 +156,7 @@ TINY = {
     "decode, large blocks": {"new": [1, 1], "lengths": [90, 65], "heads": (8, 1), "block_size": 64},
     "decode, heads first": {"new": [1], "lengths": [70], "heads": (4, 2), "heads_first": True},
     "decode, head size 64": {"new": [1], "lengths": [70], "heads": (4, 2), "head_size": 64},
-    "prompts": {"new": [30, 5, 17], "lengths": [30, 5, 17], "heads": (5, 1)},
+    "prompts": {"new": [50, 5, 17], "lengths": [50, 5, 17], "heads": (5, 1)},
     "chunks": {"new": [9, 20], "lengths": [40, 21], "heads": (4, 4)},
     "window": {"new": [33, 39], "lengths": [33, 80], "heads": (8, 2), "window": 11},
     "wide window": {"new": [33, 39], "lengths": [33, 80], "heads": (4, 2), "window": 70},
@@ -188,6 +187,12 @@ def tiny_errors() -> dict[str, float]:
             metadata = backend.build(step.batch, step.window)
             output = backend.forward(step.query, step.kv, metadata, step.scale, fresh)
             errors[f"{name}, {source}"] = error(output, expected)
+        if name == "prompts":  # one of them goes wrong, and the others do not notice
+            for x in step.fresh:
+                x[50:55] = NAN
+            output = backend.forward(step.query, step.kv, metadata, step.scale, step.fresh)
+            others = [*range(50), *range(55, 72)]
+            errors[f"{name}, beside NaN"] = error(output[others], expected[others])
         if step.query.shape[0] == len(step.batch.lengths):
             metadata = backend.build(step.captured(), step.window)
             # A second layer with other queries: the counts of arrivals are zero again, and
