@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import mutants.pools
 import pytest
+import test_block_pool
 from implementations import load
 from naive_pool import NaiveBlockPool
-
-SUITE = Path(__file__).parent / "test_block_pool.py"
 
 
 def test_a_name_is_a_module_and_a_class() -> None:
@@ -19,11 +19,27 @@ def test_a_name_is_a_module_and_a_class() -> None:
         load("naive_pool")
 
 
-def test_the_suite_runs_on_the_class_that_is_named() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", str(SUITE), "-k", "once_per_reference"]
-    command += ["-p", "no:cacheprovider", "--impl", "mutants.pools:FreesTwice"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout + run.stderr
-    assert "test_protocol[FreesTwice-check_a_block_is_released_once_per_reference]" in run.stdout
-    assert "LRUBlockPool" not in run.stdout
-    assert "1 failed" in run.stdout
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        (None, list(test_block_pool.IMPLEMENTATIONS)),
+        ("mutants.pools:FreesTwice", [mutants.pools.FreesTwice]),
+    ],
+)
+def test_a_suite_runs_on_the_class_that_is_named(
+    named: str | None, expected: list[type], pytestconfig: pytest.Config
+) -> None:
+    chosen: list[type] = []
+
+    def parametrize(name: str, classes: Any, ids: Any) -> None:
+        chosen.extend(classes)
+
+    metafunc = SimpleNamespace(
+        fixturenames=["implementation"],
+        module=test_block_pool,
+        config=SimpleNamespace(getoption=lambda option, default: named),
+        parametrize=parametrize,
+    )
+    conftest = pytestconfig.pluginmanager.get_plugin(str(Path(__file__).parent / "conftest.py"))
+    conftest.pytest_generate_tests(metafunc)
+    assert chosen == expected

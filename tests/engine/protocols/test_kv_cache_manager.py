@@ -82,6 +82,23 @@ def test_each_block_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not desk.kv._tables
 
 
+def test_rollback_into_published_blocks() -> None:
+    """Others may read them, so the request goes on in a copy."""
+    desk = Desk(PagedKVCacheManager, 8)
+    request = desk.run(tokens(1, 2, 3))
+    published = desk.kv.block_ids(request)
+    request.num_computed_tokens = BLOCK + 3
+    desk.kv.rollback(request, BLOCK + 3)
+    desk.kv.check()
+    assert desk.compute(request)
+    desk.kv.commit(request)
+    desk.kv.check()
+    for before, after in zip(published, desk.kv.block_ids(request), strict=True):
+        assert before[0] == after[0]
+        assert before[1] != after[1]
+    assert desk.hits(tokens(1, 2, 3, 4)) == 3 * BLOCK
+
+
 def test_counters() -> None:
     desk = Desk(PagedKVCacheManager, 8)
     kv = desk.kv
