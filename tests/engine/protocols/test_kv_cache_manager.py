@@ -18,7 +18,7 @@ from naive_manager import NaiveKVCacheManager
 
 from quire.errors import QuireError
 from quire.kv import block_hash
-from quire.kv.kv_cache_manager import PagedKVCacheManager
+from quire.kv.kv_cache_manager import NOTHING_NEW, PagedKVCacheManager
 
 IMPLEMENTATIONS = (PagedKVCacheManager, NaiveKVCacheManager)
 
@@ -97,6 +97,14 @@ def test_rollback_into_published_blocks() -> None:
         assert before[0] == after[0]
         assert before[1] != after[1]
     assert desk.hits(tokens(1, 2, 3, 4)) == 3 * BLOCK
+
+
+def test_a_step_that_needs_no_block_changes_nothing() -> None:
+    """Nearly all of them, so the answer is one object, and the runner copies nothing."""
+    desk = Desk(PagedKVCacheManager, 8)
+    request = desk.run(tokens(1, rest=1))
+    request.output_token_ids.append(2)
+    assert desk.kv.reserve(request, 1) is NOTHING_NEW
 
 
 def test_counters() -> None:
