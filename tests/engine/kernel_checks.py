@@ -27,7 +27,7 @@ from quire.kernels.sampling import greedy_triton, sample_torch, sample_triton
 from quire.kernels.skinny_matrix import matrix_linear
 from quire.kernels.softmax import softmax_triton
 from quire.kv.storage import LayerKV
-from quire.layers.rope import RotaryTable
+from quire.layers.rope import RotaryTable, Rotation
 from quire.models.config import RopeConfig
 from quire.sampling.processors import apply_min_p, apply_temperature, apply_top_k_top_p
 
@@ -122,13 +122,13 @@ def check_heads(
     exact = RotaryTable(RopeConfig(10_000.0), head_size, 1, dtype, torch.device(device))
     exact.cos, exact.sin = table.cos.double(), table.sin.double()
     positions = torch.tensor([0, 49, 17], device=device)
+    rotation = Rotation(table, positions)
     slots = torch.tensor([9, 31, 16], device=device)
     expected = norm_rotate_torch(
         qkv.double(),
         None if weight is None else weight.double(),
         EPS,
-        exact,
-        positions,
+        Rotation(exact, positions),
         num_heads,
         num_kv_heads,
         None,
@@ -144,7 +144,7 @@ def check_heads(
         kv = LayerKV(*caches)
         buffer = qkv.clone()
         views = norm_rotate_triton(
-            buffer, weight, EPS, table, positions, num_heads, num_kv_heads, kv, slots
+            buffer, weight, EPS, rotation, num_heads, num_kv_heads, kv, slots
         )
         for view, oracle in zip(views, expected, strict=True):
             assert_near(view, oracle)
@@ -157,7 +157,7 @@ def check_heads(
             rest[slots] = False
             assert (flat[rest] == 7).all()
     untouched = norm_rotate_triton(
-        qkv.clone(), weight, EPS, table, positions, num_heads, num_kv_heads, None, None
+        qkv.clone(), weight, EPS, rotation, num_heads, num_kv_heads, None, None
     )
     assert all(torch.equal(a, b) for a, b in zip(untouched, views, strict=True))
 

@@ -40,6 +40,19 @@ FEW_ROWS = {
 SAMPLED = {"logits": HALF, "stride": "i32"}
 BEST = {"values": FLOAT, "token_ids": INT}
 
+ATTENDED = {
+    "output": HALF, "query": HALF, "key": HALF, "value": HALF, "block_table": INT, "rows": INT,
+    "lengths": INT, "query_starts": INT, "scale": "fp32", "query_stride": "i32",
+    "block_stride": "i32", "head_stride": "i32", "offset_stride": "i32", "table_stride": "i32",
+}  # fmt: skip
+DECODED = {**ATTENDED, "partials": FLOAT, "sums": FLOAT, "arrivals": INT}
+DECODE = {
+    "GROUP": 4, "PADDED": 4, "ROWS": 16, "HEAD_SIZE": 128, "PAGE": 16, "TILE": 16, "MIN_TILES": 2,
+    "STAGES": 3, "MOST": 64, "CHUNK": 2,
+}  # fmt: skip
+PREFILL = {"window": None, "GROUP": 4, "ROWS": 64, "HEAD_SIZE": 128, "TILE": 64, "STAGES": 3}
+DESCRIPTOR = "tensordesc<bf16[64, 128]>"
+
 
 def few_rows(rows: int, depth: int, tile: tuple[int, int, int], **flags: object) -> Served:
     outputs, block_depth, num_warps = tile
@@ -108,6 +121,41 @@ SERVED = [
         },
         {"vocab_size": 151_936, "block": 2048, "purpose": 1},
     ),
+    Served(
+        "step._begin_step",
+        {
+            "rows": INT, "positions": INT, "new_blocks": INT, "token_ids": LONG,
+            "tokens_stride": "i32", "table": INT, "table_stride": "i32", "tokens_out": LONG,
+            "positions_out": LONG, "slots_out": LONG,
+        },
+        {"block_size": 16},
+        {"num_warps": 1},
+    ),
+    *(
+        Served(
+            "paged_decode._paged_decode",
+            {**DECODED, **lists},
+            {**DECODE, **none},
+            {"num_warps": 1},
+        )
+        for lists, none in (
+            ({"sequences": INT}, {"window": None}),
+            ({}, {"sequences": None, "window": None}),
+            ({"window": "i32"}, {"sequences": None}),
+        )
+    ),
+    Served(
+        "prefill._prefill",
+        {**ATTENDED, "tiles": INT},
+        {**PREFILL, "PAGE": 16},
+        {"num_warps": 4},
+    ),
+    Served(
+        "prefill._prefill",
+        {**ATTENDED, "tiles": INT, "key": DESCRIPTOR, "value": DESCRIPTOR},
+        {**PREFILL, "PAGE": None},
+        {"num_warps": 4},
+    ),
     Served("sampling._best_kernel", {**BEST, "tokens": LONG}, {"num_parts": 75, "block": 128}),
 ]  # fmt: skip
 # Compute capability → bytes of shared memory a program may take.
@@ -124,8 +172,7 @@ def compile_served(index: int, capability: int) -> dict[str, object]:
     module, name = served.kernel.rsplit(".", 1)
     kernel = getattr(importlib.import_module(f"quire.kernels.{module}"), name)
     constants = dict(served.constants)
-    if "early" in kernel.arg_names:
-        constants["early"] = capability >= 90
+    constants |= {name: capability >= 90 for name in kernel.arg_names if name.lower() == "early"}
     place = {argument: (i,) for i, argument in enumerate(kernel.arg_names)}
     missing = set(kernel.arg_names) ^ (set(served.arguments) | set(constants))
     assert not missing, missing
@@ -147,6 +194,7 @@ def compile_served(index: int, capability: int) -> dict[str, object]:
         "cubin": len(compiled.asm["cubin"]),
         "target": next(line for line in ptx.splitlines() if line.startswith(".target")),
         "waits": "griddepcontrol.wait" in ptx,
+        "may_wait": any(name.lower() == "early" for name in kernel.arg_names),
     }
 
 
@@ -198,9 +246,8 @@ def test_kernel_compiles(
     assert str(compiled["target"]).startswith(f".target sm_{capability}")
     assert int(str(compiled["cubin"])) > 1000
     assert int(str(compiled["shared"])) <= TARGETS[capability]
-    # Hopper's early start is compiled in there and only there; the softmax has none.
-    waits = capability >= 90 and SERVED[index].kernel != "softmax._softmax_kernel"
-    assert compiled["waits"] is waits
+    # Hopper's early start is compiled in there and only there.
+    assert compiled["waits"] is (capability >= 90 and compiled["may_wait"])
 
 
 def test_no_kernel_is_forgotten(report: dict[str, dict[str, dict[str, object]]]) -> None:

@@ -28,11 +28,8 @@ def engine(checkpoint: Any) -> Iterator[AsyncEngine]:
 
 
 async def collect(engine: AsyncEngine, prompt: list[int], params: SamplingParams, **options: Any):
-    output = None
-    async for output in engine.generate(prompt, params, **options):
-        pass
-    assert output is not None
-    return output
+    outputs = [output async for output in engine.generate(prompt, params, **options)]
+    return outputs[-1]
 
 
 def test_many_at_once_equal_generate(engine: AsyncEngine, checkpoint: Any) -> None:
@@ -88,13 +85,9 @@ def test_abort_by_name(engine: AsyncEngine) -> None:
         await anext(stream)
         engine.abort("mine")
         engine.abort("nobody's")
-        last = None
-        async for last in stream:
-            pass
-        return last
+        return [output async for output in stream][-1]
 
     output = asyncio.run(abort())
-    assert output is not None
     assert output.finished
     assert output.outputs[0].finish_reason == "abort"
 
@@ -131,15 +124,13 @@ def test_closing_ends_streams_and_refuses_more(engine: AsyncEngine) -> None:
         stream = engine.generate(PROMPTS[0], LONG)
         await anext(stream)
         await asyncio.to_thread(engine.close)
-        last = None
-        async for last in stream:
-            pass
+        rest = [output async for output in stream]
         with pytest.raises(QuireError, match="stopped"):
             await anext(engine.generate(PROMPTS[0], GREEDY))
-        return last
+        return rest
 
-    last = asyncio.run(close())
-    assert last is None or last.finished
+    rest = asyncio.run(close())
+    assert all(output.finished for output in rest)
 
 
 def test_a_failing_step_reaches_every_reader(engine: AsyncEngine) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from quire.kernels import activation, linear, norm, qkv, runtime, sampling, softmax
 from quire.kernels.runtime import serves, starts_early
-from quire.layers.rope import RotaryTable
+from quire.layers.rope import RotaryTable, Rotation
 from quire.models.config import RopeConfig
 
 
@@ -153,12 +153,12 @@ def test_a_cpu_keeps_the_residual() -> None:
 def test_a_cpu_writes_the_cache() -> None:
     """The twin's own write, against the kernel's expectation of slots."""
     table = RotaryTable(RopeConfig(10_000.0), 8, 20, torch.float32, torch.device("cpu"))
-    key, value = (torch.zeros(3, 2, 4, 8) for _ in range(2))
+    key, value = (torch.zeros(3, 4, 2, 8).transpose(1, 2) for _ in range(2))
     kv = qkv.LayerKV(key, value)
     slots = torch.tensor([5, 11])
     projected = draw("cpu", 2, 6 * 8)
     _, keys, values = qkv.norm_rotate(
-        projected, None, EPS, table, torch.tensor([1, 19]), 2, 2, kv, slots
+        projected, None, EPS, Rotation(table, torch.tensor([1, 19])), 2, 2, kv, slots
     )
     assert torch.equal(key[[1, 2], :, [1, 3]], keys)
     assert torch.equal(value[[1, 2], :, [1, 3]], values)

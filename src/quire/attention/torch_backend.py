@@ -80,9 +80,9 @@ class TorchAttention:
 
     def write(self, key: Tensor, value: Tensor, kv: LayerKV, metadata: TorchMetadata) -> None:
         """Store keys and values [num_tokens, num_kv_heads, head_size] at their slots."""
-        keys, values = kv.slots()
-        keys[metadata.slots] = key
-        values[metadata.slots] = value
+        keys, values = kv.slots
+        keys.index_copy_(0, metadata.slots, key)
+        values.index_copy_(0, metadata.slots, value)
 
     def forward(
         self,

@@ -89,9 +89,9 @@ class TritonAttention:
 
     def write(self, key: Tensor, value: Tensor, kv: LayerKV, metadata: TritonMetadata) -> None:
         """Store keys and values [num_tokens, num_kv_heads, head_size] at their slots."""
-        keys, values = kv.slots()
-        keys[metadata.batch.slots] = key
-        values[metadata.batch.slots] = value
+        keys, values = kv.slots
+        keys.index_copy_(0, metadata.batch.slots, key)
+        values.index_copy_(0, metadata.batch.slots, value)
 
     def forward(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quire.kernels.runtime import jit, serves, starts_early, tl, triton
 from quire.kv.storage import LayerKV
-from quire.layers.rope import RotaryTable, rotate
+from quire.layers.rope import Rotation, rotate
 
 Heads = tuple[Tensor, Tensor, Tensor]  # query, key, value: each [T, its heads, head_size]
 
@@ -20,8 +20,7 @@ def norm_rotate(
     qkv: Tensor,
     head_norm_weight: Tensor | None,
     eps: float,
-    rotary_table: RotaryTable,
-    positions: Tensor,
+    rotation: Rotation,
     num_heads: int,
     num_kv_heads: int,
     kv: LayerKV | None,
@@ -35,11 +34,11 @@ def norm_rotate(
         head_norm_weight: [num_heads + num_kv_heads, head_size], the RMSNorm weight of each
             query and key head; None: heads are not normalised.
         eps: the norm's.
-        positions: int64 [T].
+        rotation: the angles at the tokens' positions.
         kv, slots: the layer's paged cache and, int64 [T], block · block_size + offset of
             each token. None: nothing is written.
     """
-    arguments = (qkv, head_norm_weight, eps, rotary_table, positions, num_heads, num_kv_heads)
+    arguments = (qkv, head_norm_weight, eps, rotation, num_heads, num_kv_heads)
     if serves(qkv):
         return norm_rotate_triton(*arguments, kv, slots)
     return norm_rotate_torch(*arguments, kv, slots)
@@ -49,8 +48,7 @@ def norm_rotate_torch(
     qkv: Tensor,
     head_norm_weight: Tensor | None,
     eps: float,
-    rotary_table: RotaryTable,
-    positions: Tensor,
+    rotation: Rotation,
     num_heads: int,
     num_kv_heads: int,
     kv: LayerKV | None,
@@ -62,13 +60,12 @@ def norm_rotate_torch(
     rotated, value = heads.split([num_heads + num_kv_heads, num_kv_heads], dim=1)
     if head_norm_weight is not None:
         rotated = F.rms_norm(rotated, (head_size,), None, eps) * head_norm_weight
-    rotated = rotate(rotated, *rotary_table.lookup(positions))
+    rotated = rotate(rotated, *rotation.gathered)
     query, key = rotated.split([num_heads, num_kv_heads], dim=1)
     if kv is not None and slots is not None:
-        block_size = kv.key.shape[2]
-        block, offset = slots // block_size, slots % block_size
-        kv.key[block, :, offset] = key
-        kv.value[block, :, offset] = value
+        keys, values = kv.slots
+        keys.index_copy_(0, slots, key)
+        values.index_copy_(0, slots, value)
     return query, key, value
 
 
@@ -76,8 +73,7 @@ def norm_rotate_triton(
     qkv: Tensor,
     head_norm_weight: Tensor | None,
     eps: float,
-    rotary_table: RotaryTable,
-    positions: Tensor,
+    rotation: Rotation,
     num_heads: int,
     num_kv_heads: int,
     kv: LayerKV | None,
@@ -87,7 +83,7 @@ def norm_rotate_triton(
     num_tokens, all_heads = qkv.shape[0], num_heads + 2 * num_kv_heads
     head_size = qkv.shape[1] // all_heads
     writes = kv is not None and slots is not None
-    cos, sin = rotary_table.cos, rotary_table.sin
+    positions, cos, sin = rotation.positions, rotation.table.cos, rotation.table.sin
     key_cache, value_cache = (kv.key, kv.value) if kv is not None else (qkv, qkv)
     strides = (*key_cache.stride()[:3], *value_cache.stride()[:3]) if writes else (0,) * 6
     early = starts_early(qkv)

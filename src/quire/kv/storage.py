@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,8 +26,9 @@ class LayerKV:
     key: Tensor  # [num_blocks, num_kv_heads, block_size, head_size], strided
     value: Tensor  # the same
 
+    @cached_property
     def slots(self) -> tuple[Tensor, Tensor]:
-        """Return key and value as views [num_blocks * block_size, num_kv_heads, head_size]."""
+        """Key and value as views [num_blocks * block_size, num_kv_heads, head_size]."""
         num_blocks, num_kv_heads, block_size, head_size = self.key.shape
         shape = (num_blocks * block_size, num_kv_heads, head_size)
         return self.key.transpose(1, 2).view(shape), self.value.transpose(1, 2).view(shape)

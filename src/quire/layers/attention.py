@@ -14,7 +14,7 @@ from quire.kv.storage import LayerKV
 from quire.layers.linear import Linear
 from quire.layers.module import Layer
 from quire.layers.norm import HeadNorm
-from quire.layers.rope import RotaryTable
+from quire.layers.rope import Rotation
 from quire.models.config import ModelConfig
 
 
@@ -25,7 +25,7 @@ class StepMetadata:
     positions: Tensor  # int64 [num_tokens]
     attention: list[Any]  # the backend's metadata of each layer's KV group
     slots: list[Tensor]  # int64 [num_tokens], where each layer writes its keys and values
-    rotary: RotaryTable = field(init=False)  # set by the decoder
+    rotation: Rotation = field(init=False)  # of the positions; set by the decoder
 
 
 # docs: attention begin
@@ -64,8 +64,7 @@ class Attention(Layer):
             self.qkv_proj(x),
             None if self.qk_norm is None else self.qk_norm.weight,
             self.eps,
-            step.rotary,
-            step.positions,
+            step.rotation,
             self.num_heads,
             self.num_kv_heads,
             kv if fused else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,6 +52,20 @@ class RotaryTable:
     def lookup(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cos and sin for positions [num_tokens], each [num_tokens, 1, head_size]."""
         return self.cos[positions][:, None], self.sin[positions][:, None]
+
+
+class Rotation:
+    """The table at the positions of a step's tokens, the same for all layers."""
+
+    def __init__(self, table: RotaryTable, positions: Tensor) -> None:
+        """`positions` are int64 [num_tokens]."""
+        self.table = table
+        self.positions = positions
+
+    @cached_property
+    def gathered(self) -> tuple[Tensor, Tensor]:
+        """cos and sin as torch wants them; a kernel reads them from the table in place."""
+        return self.table.lookup(self.positions)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

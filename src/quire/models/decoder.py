@@ -17,7 +17,7 @@ from quire.layers.attention import Attention, StepMetadata
 from quire.layers.linear import Linear
 from quire.layers.module import Layer
 from quire.layers.norm import RMSNorm
-from quire.layers.rope import RotaryTable
+from quire.layers.rope import RotaryTable, Rotation
 from quire.models.config import ModelConfig
 
 
@@ -100,7 +100,7 @@ class Decoder(Layer):
 
     def forward(self, token_ids: Tensor, storage: KVStorage, step: StepMetadata) -> Tensor:
         """Return the hidden states of a step's tokens, [num_tokens, hidden_size]."""
-        step.rotary = self.rotary
+        step.rotation = Rotation(self.rotary, step.positions)
         x = F.embedding(token_ids, self.embed_tokens)
         residual = torch.zeros_like(x)
         for layer, module in enumerate(self.layers):
