@@ -1,13 +1,16 @@
 """`quire bench steps`: what the engine's steps take, over prompt length and batch size.
 
-The times come from a trace of real runs: a step is what lies between asking the scheduler
-and having the tokens on the host. Beside each stands the limit of `quire.analysis`, the
-time that the step's bytes or FLOPs need at the hardware's ceilings.
+The times come from a trace of real runs. A prefill step is what lies between asking the
+scheduler and having the token on the host; a decode step, what lies between its tokens and
+those of the step before, since with overlap a step is scheduled while another runs. Beside
+each stands the limit of `quire.analysis`, the time that the step's bytes or FLOPs need at
+the hardware's ceilings.
 """
 
 from __future__ import annotations
 
 import statistics
+from itertools import pairwise
 
 import torch
 
@@ -42,7 +45,6 @@ def run(
         max_num_seqs=max(batches),
         max_num_batched_tokens=max(batches) * CONTEXT,
         enable_prefix_caching=False,
-        overlap=False,  # a step's time is its own
         trace=trace,
     )
     dtype = str(llm.config.dtype).removeprefix("torch.")
@@ -79,7 +81,7 @@ def run(
         steps_of(batch, CONTEXT, 4)
         steps = steps_of(batch, CONTEXT, NUM_TOKENS + 1)
         decode = [s for s in steps if s.scheduled.num_tokens == len(s.scheduled.entries) == batch]
-        time = statistics.median(milliseconds(step) for step in decode)
+        time = statistics.median((b.end - a.end) * 1e3 for a, b in pairwise(decode))
         work = decode_work(config, batch, CONTEXT + NUM_TOKENS // 2, dtype, dtype)
         rows.append(
             Row(
