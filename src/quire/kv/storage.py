@@ -51,7 +51,11 @@ class KVStorage:
         """Allocate `num_blocks` blocks of `block_size` positions, the null block among them.
 
         `layer_groups[i]` is the KV group of layer i; layers of a group share block tables.
+
+        Raises:
+            QuireError: a GPU has no room for them.
         """
+        _require_room(num_blocks, bytes_per_block(specs, block_size), device)
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.layers: list[LayerKV] = []
@@ -88,6 +92,21 @@ def require_one_request(num_blocks: int, blocks_per_request: int, block_size: in
             f"max_model_len needs {blocks_per_request}: lower max_model_len to at most "
             f"{(num_blocks - 1) * block_size}, or give the cache more blocks (num_blocks, or "
             "gpu_memory_utilization on a GPU)"
+        )
+
+
+def _require_room(num_blocks: int, block_bytes: int, device: torch.device) -> None:
+    """Raise QuireError if a GPU cannot hold the cache beside what it already holds."""
+    if device.type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch's allocator keeps of freed tensors is as good as free.
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if num_blocks * block_bytes > free:
+        raise QuireError(
+            f"num_blocks={num_blocks}: the KV cache needs {num_blocks * block_bytes / 1e9:.1f} GB "
+            f"and the GPU has {free / 1e9:.1f} GB free: lower num_blocks to at most "
+            f"{free // block_bytes}"
         )
 
 
