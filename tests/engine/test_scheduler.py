@@ -6,15 +6,32 @@ The protocol's own suite is in `protocols/`.
 from __future__ import annotations
 
 import random
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent / "protocols"))
+
+
+from rig import Rig
+
 from quire import SamplingParams
 from quire.errors import QuireError
 from quire.messages import ScheduledEntry
-from quire.policy import POLICIES, FairShare, PriorityFirst, WaitingQueue, make_policy
+from quire.policy import (
+    POLICIES,
+    FairShare,
+    FirstComeFirstServed,
+    PriorityFirst,
+    WaitingQueue,
+    make_policy,
+)
 from quire.request import FinishReason, Request
+from quire.scheduler import TokenBudgetScheduler
+from quire.step_builder import StepBuilder
 
 
 @pytest.mark.parametrize(
@@ -121,3 +138,54 @@ def test_waiting_queue_against_a_sorted_list() -> None:
                 queue.push(expected, expected)
                 here.append(expected)
         assert len(queue) == 0
+
+
+class Listener(FirstComeFirstServed):
+    """Writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def arrived(self, request: Request) -> None:
+        self.heard.append(("arrived", request.request_id))
+
+    def scheduled(self, entries: Iterable[ScheduledEntry]) -> None:
+        self.heard += [(entry.request_id, entry.num_tokens) for entry in entries]
+
+    def ended(self, request: Request) -> None:
+        self.heard.append(("ended", request.request_id))
+
+
+def test_a_policy_hears_of_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Listener()
+    monkeypatch.setitem(POLICIES, "fcfs", lambda: listener)
+    rig = Rig(TokenBudgetScheduler, max_num_seqs=2)
+    for request_id in "abc":
+        rig.add(request_id, 3, max_tokens=2)
+    rig.step()
+    rig.scheduler.abort("b")  # runs
+    rig.scheduler.abort("c")  # waits
+    rig.run()
+    assert listener.heard == [
+        ("arrived", "a"),
+        ("arrived", "b"),
+        ("arrived", "c"),
+        ("a", 3),
+        ("b", 3),
+        ("ended", "b"),
+        ("ended", "c"),
+        ("a", 1),
+        ("ended", "a"),
+    ]
+
+
+def test_a_preempted_entry_gives_its_tokens_back() -> None:
+    step = StepBuilder(1, budget=10)
+    one, two = (Request(name, [1] * 6, SamplingParams()) for name in "ab")
+    step.schedule(one, 0, 6, ())
+    assert (step.budget, one.num_computed_tokens, one.num_placeholders) == (4, 6, 1)
+    step.preempt(two)  # its turn would have come later
+    step.preempt(one)
+    assert step.budget == 10
+    output = step.build({}, 0)
+    assert (output.entries, output.preempted_ids) == ((), ("b", "a"))

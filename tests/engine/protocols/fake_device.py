@@ -49,6 +49,7 @@ class FakeDevice:
         entries = output.entries
         assert len({entry.request_id for entry in entries}) == len(entries)
         assert output.num_tokens <= self.config.max_num_batched_tokens
+        assert not (output.preempted_ids and output.new_requests), "nobody is let into a full cache"
         assert {new.request_id for new in output.new_requests} <= {e.request_id for e in entries}
         for new in output.new_requests:
             self.add(new, output.hit_tokens[new.request_id])

@@ -128,8 +128,12 @@ class Rig:
             known = request.num_tokens + request.num_placeholders
             assert 0 <= request.num_computed_tokens <= known, request
             assert request.num_placeholders >= 0, request
-        alive = any(request.finish_reason is None for request in self.requests)
-        assert self.scheduler.has_requests == alive
+        alive = [request for request in self.requests if request.finish_reason is None]
+        assert self.scheduler.has_requests == bool(alive)
+        running = {row.request_id for row in self.device.rows.values()}
+        for request in alive:
+            if request.request_id not in running:
+                assert request.num_computed_tokens == request.num_placeholders == 0, request
 
     def run(self) -> Rig:
         """Step until everything has ended, and look at what came out."""
