@@ -17,6 +17,7 @@ from quire.models.config import ModelConfig
 from quire.sampling.params import SamplingParams
 
 NUM_TOKENS = 128
+LONGEST = 256  # tokens of prompt and output
 _NAMES = ("read", "merge", "parse", "split", "find", "count", "write", "sort")
 _ARGUMENTS = ("path", "items, key", "self, node", "data=None")
 PROMPTS = [f"def {name}({arguments}):\n" for name in _NAMES for arguments in _ARGUMENTS]
@@ -36,7 +37,9 @@ def run(model: str | ModelConfig, device: torch.device, dtypes: tuple[str, ...])
             model,
             device=device,
             dtype=dtype,
+            max_model_len=LONGEST,
             max_num_seqs=len(PROMPTS),
+            num_blocks=len(PROMPTS) * LONGEST // 16 + 1,  # two engines share the memory
             enable_prefix_caching=False,
         )
 
