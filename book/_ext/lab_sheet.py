@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 import bookmeta
 from docutils import nodes
 from docutils.statemachine import StringList
-from labkit.lab import Lab, load_lab
 from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+from labkit.lab import Lab, load_lab
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -81,7 +82,9 @@ def mistakes(lab: Lab) -> dict[str, list[str]]:
 
 
 def task_rows(lab: Lab) -> list[str]:
-    rows = [f"| `{t.name}` | {t.title} | {t.tier} | {t.points:g} | {t.minutes} |" for t in lab.tasks]
+    rows = [
+        f"| `{t.name}` | {t.title} | {t.tier} | {t.points:g} | {t.minutes} |" for t in lab.tasks
+    ]
     rows += [
         f"| `{q.name}` | {q.title} (written) | {q.tier} | {q.points:g} | with the task |"
         for q in lab.written

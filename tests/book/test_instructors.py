@@ -1,0 +1,197 @@
+"""The instructor's pages: what they generate, the commands they show, the example lab."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bookmeta
+import lab_sheet
+import pytest
+import sources
+from bookmeta import ROOT
+
+import labkit
+from labkit.build import build_notebook, drift, given_cells, reference_cells
+from labkit.cli import _parser
+from labkit.lab import load_lab
+from labkit.verify import load_mutants, map_problems, submission_of, verify
+
+FOLDER = ROOT / "book" / "instructors"
+PAGES = sorted(FOLDER.glob("*.md"))
+TUTOR = ROOT / "src" / "labkit" / "templates" / "AGENTS.md"
+EXAMPLE = load_lab(FOLDER / "example-lab")
+
+
+def page(name: str) -> str:
+    return (FOLDER / f"{name}.md").read_text("utf8")
+
+
+# ---- what is generated
+
+
+@pytest.mark.parametrize("slug", bookmeta.slugs())
+def test_every_chapter_has_a_sheet(slug: str) -> None:
+    assert f"```{{lab-sheet}} {slug}\n" in page("chapters")
+    lab = lab_sheet.lab_of(slug)
+    text = lab_sheet.sheet(slug)
+    for task in lab.tasks:
+        assert f"| `{task.name}` | {task.title} | {task.tier} | {task.points:g} |" in text
+    assert lab_sheet.failures(slug), "the chapter's What goes wrong names nothing in bold"
+    bugs = [bug for found in lab_sheet.mistakes(lab).values() for bug in found]
+    assert len(bugs) >= 10
+    assert all(f"- {bug}\n" in text for bug in bugs)
+
+
+def test_minutes_are_the_labs() -> None:
+    slug = bookmeta.slugs()[0]
+    lab = lab_sheet.lab_of(slug)
+    first, second = lab.tasks[:2]
+    assert lab_sheet.minutes(slug) == sum(task.minutes for task in lab.tasks)
+    both = lab_sheet.minutes(f"{slug}/{first.name}+{second.name}")
+    assert both == first.minutes + second.minutes
+    with pytest.raises(ValueError, match="is not `slug`"):
+        lab_sheet.minutes("Two Words")
+
+
+def test_the_long_syllabus_names_every_chapter_in_order() -> None:
+    weeks = page("syllabi").split("## Six weeks")[0]
+    named = list(dict.fromkeys(re.findall(r"\{chapter\}`([a-z-]+)`", weeks)))
+    everything = dict.fromkeys([*bookmeta.slugs(), *lab_sheet.planned()])
+    assert named == list(everything)
+    assert len(named) >= 11
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_planned_chapter_is_not_linked_by_hand(path: Path) -> None:
+    """The role decides whether a title is a link, so that no page promises what is not there."""
+    titles = [title for slug, title in lab_sheet.planned().items() if slug not in bookmeta.slugs()]
+    linked = re.findall(r"\[([^\]]+)\]\(", path.read_text("utf8"))
+    assert not set(titles) & set(linked)
+
+
+def test_the_workshop_fits_its_days() -> None:
+    """Each half day of the table adds up to what its head says."""
+    table = page("syllabi").split("## A three-day workshop")[1]
+    rows = [line for line in table.splitlines() if re.match(r"\| \d \|", line)]
+    assert len(rows) == 3
+    for row in rows:
+        for half in row.strip("|").split("|")[1:]:
+            spans = re.findall(r"\((?:(\d+)|\{lab-minutes\}`([^`]+)`)\)", half)
+            total = sum(int(plain) if plain else lab_sheet.minutes(lab) for plain, lab in spans)
+            assert 150 <= total <= 180, half
+
+
+# ---- the commands
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    """Every `labkit …` line of a page's console blocks, and every one in the running text."""
+    text = path.read_text("utf8")
+    for block in re.findall(r"^```console\n(.*?)^```", text, flags=re.M | re.S):
+        lines = block.replace("\\\n", " ").splitlines()
+        found = [line[2:] for line in lines if line.startswith("$ labkit ")]
+        yield from (shlex.split(line.partition(" #")[0]) for line in found)
+
+
+def subcommands() -> dict[str, argparse.ArgumentParser]:
+    for action in _parser()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    raise AssertionError("labkit has no subcommands")
+
+
+SHOWN = [(path, words) for path in PAGES for words in commands(path)]
+
+
+@pytest.mark.parametrize(("path", "words"), SHOWN, ids=lambda value: getattr(value, "stem", None))
+def test_a_command_that_a_page_shows_parses(path: Path, words: list[str]) -> None:
+    _parser().parse_args(words[1:])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_command_that_a_page_names_exists(path: Path) -> None:
+    named = re.findall(r"`labkit ([a-z]+)((?: --[a-z-]+)*)", path.read_text("utf8"))
+    for name, options in named:
+        assert name in subcommands(), f"labkit {name}"
+        for option in options.split():
+            assert option in subcommands()[name].format_help(), f"labkit {name} {option}"
+
+
+# ---- the assistant's text
+
+
+def test_the_tutors_text_is_shown_and_plain() -> None:
+    text = TUTOR.read_text("utf8")
+    assert "templates/AGENTS.md" in page("integrity")
+    assert "# task:" in text
+    for title in ("What you may do", "What you may not do", "When the student asks"):
+        assert f"## {title}" in text
+    # It goes into other people's folders: no address and no path of this tree.
+    assert not re.search(r"https?:|\.\./|src/", text)
+    assert list(sources._paragraphs(text))
+
+
+# ---- the example lab
+
+
+def test_the_example_lab_is_sound() -> None:
+    """`labkit verify` finds nothing, and prints the table that the page shows."""
+    scores, problems = verify(EXAMPLE)
+    assert problems == []
+    assert scores + "\n" == (FOLDER / "output" / "verify.txt").read_text("utf8")
+
+
+def test_the_example_lab_is_complete() -> None:
+    assert drift(EXAMPLE) is None
+    assert map_problems(EXAMPLE) == []
+    assert EXAMPLE.automatic_points + EXAMPLE.written_points == 100
+    assert len(EXAMPLE.variants) >= 3
+    mutants = load_mutants(EXAMPLE)
+    assert len(mutants) >= 10
+    assert {mutant.variant for mutant in mutants} == set(EXAMPLE.variants)
+
+
+def _run(cells: dict[str, str], variant: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(FOLDER)  # the lab's folder goes by its own name where the notebook lies
+    namespace: dict[str, Any] = {"LAB": f"example-lab/{variant}"}
+    for _, source in given_cells(EXAMPLE):
+        exec(source, namespace)
+    for source in cells.values():
+        exec(source, namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("file", ["master.py", "second.py"])
+@pytest.mark.parametrize("variant", list(EXAMPLE.variants))
+def test_the_examples_checks_pass_on_solutions(
+    file: str, variant: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    namespace = _run(reference_cells(EXAMPLE, variant, file), variant, monkeypatch)
+    for task in EXAMPLE.tasks:
+        labkit.check(task.name, namespace)
+        assert "✗" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("variant", list(EXAMPLE.variants))
+def test_the_examples_checks_fail_on_the_starter(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = submission_of(EXAMPLE, build_notebook(EXAMPLE, variant)).cells
+    namespace = _run(cells, variant, monkeypatch)
+    for task in EXAMPLE.tasks:
+        with pytest.raises(labkit.CheckFailed, match="0 of"):
+            labkit.check(task.name, namespace)
+
+
+def test_the_examples_starter_is_a_notebook_of_that_lab() -> None:
+    notebook = json.loads((EXAMPLE.folder / f"{EXAMPLE.slug}.ipynb").read_text("utf8"))
+    assert notebook["metadata"]["labkit"] == {
+        "lab": EXAMPLE.slug,
+        "variant": EXAMPLE.default_variant,
+    }
