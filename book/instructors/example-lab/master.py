@@ -36,8 +36,8 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 # - A request is let in when the bucket holds at least `tokens`. A refused request takes nothing.
 # - `level` is what the client's bucket held after its latest request, in thousandths of a token;
 #   for a client not seen yet, what a full one holds.
-# - `change` moves a client's level by so many thousandths, below zero if need be and never above
-#   `burst`.
+# - `change` moves the level of a client that was seen by so many thousandths, below zero if need be
+#   and never above `burst`.
 # - `now` never decreases.
 #
 # *Deliverable:* `TokenBucket`; its check passes.
