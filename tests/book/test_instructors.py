@@ -157,6 +157,15 @@ def test_the_example_lab_is_complete() -> None:
     assert {mutant.variant for mutant in mutants} == set(EXAMPLE.variants)
 
 
+def test_the_page_counts_the_examples_lines() -> None:
+    rows = re.findall(r"\| `([a-z./*]+)` \|.*\| (\d+) (lines|files) \|", page("new-lab"))
+    assert len(rows) == 7
+    for name, number, unit in rows:
+        files = sorted((EXAMPLE.folder / name).glob("*.py")) or sorted(EXAMPLE.folder.glob(name))
+        lines = sum(len(file.read_text("utf8").splitlines()) for file in files)
+        assert int(number) == (len(files) if unit == "files" else lines), name
+
+
 def _run(cells: dict[str, str], variant: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(FOLDER)  # the lab's folder goes by its own name where the notebook lies
     namespace: dict[str, Any] = {"LAB": f"example-lab/{variant}"}

@@ -9,8 +9,9 @@
 # %% [markdown]
 # # Lab: who is let in
 #
-# A server that takes every request answers none of them in time. You write the part that refuses:
-# a token bucket for each client, then one with a rule of its own. 100 points, about an hour.
+# A server that takes every request answers none of them in time. You write the part
+# that refuses: a token bucket for each client, then one with a rule of its own. 100
+# points, about an hour.
 
 # %%
 import importlib.util
@@ -26,18 +27,20 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 # %% [markdown]
 # ## Task 1: a token bucket per client (core, 60 points)
 #
-# **Specification.** `admit` says whether a request for `tokens` tokens of `client` is let in at
-# `now` (milliseconds, an integer), and takes them from the client's bucket if it is.
+# **Specification.** `admit` says whether a request for `tokens` tokens of `client` is
+# let in at `now` (milliseconds, an integer), and takes them from the client's bucket
+# if it is.
 #
-# - Each client has a bucket of its own. A client's bucket is full at its first request: it holds
-#   `burst` tokens.
-# - Between two requests it refills by `rate` tokens a second, to the thousandth of a token, and
-#   never above `burst`.
-# - A request is let in when the bucket holds at least `tokens`. A refused request takes nothing.
-# - `level` is what the client's bucket held after its latest request, in thousandths of a token;
-#   for a client not seen yet, what a full one holds.
-# - `change` moves the level of a client that was seen by so many thousandths, below zero if need be
-#   and never above `burst`.
+# - Each client has a bucket of its own. A client's bucket is full at its first
+#   request: it holds `burst` tokens.
+# - Between two requests it refills by `rate` tokens a second, to the thousandth of a
+#   token, and never above `burst`.
+# - A request is let in when the bucket holds at least `tokens`. A refused request
+#   takes nothing.
+# - `level` is what the client's bucket held after its latest request, in thousandths
+#   of a token; for a client not seen yet, what a full one holds.
+# - `change` moves the level of a client that was seen by so many thousandths, below
+#   zero if need be and never above `burst`.
 # - `now` never decreases.
 #
 # *Deliverable:* `TokenBucket`; its check passes.
@@ -84,17 +87,17 @@ labkit.check("bucket")
 # %% [markdown]
 # ## Task 2: a rule of its own (depth, 30 points)
 #
-# **Specification.** `Admission` has the interface of task 1 and one difference. Your class of
-# task 1 is called here, by its three methods alone: in grading it may be another's. This is, in
-# one sentence, the rule:
+# **Specification.** `Admission` has the interface of task 1 and one difference. Your
+# class of task 1 is called here, by its three methods alone: in grading it may be
+# another's. This is, in one sentence, the rule:
 #
 # ### BEGIN VARIANT refund
-# `finish(client, unused)` puts back `unused` tokens that a request had reserved, never above
-# `burst`, and returns nothing.
+# `finish(client, unused)` puts back `unused` tokens that a request had reserved,
+# never above `burst`, and returns nothing.
 # ### END VARIANT
 # ### BEGIN VARIANT debt
-# A client whose bucket holds any part of a token is let in whatever it asks for, the bucket may
-# fall below zero, and refilling pays the debt first.
+# A client whose bucket holds any part of a token is let in whatever it asks for, the
+# bucket may fall below zero, and refilling pays the debt first.
 # ### END VARIANT
 # ### BEGIN VARIANT fee
 # A refused request costs one token, or what is left if that is less.
@@ -149,13 +152,14 @@ labkit.check("admission")
 # %% [markdown]
 # ## The bound explained (10 points)
 #
-# How many tokens can one client be given in any `n` seconds, with the bucket of task 1? Say why,
-# and name a client that gets as many. Three to five sentences.
+# How many tokens can one client be given in any `n` seconds, with the bucket of task
+# 1? Say why, and name a client that gets as many. Three to five sentences.
 
 # %% [markdown] written="explain"
 # written: explain
 # ### BEGIN SOLUTION
-# At most `burst + n · rate`: what the bucket held when the time began, which is `burst` at most,
-# and what came in since. A client that waits until its bucket is full, takes all of it and then
-# asks for one token each time one has come in gets exactly that.
+# At most `burst + n · rate`: what the bucket held when the time began, which is
+# `burst` at most, and what came in since. A client that waits until its bucket is
+# full, takes all of it and then asks for one token each time one has come in gets
+# exactly that.
 # ### END SOLUTION
