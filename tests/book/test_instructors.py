@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import shlex
@@ -20,6 +21,7 @@ import labkit
 from labkit.build import build_notebook, drift, given_cells, reference_cells
 from labkit.cli import _parser
 from labkit.lab import load_lab
+from labkit.sandbox import Limits
 from labkit.verify import load_mutants, map_problems, submission_of, verify
 
 FOLDER = ROOT / "book" / "instructors"
@@ -135,6 +137,23 @@ def test_the_tutors_text_is_shown_and_plain() -> None:
     # It goes into other people's folders: no address and no path of this tree.
     assert not re.search(r"https?:|\.\./|src/", text)
     assert list(sources._paragraphs(text))
+
+
+# ---- the threat model
+
+
+def test_the_threat_model_states_every_limit_of_the_sandbox() -> None:
+    rows = dict(
+        re.findall(r"^\| `(\w+)` \| ([\d.]+) (?:MiB|GiB|s)?", page("threat-model"), flags=re.M)
+    )
+    for limit in dataclasses.fields(Limits):
+        value = getattr(Limits(), limit.name)
+        for unit in (1 << 30, 1 << 20):
+            if limit.name.endswith("_bytes") and value >= unit:
+                value /= unit
+                break
+        assert float(rows.pop(limit.name)) == value, limit.name
+    assert not rows, "rows for limits that are not there"
 
 
 # ---- the example lab
