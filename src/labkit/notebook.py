@@ -53,9 +53,8 @@ class Submission:
 def read_submission(path: Path, lab: Lab) -> Submission:
     """Read a notebook or submit file; never raises for what a reader may have done to it."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            return unreadable(lab, f"the file is larger than {MAX_BYTES >> 20} MiB")
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         return unreadable(lab, f"the file cannot be read: {error.strerror}")
     return parse(data, lab)
@@ -63,6 +62,8 @@ def read_submission(path: Path, lab: Lab) -> Submission:
 
 def parse(data: bytes, lab: Lab) -> Submission:
     """Read the bytes of a notebook or submit file; see `read_submission`."""
+    if len(data) > MAX_BYTES:
+        return unreadable(lab, f"the file is larger than {MAX_BYTES >> 20} MiB")
     if not data.strip():
         return unreadable(lab, "the file is empty")
     if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:
