@@ -156,7 +156,7 @@ labkit.check("admission")
 # 1? Say why, and name a client that gets as many. Three to five sentences.
 
 # %% [markdown] written="explain"
-# written: explain
+# <!-- written: explain -->
 # ### BEGIN SOLUTION
 # At most `burst + n · rate`: what the bucket held when the time began, which is
 # `burst` at most, and what came in since. A client that waits until its bucket is
