@@ -22,7 +22,9 @@ def autograde(root: Path) -> Path:
     settings = json.loads((root / "source" / "autograde.json").read_text("utf8"))
     lab = load_lab(root / "source" / "labs" / settings["lab"])
     submission = choose(root / "submission", lab)
-    grader = Grader(lab, settings["variant"], unsafe_local=settings["unsafe_local"])
+    grader = Grader(
+        lab, settings["variant"], settings["seed"], unsafe_local=settings["unsafe_local"]
+    )
     if submission.variant not in (None, grader.variant):
         submission.notes.append(
             f"the notebook is of variant {submission.variant}, graded as {grader.variant}"

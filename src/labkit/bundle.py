@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from labkit.lab import Lab, LabError
+from labkit.variants import Choice
 from labkit.zips import files_under, write_zip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +42,7 @@ def requirements(lab: Lab) -> list[str]:
     return sorted(set(wanted))
 
 
-def bundle_files(lab: Lab, variant: str | None, *, unsafe_local: bool) -> dict[str, bytes]:
+def bundle_files(lab: Lab, choice: Choice, *, unsafe_local: bool) -> dict[str, bytes]:
     """The files of the zip, by name.
 
     Raises:
@@ -48,7 +50,8 @@ def bundle_files(lab: Lab, variant: str | None, *, unsafe_local: bool) -> dict[s
     """
     if not (ROOT / "pyproject.toml").is_file() or not (lab.folder / "hidden").is_dir():
         raise LabError("a bundle is made in a clone of the repository: a wheel has no hidden tests")
-    settings = {"lab": lab.slug, "variant": lab.variant(variant), "unsafe_local": unsafe_local}
+    # The course's key stays at home: variant and seed of this lab are all that follows here.
+    settings = {"lab": lab.slug, **asdict(choice), "unsafe_local": unsafe_local}
     files = {
         "setup.sh": (TEMPLATES / "setup.sh").read_bytes(),
         "run_autograder": (TEMPLATES / "run_autograder").read_bytes(),
@@ -67,7 +70,7 @@ def bundle_files(lab: Lab, variant: str | None, *, unsafe_local: bool) -> dict[s
     return {name: data for name, data in files.items() if not name.startswith(needless)}
 
 
-def bundle(lab: Lab, path: Path, variant: str | None = None, *, unsafe_local: bool = False) -> None:
+def bundle(lab: Lab, path: Path, choice: Choice, *, unsafe_local: bool = False) -> None:
     """Write the zip; see `bundle_files`."""
-    files = bundle_files(lab, variant, unsafe_local=unsafe_local)
+    files = bundle_files(lab, choice, unsafe_local=unsafe_local)
     write_zip(path, files, executable=frozenset({"setup.sh", "run_autograder"}))

@@ -29,7 +29,9 @@ from labkit.lab import Lab, LabError, load_lab
 from labkit.notebook import Submission, parse, unreadable
 from labkit.record import Record, read_record, record_of, submission_of
 from labkit.report import BROKEN
+from labkit.variants import Choice
 
+JUDGES = ("build", "child", "grade", "notebook", "report", "sandbox", "subject", "values")
 DIED = f"{BROKEN}: its process ended while it graded this hand-in"
 
 
@@ -38,7 +40,7 @@ class Settings:
     """What decides a grade beside the hand-in itself."""
 
     folder: Path  # of the lab
-    variant: str | None = None
+    choice: Choice  # variant and seed, from the course's key
     unsafe_local: bool = False
 
     def lab(self) -> Lab:
@@ -46,11 +48,11 @@ class Settings:
         return load_lab(self.folder)
 
     def digest(self) -> str:
-        """A fingerprint of the lab's files, of labkit and of the settings."""
-        kept = hashlib.sha256(f"{self.variant} {self.unsafe_local}".encode())
+        """A fingerprint of the lab's files, of what judges in labkit and of the settings."""
+        kept = hashlib.sha256(f"{self.choice} {self.unsafe_local}".encode())
         judged = [self.folder / name for name in ("lab.toml", "master.py")]
         judged += sorted((self.folder / "hidden").rglob("*.*"))
-        judged += sorted(Path(__file__).parent.glob("*.py"))
+        judged += [Path(__file__).with_name(f"{name}.py") for name in JUDGES]
         for path in judged:
             if path.is_file() and path.suffix != ".pyc":
                 kept.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -198,7 +200,8 @@ def _start_worker() -> None:
 
 @functools.cache  # a worker meets one lab and grades many hand-ins
 def _grader(settings: Settings) -> Grader:
-    return Grader(settings.lab(), settings.variant, unsafe_local=settings.unsafe_local)
+    choice = settings.choice
+    return Grader(settings.lab(), choice.variant, choice.seed, unsafe_local=settings.unsafe_local)
 
 
 def grade_one(job: Job, settings: Settings) -> Record:
@@ -241,7 +244,7 @@ def _died(job: Job, settings: Settings) -> Record:
         marked_late=handin.marked_late,
         file_digest=job.file_digest,
         settings_digest=job.settings_digest,
-        variant=lab.variant(settings.variant),
+        variant=settings.choice.variant,
         seconds=0.0,
         broken=[DIED],
         gradescope={"score": 0, "output": DIED, "tests": []},

@@ -14,8 +14,7 @@ from labkit.sandbox import NoSandbox
 
 if TYPE_CHECKING:  # each command imports what it needs: a reader has no grading libraries
     from labkit.classroom import Job, Settings
-
-INTERRUPTED = 130  # the exit status that a shell gives a program ended by Ctrl-C
+    from labkit.variants import Choice
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="labkit",
         description="The labs of the book. Readers: save, restore, submit. Authors: new, build, "
-        "verify. Instructors: release, grade, regrade, bundle.",
+        "verify. Instructors: key, release, grade, regrade, bundle.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -96,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     takes_lab(made)
     takes_unsafe(made)
 
+    made = command("key", _key, "make a course key")
+    made.add_argument("file", type=Path, metavar="FILE")
     made = command("release", _release, "make the folder and zip that students get")
     takes_lab(made)
     takes_key(made)
@@ -216,7 +217,7 @@ def _release(options: argparse.Namespace) -> int:
     from labkit.release import release
 
     lab = load_lab(options.lab)
-    for path in release(lab, options.out, _variant(options)):
+    for path in release(lab, options.out, _choice(options, lab).variant):
         print(f"wrote {path}")
     return 0
 
@@ -226,7 +227,7 @@ def _bundle(options: argparse.Namespace) -> int:
 
     lab = load_lab(options.lab)
     path = options.out or Path(f"{lab.slug}-gradescope.zip")
-    bundle(lab, path, _variant(options), unsafe_local=options.unsafe_local)
+    bundle(lab, path, _choice(options, lab), unsafe_local=options.unsafe_local)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 
@@ -237,88 +238,52 @@ def _grade(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     handins, problems = find_handins(options.submission, settings.lab())
-    return _grade_jobs(options, settings, plan(handins, settings, options.out), problems)
+    return _finish(options, settings, plan(handins, settings, options.out), problems)
 
 
 def _regrade(options: argparse.Namespace) -> int:
     from labkit.classroom import plan_again, records_in
+    from labkit.grading import what_changed
 
     settings = _settings(options)
     jobs = plan_again(options.out, settings, options.student)
-    before = {path: record.automatic for path, record in records_in(options.out).items()}
-    status = _grade_jobs(options, settings, jobs, [])
-    after = records_in(options.out)
-    changed = [path for path in before if after[path].automatic != before[path]]
-    for path in changed:
-        record = after[path]
-        attempt = f"{record.student}, attempt {record.attempt}"
-        print(f"{attempt}: {before[path]:g} -> {record.automatic:g}")
-    print(f"{len(changed)} of {len(jobs)} hand-ins graded again have other points now")
+    before = records_in(options.out)
+    status = _finish(options, settings, jobs, [])
+    for words in what_changed(before, records_in(options.out)):
+        print(words)
     return status
 
 
-def _variant(options: argparse.Namespace) -> str | None:
-    return None
+def _finish(
+    options: argparse.Namespace, settings: Settings, jobs: list[Job], problems: list[str]
+) -> int:
+    from labkit.course import load_course
+    from labkit.grading import grade_and_publish
+
+    course = load_course(options.course, settings.lab().slug)
+    return grade_and_publish(settings, jobs, course, options.out, problems, options.jobs)
+
+
+def _key(options: argparse.Namespace) -> int:
+    from labkit.variants import new_key
+
+    key = new_key(options.file)
+    print(f"wrote {options.file}, fingerprint {key.fingerprint}: keep it, and keep it secret")
+    return 0
+
+
+def _choice(options: argparse.Namespace, lab: Lab) -> Choice:
+    from labkit.variants import choose, read_key
+
+    file = options.course_key_file
+    return choose(lab, None if file is None else read_key(file))
 
 
 def _settings(options: argparse.Namespace) -> Settings:
     from labkit.classroom import Settings
 
-    return Settings(load_lab(options.lab).folder, None, options.unsafe_local)
-
-
-def _grade_jobs(
-    options: argparse.Namespace, settings: Settings, jobs: list[Job], problems: list[str]
-) -> int:
-    """Grade, show how far it is, and write everything; a table goes to the terminal."""
-    from tqdm import tqdm
-
-    from labkit.classroom import grade_class, records_in
-    from labkit.course import load_course
-    from labkit.publish import publish
-    from labkit.report import table
-
-    lab = settings.lab()
-    course = load_course(options.course, lab.slug)  # a slip in it shows before the long work
-    done = 0
-    try:
-        for _ in tqdm(
-            grade_class(jobs, settings, options.jobs),
-            total=len(jobs),
-            desc=f"grading {lab.slug}",
-            unit=" hand-ins",
-            disable=None,  # where nobody watches
-        ):
-            done += 1
-    except KeyboardInterrupt:
-        print(
-            f"labkit: stopped with {done} of {len(jobs)} graded; the same command goes on there",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
-    records = records_in(options.out)
-    old = sum(r.settings_digest != settings.digest() for r in records.values())
-    if old:
-        problems.append(f"{old} hand-ins were graded by another version: labkit regrade does again")
-    results = publish(
-        lab, records, course, options.out, problems=problems, unsafe=options.unsafe_local
-    )
-    header = ["", *(f"{t.name} /{t.points:g}" for t in lab.tasks), "written", "late", "all"]
-    rows = []
-    for result in results:
-        points = [f"{result.record.task_points(task.name):g}" for task in lab.tasks]
-        written = "to mark" if result.unmarked else f"{result.written:g}"
-        taken = 100 * (1 - result.late.factor)
-        late = f"-{taken:g} %" if taken else ""
-        rows.append([result.student, *points, written, late, f"{result.total:g}"])
-    print(table(header, rows))
-    for words in problems:
-        print(f"labkit: {words}", file=sys.stderr)
-    broken = [words for record in records.values() for words in record.broken]
-    for words in broken:
-        print(f"labkit: {words}", file=sys.stderr)
-    print(f"the class: {options.out / 'index.html'}")
-    return 1 if broken else 0
+    lab = load_lab(options.lab)
+    return Settings(lab.folder, _choice(options, lab), options.unsafe_local)
 
 
 if __name__ == "__main__":

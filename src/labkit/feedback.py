@@ -23,7 +23,6 @@ from labkit.similarity import SHOWN, Pair
 
 TOLD = re.compile(r"^(called|expected|got) (.*)$")
 BINS = 10
-PAIRS = 30  # listed on the summary; the table of all is a file
 
 
 @functools.cache
@@ -38,7 +37,20 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["number"] = lambda value: f"{value:g}"
+    environment.filters["code"] = _code
     return environment
+
+
+def _code(text: str) -> Any:
+    """A sentence with what stands in backticks set as code; everything in it is escaped."""
+    import markupsafe
+
+    parts = text.split("`")
+    made = markupsafe.Markup()
+    for index, part in enumerate(parts):
+        inside = index % 2 == 1 and index < len(parts) - 1
+        made += markupsafe.Markup("<code>{}</code>").format(part) if inside else part
+    return made
 
 
 def _page(template: str, **values: Any) -> str:
@@ -134,7 +146,6 @@ def summary_page(
     """
     totals = [result.total for result in results]
     seconds = statistics.mean(result.record.seconds for result in results)
-    listed = _by_students(pairs)
     return _page(
         "summary.html",
         lab=lab,
@@ -158,8 +169,7 @@ def summary_page(
         missed=_missed(lab, results),
         rows=[_row(result, links[result.student]) for result in results],
         questions=[_question(question, results) for question in lab.written],
-        pairs=listed[:PAIRS],
-        more=max(0, len(listed) - PAIRS),
+        groups=groups(pairs),
         shown=SHOWN,
     )
 
@@ -249,16 +259,26 @@ def _question(question: Written, results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def _by_students(pairs: Sequence[Pair]) -> list[dict[str, str]]:
-    """One line for two students, those with most in common first."""
-    together: dict[tuple[str, str], list[Pair]] = defaultdict(list)
+def groups(pairs: Iterable[Pair]) -> list[dict[str, Any]]:
+    """Join the pairs of a task that share a student; the groups most alike first."""
+    joined: list[tuple[str, set[str], list[Pair]]] = []
     for pair in pairs:
-        together[pair.first, pair.second].append(pair)
-    ordered = sorted(together.items(), key=lambda item: -sum(pair.length for pair in item[1]))
-    return [
+        students, members = {pair.first, pair.second}, [pair]
+        apart = []
+        for task, others, theirs in joined:
+            if task == pair.task and others & students:
+                students, members = students | others, members + theirs
+            else:
+                apart.append((task, others, theirs))
+        joined = [*apart, (pair.task, students, members)]
+    found = [
         {
-            "students": " and ".join(students),
-            "tasks": ", ".join(f"{pair.task} {100 * pair.share:.0f} %" for pair in shared),
+            "task": task,
+            "students": ", ".join(sorted(students, key=str.casefold)),
+            "least": min(pair.share for pair in members),
+            "most": max(pair.share for pair in members),
+            "length": max(pair.length for pair in members),
         }
-        for students, shared in ordered
+        for task, students, members in joined
     ]
+    return sorted(found, key=lambda g: (-g["most"], -g["length"], g["task"]))
