@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,19 @@ def build_notebook(lab: Lab, variant: str | None = None, *, solution: bool = Fal
     Cells carry labkit's metadata and nbgrader's (schema 3): a task cell is a solution cell,
     its check a graded test cell with the task's points, a written answer is graded by hand.
     """
+    return _notebook(lab, variant, lambda cell: cell.reference if solution else cell.starter)
+
+
+def nbgrader_source(lab: Lab, variant: str | None = None) -> Any:
+    """Build what nbgrader takes as an assignment's source: solutions between their markers.
+
+    From the starter `nbgrader generate_assignment` would make cells without their signatures,
+    since it empties a solution cell in which it finds no marker.
+    """
+    return _notebook(lab, variant, lambda cell: cell.source)
+
+
+def _notebook(lab: Lab, variant: str | None, source_of: Callable[[Cell], str]) -> Any:
     from nbformat import v4
 
     chosen = lab.variant(variant)
@@ -143,10 +157,9 @@ def build_notebook(lab: Lab, variant: str | None = None, *, solution: bool = Fal
         "labkit": {"lab": lab.slug, "variant": chosen},
     }
     for number, cell in enumerate(read_cells(lab.folder / "master.py", lab, chosen)):
-        source = cell.reference if solution else cell.starter
         make: Any = v4.new_markdown_cell if cell.markdown else v4.new_code_cell
         identifier = f"{cell.kind}-{cell.name}" if cell.name else f"text-{number:02d}"
-        made = make(source, id=identifier)
+        made = make(source_of(cell), id=identifier)
         made.metadata = _metadata(lab, cell, identifier)
         notebook.cells.append(made)
     return notebook

@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("lab", nargs="+", metavar="LAB", help="slug or folder")
     made.add_argument("--check", action="store_true", help="only say whether it would change")
     made.add_argument("--solution", type=Path, metavar="FILE", help="write the solved notebook")
+    made.add_argument("--nbgrader", type=Path, metavar="FILE", help="write nbgrader's source")
     made = command("verify", _verify, "grade reference, second solution, starter and mutants")
     takes_lab(made)
     takes_unsafe(made)
@@ -180,7 +181,7 @@ def _new(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
-    from labkit.build import build_notebook, drift, notebook_text, starter_path
+    from labkit.build import build_notebook, drift, nbgrader_source, notebook_text, starter_path
 
     drifted = []
     for name in options.lab:
@@ -188,13 +189,16 @@ def _build(options: argparse.Namespace) -> int:
         if options.check:
             drifted += [words for words in [drift(lab)] if words]
             continue
-        path = starter_path(lab)
-        path.write_text(notebook_text(build_notebook(lab)), "utf8")
-        print(f"wrote {path}")
-        if options.solution is not None:
-            text = notebook_text(build_notebook(lab, solution=True))
-            options.solution.write_text(text, "utf8")
-            print(f"wrote {options.solution}")
+        wanted = [
+            (starter_path(lab), build_notebook(lab)),
+            (options.solution, build_notebook(lab, solution=True)),
+            (options.nbgrader, nbgrader_source(lab)),
+        ]
+        for path, notebook in wanted:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(notebook_text(notebook), "utf8")
+                print(f"wrote {path}")
     for words in drifted:
         print(f"labkit: {words}", file=sys.stderr)
     return 1 if drifted else 0

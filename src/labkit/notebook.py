@@ -22,7 +22,8 @@ TASK_LINE = re.compile(r"^\s*#\s*task:\s*([\w-]+)\s*$", re.MULTILINE)
 WRITTEN_LINE = re.compile(r"<!--\s*written:\s*([\w-]+)\s*-->")
 MAGIC = re.compile(r"^(\s*)[%!]", re.MULTILINE)
 CELLS_BEGIN = re.compile(r'"cells"\s*:\s*\[')
-UNANSWERED = "*Your answer here.*"  # what a starter holds where an answer goes
+# What a starter holds where an answer goes; nbgrader writes the second into its own.
+UNANSWERED = ("*Your answer here.*", "YOUR ANSWER HERE")
 MAX_BYTES = 512 << 20
 MAX_BRACKETS = 20_000_000  # lists and objects of a file: each costs the grader 64 bytes and more
 MAX_SOURCE = 200_000  # characters of one cell or answer
@@ -231,7 +232,10 @@ def _collect_written(lab: Lab, submission: Submission, label: str, source: str) 
 
 def _keep_answer(submission: Submission, name: str, source: str) -> None:
     """Keep an answer unless it is the starter's empty one; the longest text that is one counts."""
-    answer = _encodable(WRITTEN_LINE.sub("", source).replace(UNANSWERED, "").strip())
+    answer = WRITTEN_LINE.sub("", source)
+    for stub in UNANSWERED:
+        answer = answer.replace(stub, "")
+    answer = _encodable(answer.strip())
     if len(answer) > MAX_SOURCE:
         submission.notes.append(f"{name}: the answer is cut after {MAX_SOURCE:,} characters")
         answer = answer[:MAX_SOURCE]
