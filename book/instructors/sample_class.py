@@ -1,4 +1,4 @@
-"""A made-up class for the grading page: sixteen hand-ins of the example lab, and the course's rules.
+"""A made-up class for the grading page: sixteen hand-ins of the example lab, the course's rules.
 
     python book/instructors/sample_class.py FOLDER
 

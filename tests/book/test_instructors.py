@@ -19,8 +19,8 @@ from bookmeta import ROOT
 
 import labkit
 from labkit.build import build_notebook, drift, given_cells, reference_cells
-from labkit.cli import _parser
-from labkit.lab import load_lab
+from labkit.cli import _parser, main
+from labkit.lab import import_folder, load_lab
 from labkit.sandbox import Limits
 from labkit.verify import load_mutants, map_problems, submission_of, verify
 
@@ -154,6 +154,45 @@ def test_the_threat_model_states_every_limit_of_the_sandbox() -> None:
                 break
         assert float(rows.pop(limit.name)) == value, limit.name
     assert not rows, "rows for limits that are not there"
+
+
+# ---- the made-up class
+
+
+@pytest.fixture(scope="module")
+def sample_class(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("class")
+    import_folder(FOLDER, "instructors", "sample_class").write(folder)
+    return folder
+
+
+def test_the_class_is_graded_as_the_page_shows(
+    sample_class: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some of the class, each of another kind: the rows of the page's table."""
+    students = ("alan", "grace", "margaret", "radia", "tony", "whitfield", "yann")
+    handed_in = [str(sample_class / "handed-in" / f"{student}.ipynb") for student in students]
+    course = ["--course", str(sample_class / "course.toml"), "--out", str(sample_class / "graded")]
+    assert main(["grade", str(EXAMPLE.folder), *handed_in, *course, "--jobs", "1"]) == 0
+    rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    shown = (FOLDER / "output" / "grade.txt").read_text("utf8")
+    expected = {line.split()[0]: line.split() for line in shown.splitlines()}
+    for student in students:
+        assert rows[student] == expected[student]
+
+
+def test_the_page_and_the_class_name_the_same_students() -> None:
+    shown = (FOLDER / "output" / "grade.txt").read_text("utf8").splitlines()
+    students = import_folder(FOLDER, "instructors", "sample_class").STUDENTS
+    assert [line.split()[0] for line in shown[1:-1]] == list(students)
+    for name in re.findall(r"`([a-z]+)`(?: ends| has| handed|'s file)", page("grading")):
+        assert name in students
+
+
+def test_the_screenshots_are_small() -> None:
+    sizes = [path.stat().st_size for path in (FOLDER / "images").iterdir()]
+    assert len(sizes) == 2
+    assert sum(sizes) < 120_000
 
 
 # ---- the example lab
