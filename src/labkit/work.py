@@ -73,7 +73,7 @@ class Work:
         for task in self.lab.tasks:
             name = task.name
             if name not in self.cells:
-                found.append(f"{name}: no cell with the line `# task: {name}` ({task.points:g} p)")
+                found.append(f"{name}: no cell says `# task: {name}` ({task.points:g} points)")
             elif untouched(name, self.cells[name]):
                 found.append(f"{name}: not written yet ({task.points:g} points)")
             elif name in submission.problems:
