@@ -12,7 +12,7 @@ import json
 import random
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,11 @@ def _renamed(source: str) -> str:
     return re.sub(r"(?m)^( *)return ", r"\1# the answer\n\1return ", source)
 
 
-def class_of(lab: Lab) -> dict[str, bytes]:
-    """The files of the class, by the names that a course system gives them."""
+def class_of(lab: Lab, without: Collection[str] = ()) -> dict[str, bytes]:
+    """The files of the class, by the names that a course system gives them.
+
+    `without` names hostile ones to leave out, as those that take seconds until they are ended.
+    """
     rng = random.Random(lab.slug)
     mutants = [m for m in load_mutants(lab) if m.variant == lab.default_variant]
     second = reference_cells(lab, None, "second.py")
@@ -121,9 +124,9 @@ def class_of(lab: Lab) -> dict[str, bytes]:
     makers.append(lambda n: n | {"cells": [c for c in n["cells"] if c["cell_type"] == "code"]})
     makers += [starters(len(lab.tasks)), lambda n: b"", lambda n: b"%PDF-1.7 my homework"]  # wrong
     makers.append(lambda n: json.dumps(n).encode()[: len(json.dumps(n)) // 2])
-    makers += [hostile(code) for code in HOSTILE.values()]
+    makers += [hostile(code) for name, code in HOSTILE.items() if name not in without]
     files = {}
-    for index, (name, make) in enumerate(zip(NAMES, makers, strict=True)):
+    for index, (name, make) in enumerate(zip(NAMES, makers, strict=False)):
         notebook = notebook_of(lab, solution=True)
         for question in lab.written:
             answer = ANSWERS[index % len(ANSWERS)]
