@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from labkit.build import given_cells, read_cells, reference_cells
-from labkit.lab import HiddenTest, Lab, Task, import_hidden
+from labkit.lab import Lab, Task, import_hidden
 from labkit.notebook import Submission
 from labkit.predecessors import Relay, interface_of
 from labkit.report import BROKEN, Outcome, Report

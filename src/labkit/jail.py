@@ -66,7 +66,7 @@ def package_paths(packages: Sequence[str], withheld: Sequence[str]) -> dict[str,
     Raises:
         NoSandbox: a package is not installed here.
     """
-    found = {}
+    found: dict[str, Path] = {}
     for name in packages:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
@@ -146,8 +146,8 @@ def command(
     for path in masked:
         made += ["--tmpfs", path, "--remount-ro", path]
     _refuse_to_show(LABKIT, shown, masked)
-    for name, path in package_paths(packages, withheld).items():
-        made += ["--ro-bind", str(path), f"/packages/{name}"]
+    for name, place in package_paths(packages, withheld).items():
+        made += ["--ro-bind", str(place), f"/packages/{name}"]
     made += ["--ro-bind", str(CHILD), "/child.py", "--dev", "/dev", "--remount-ro", "/dev"]
     return [*made, "--remount-ro", "/", "--chdir", "/", interpreter]
 
