@@ -46,8 +46,9 @@ def bundle_files(lab: Lab, choice: Choice, *, unsafe_local: bool) -> dict[str, b
     """The files of the zip, by name.
 
     Raises:
-        LabError: labkit runs from a wheel, which holds no hidden tests.
+        LabError: labkit runs from a wheel, which holds no hidden tests, or no such variant.
     """
+    lab.variant(choice.variant)
     if not (ROOT / "pyproject.toml").is_file() or not (lab.folder / "hidden").is_dir():
         raise LabError("a bundle is made in a clone of the repository: a wheel has no hidden tests")
     # The course's key stays at home: variant and seed of this lab are all that follows here.

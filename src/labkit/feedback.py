@@ -117,8 +117,10 @@ def marking_page(question: Written, rubric: str, marks: Iterable[tuple[Mark, str
     """The page to mark one question from: rubric, then the answers under their numbers."""
     import markdown_it
 
-    # The rubric is the lab author's; raw HTML in it stays text all the same.
-    text = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table").render(rubric)
+    # The rubric is the lab author's; raw HTML in it stays text all the same. Its headings go one
+    # down, below the page's own.
+    lower = re.sub(r"^(?=#)", "#", rubric, flags=re.M)
+    text = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table").render(lower)
     answers = sorted((mark.number, answer) for mark, answer in marks)
     return _page("marking.html", question=question, rubric=text, answers=answers)
 

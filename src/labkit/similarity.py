@@ -19,7 +19,7 @@ from labkit.record import Record
 LENGTH = 25  # of a fingerprint, in characters of the reduced text
 WINDOW = 1  # keep every fingerprint: a larger window keeps others in each run of Python
 SHOWN = 0.8  # pairs that share less are not listed
-LEAST = 120  # characters of reduced text: below, a cell says too little
+LEAST = 100  # characters of reduced text, about fifteen lines: below, a cell says too little
 
 
 @dataclass(frozen=True)

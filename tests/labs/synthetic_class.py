@@ -68,7 +68,7 @@ def notebook_of(lab: Lab, *, solution: bool) -> Notebook:
 def _renamed(source: str) -> str:
     """A copy that was disguised: other names for local variables, other layout."""
     for i, name in enumerate(sorted(set(re.findall(r"\b([a-z_]{4,}) = ", source)))):
-        source = re.sub(rf"(?<![.\w\"]){name}(?=\W)(?!\")", f"v{i}", source)
+        source = re.sub(rf"(?<![.\w\"]){name}\b(?!\"|=)", f"v{i}", source)
     return re.sub(r"(?m)^( *)return ", r"\1# the answer\n\1return ", source)
 
 
