@@ -31,7 +31,10 @@ from labkit.record import Record, read_record, record_of, submission_of
 from labkit.report import BROKEN
 from labkit.variants import Choice
 
-JUDGES = ("build", "child", "grade", "notebook", "report", "sandbox", "subject", "values")
+JUDGES = (
+    "build", "child", "grade", "jail", "notebook", "predecessors", "report", "sandbox", "subject",
+    "syscalls", "values",
+)  # fmt: skip
 DIED = f"{BROKEN}: its process ended while it graded this hand-in"
 
 

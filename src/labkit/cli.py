@@ -205,10 +205,16 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from labkit.verify import verify
+    from tqdm import tqdm
 
-    scores, problems = verify(load_lab(options.lab), unsafe_local=options.unsafe_local)
-    print(scores)
+    from labkit.verify import file_problems, score_table, verify_rows
+
+    lab = load_lab(options.lab)
+    problems = file_problems(lab)
+    solutions = verify_rows(lab, unsafe_local=options.unsafe_local)
+    rows = list(tqdm(solutions, desc=f"verifying {lab.slug}", unit=" solutions", disable=None))
+    problems += [f"{row.name}: {row.problem}" for row in rows if row.problem]
+    print(score_table(lab, rows))
     for problem in problems:
         print(f"labkit: {problem}", file=sys.stderr)
     return 1 if problems else 0
@@ -287,6 +293,11 @@ def _settings(options: argparse.Namespace) -> Settings:
     from labkit.classroom import Settings
 
     lab = load_lab(options.lab)
+    if not (lab.folder / "hidden").is_dir():
+        raise LabError(
+            f"{lab.folder} has no hidden tests: grading needs a clone of the repository, an "
+            "installed package holds what readers need"
+        )
     return Settings(lab.folder, _choice(options, lab), options.unsafe_local)
 
 

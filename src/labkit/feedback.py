@@ -133,7 +133,6 @@ def summary_page(
     links: Mapping[str, str],
     pairs: Sequence[Pair],
     problems: Sequence[str],
-    unsafe: bool,
 ) -> str:
     """The page of the class.
 
@@ -144,7 +143,6 @@ def summary_page(
         links: each student's page.
         pairs: cells that look alike.
         problems: sentences for the instructor.
-        unsafe: whether hand-ins ran without a sandbox.
     """
     totals = [result.total for result in results]
     seconds = statistics.mean(result.record.seconds for result in results)
@@ -155,7 +153,7 @@ def summary_page(
         attempts=attempts,
         variant=", ".join(sorted({result.record.variant for result in results})),
         seconds=f"{seconds:.1f} s of grading a hand-in",
-        unsafe=UNSAFE if unsafe else "",
+        unsafe=UNSAFE if any(result.record.unsafe for result in results) else "",
         problems=[*problems, *_broken(results)],
         figures=[
             ("Mean", f"{statistics.mean(totals):.1f}"),

@@ -19,6 +19,7 @@ from labkit.course import IDENTITY, Course, Late
 from labkit.lab import Lab
 from labkit.marks import Mark
 from labkit.record import Record
+from labkit.report import UNSAFE
 
 NBGRADER = (
     "assignment", "duedate", "timestamp", "student_id", "last_name", "first_name", "email",
@@ -73,7 +74,11 @@ class Result:
 
     def remarks(self) -> list[str]:
         """Sentences about the whole hand-in."""
-        said = list(self.record.notes)
+        unsafe = [UNSAFE] if self.record.unsafe else []
+        return [*unsafe, *self.record.notes, *self._rules()]
+
+    def _rules(self) -> list[str]:
+        said = []
         if self.attempts > 1:
             said.append(f"attempt {self.record.attempt} of {self.attempts} counts")
         if self.late.words:
@@ -98,7 +103,7 @@ class Result:
                         "visibility": "visible",
                     }
                 )
-        lines = [content.get("output", ""), *self.remarks()[len(self.record.notes) :]]
+        lines = [content.get("output", ""), *self._rules()]
         content |= {"tests": tests, "output": "\n".join(filter(None, lines))}
         # A student's own words must not be rendered as HTML, which is the default here.
         return content | {"output_format": "text"}

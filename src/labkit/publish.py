@@ -30,7 +30,6 @@ def publish(
     out: Path,
     *,
     problems: Sequence[str] = (),
-    unsafe: bool = False,
 ) -> list[Result]:
     """Write every page and table of a class; return each student's result.
 
@@ -40,7 +39,6 @@ def publish(
         course: its rules.
         out: where to.
         problems: sentences for the instructor, shown on the summary.
-        unsafe: whether hand-ins ran without a sandbox.
 
     Raises:
         LabError: a table of marks that was filled in with something else than points.
@@ -77,7 +75,6 @@ def publish(
         links=links,
         pairs=pairs,
         problems=said,
-        unsafe=unsafe,
     )
     (out / "index.html").write_text(page, "utf8")
     return results

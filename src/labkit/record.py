@@ -50,6 +50,7 @@ class Record:
     read_notes: list[str] = field(default_factory=list)  # those of them from reading the file
     problems: dict[str, str] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)  # failures of the grader itself
+    unsafe: bool = False  # graded without a sandbox
     gradescope: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -116,5 +117,6 @@ def record_of(
         read_notes=read_notes,
         problems=submission.problems,
         broken=report.broken,
+        unsafe=report.unsafe,
         gradescope=report.gradescope(),
     )

@@ -53,7 +53,7 @@ def _result(record: Record, lab: Lab, **more: Any) -> Result:
 def _summary(lab: Lab, results: list[Result], **more: Any) -> str:
     fields: dict[str, Any] = {
         "attempts": len(results), "links": {r.student: f"students/{r.student}" for r in results},
-        "pairs": [], "problems": [], "unsafe": False,
+        "pairs": [], "problems": [],
     }  # fmt: skip
     return summary_page(lab, results, **(fields | more))
 
@@ -214,17 +214,19 @@ def test_reasons_are_cut_where_they_change(reason: str, parts: list[str]) -> Non
 
 def test_the_summary_counts(small_lab: Lab) -> None:
     results = [
-        _result(_record(small_lab, "ada"), small_lab),
+        _result(_record(small_lab, "ada", unsafe=True), small_lab),
         _result(_record(small_lab, "bob", share=0.0), small_lab),
         _result(_record(small_lab, "eve", share=0.5), small_lab, late=Late(0.8, "late")),
     ]
-    page = _Page(_summary(small_lab, results, unsafe=True))
+    page = _Page(_summary(small_lab, results))
     text = " ".join(page.text.split())
     assert "Mean 42.0 Median 36.0 Lowest 0 Highest 90 Late 1" in text
     assert "What fits into a step 30.0 60 1 1 0" in text
     assert "2 of 3" in text
     assert "eve 30 15 to mark −20 % 36" in text
     assert UNSAFE in text
+    assert UNSAFE in _Page(feedback_page(results[0])).text
+    assert UNSAFE not in _Page(feedback_page(results[1])).text
     assert "No two cells share 80 % or more." in text
 
 

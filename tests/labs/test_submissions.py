@@ -141,7 +141,7 @@ def test_a_truncated_notebook_gives_the_cells_before_the_break(
     submission = submit(text[: text.index("# task: latency")])
     assert set(submission.cells) == {"decode-step", "sampler", "stream"}
     assert set(submission.problems) == {"latency", "engine"}
-    assert "the file is damaged: its first 14 cells could be read" in submission.notes[0]
+    assert "the file is damaged: its first 16 cells could be read" in submission.notes[0]
 
 
 def test_an_output_of_200_mb_hides_nothing(solved: Notebook, lab: Lab, tmp_path: Path) -> None:
