@@ -54,7 +54,7 @@ def grade_and_publish(
     old = sum(record.settings_digest != digest for record in records.values())
     if old:
         said.append(f"{old} hand-ins were graded by other tests or another key: labkit regrade")
-    results = publish(lab, records, course, out, problems=said)
+    results, said = publish(lab, records, course, out, problems=said)
     print(score_table(lab, results))
     broken = [f"{r.student}: {words}" for r in records.values() for words in r.broken]
     for words in [*said, *broken]:

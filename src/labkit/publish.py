@@ -30,8 +30,8 @@ def publish(
     out: Path,
     *,
     problems: Sequence[str] = (),
-) -> list[Result]:
-    """Write every page and table of a class; return each student's result.
+) -> tuple[list[Result], list[str]]:
+    """Write every page and table of a class; return each student's result, and what was odd.
 
     Args:
         lab: the lab.
@@ -77,7 +77,7 @@ def publish(
         problems=said,
     )
     (out / "index.html").write_text(page, "utf8")
-    return results
+    return results, said
 
 
 def given_to_all(lab: Lab, variant: str) -> dict[str, str]:

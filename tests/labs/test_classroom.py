@@ -153,7 +153,7 @@ def test_marks_are_merged_and_kept(
     text = table.read_text("utf8")
     assert text.startswith("answer,student,points,of,comment,version\n")
     assert "bob" not in text  # handed in no answer
-    rows = list(csv.DictReader(table.open(newline="")))
+    rows = list(csv.DictReader(text.split("\n")))
     for row in rows:
         row["points"] = {"ada": "7,5", "eve": ""}[row["student"]]
         row["comment"] = "Says who, not why" if row["student"] == "ada" else ""
