@@ -57,7 +57,7 @@ def submissions(lab: Lab, count: int) -> list[bytes]:
 def _notebook(solved: dict[str, object], cells: dict[str, str]) -> bytes:
     notebook = json.loads(json.dumps(solved))
     for cell in notebook["cells"]:
-        line = TASK_LINE.search(cell["source"])
+        line = TASK_LINE.search("".join(cell["source"]))
         if cell["cell_type"] == "code" and line and line.group(1) in cells:
             cell["source"] = cells[line.group(1)]
     return json.dumps(notebook).encode()
