@@ -33,7 +33,6 @@ def grade_and_publish(
     until then is kept.
     """
     lab = settings.lab()
-    done = 0
     bar = tqdm(
         grade_class(jobs, settings, processes),
         total=len(jobs),
@@ -43,9 +42,10 @@ def grade_and_publish(
     )
     try:
         for _ in bar:
-            done += 1
+            pass
     except KeyboardInterrupt:
         bar.close()
+        done = sum(job.path.is_file() for job in jobs)
         _say(f"stopped with {done} of {len(jobs)} graded; the same command goes on from there")
         return INTERRUPTED
     records = records_in(out)

@@ -96,8 +96,9 @@ def test_the_version_run_last_is_kept_and_said(
 
 
 def test_a_fresh_starter_does_not_wipe_out_a_save(
-    solved: Notebook, starter: Notebook, folder: Path, call: Callable[..., Any]
-) -> None:
+    solved: Notebook, starter: Notebook, folder: Path, call: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     path = _write(folder, solved)
     call(labkit.save)
     path.write_text(json.dumps(starter), "utf8")
@@ -106,6 +107,9 @@ def test_a_fresh_starter_does_not_wipe_out_a_save(
     assert work.cells["sampler"] == DRAW
     assert "sinks" in work.cells["decode-step"]
     assert not untouched("decode-step", work.cells["decode-step"])
+    printed = capsys.readouterr().out
+    assert "decode-step: not written here, so the saved version stays" in printed
+    assert "sampler: not written here" not in printed
     assert work.written["explain"].startswith("With 1 request")
 
 

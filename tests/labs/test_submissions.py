@@ -126,11 +126,14 @@ def test_a_slip_in_the_task_line_is_forgiven_and_mentioned(
     ]
 
 
-def test_a_percent_that_continues_a_line_is_no_magic(solved: Notebook, submit: Submit) -> None:
+@pytest.mark.parametrize("more", ["REST = (7\n    % 4)", "TEXT = '''\n%% of'''", "TEXT = '\\d'"])
+def test_a_percent_inside_a_statement_is_no_magic(
+    solved: Notebook, submit: Submit, more: str
+) -> None:
     cell = _cell(solved, "engine")
-    cell["source"] = _text(cell) + "\nREST = (7\n    % 4)\nTEXT = '\\d'"
+    cell["source"] = f"{_text(cell)}\n{more}"
     submission = submit(solved)
-    assert "    % 4)" in submission.cells["engine"]
+    assert submission.cells["engine"] == cell["source"]
     assert submission.notes == []
 
 
