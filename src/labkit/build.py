@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,22 @@ from typing import Any
 from labkit.lab import Lab, LabError
 
 BEGIN_SOLUTION, END_SOLUTION = "### BEGIN SOLUTION", "### END SOLUTION"
+SETS_LAB = re.compile(r"^LAB = ", re.M)
+KEEP_TEXT = """\
+## Keep your work
+
+A runtime in Colab can vanish, and this notebook with it. `labkit.save()` writes your task cells and
+answers to one small file: to Drive where it is mounted, else your browser downloads it or it lies
+beside the notebook. `labkit.restore()` puts them back into a fresh copy. Every check saves what
+you have run so far, too."""
+KEEP_CODE = """\
+# labkit.save()
+# labkit.restore()"""
+SUBMIT_TEXT = """\
+## Hand in
+
+The cell below writes one small file, says what is missing, and in Colab downloads it."""
+SUBMIT_CODE = "labkit.submit()"
 VARIANT_BLOCK = re.compile(
     r"^[ \t]*### BEGIN VARIANT ([\w -]+)\n(.*?)^[ \t]*### END VARIANT[ \t]*\n?", re.M | re.S
 )
@@ -133,6 +150,19 @@ def build_notebook(lab: Lab, variant: str | None = None, *, solution: bool = Fal
     Cells carry labkit's metadata and nbgrader's (schema 3): a task cell is a solution cell,
     its check a graded test cell with the task's points, a written answer is graded by hand.
     """
+    return _notebook(lab, variant, lambda cell: cell.reference if solution else cell.starter)
+
+
+def nbgrader_source(lab: Lab, variant: str | None = None) -> Any:
+    """Build what nbgrader takes as an assignment's source: solutions between their markers.
+
+    From the starter `nbgrader generate_assignment` would make cells without their signatures,
+    since it empties a solution cell in which it finds no marker.
+    """
+    return _notebook(lab, variant, lambda cell: cell.source)
+
+
+def _notebook(lab: Lab, variant: str | None, source_of: Callable[[Cell], str]) -> Any:
     from nbformat import v4
 
     chosen = lab.variant(variant)
@@ -142,14 +172,23 @@ def build_notebook(lab: Lab, variant: str | None = None, *, solution: bool = Fal
         "language_info": {"name": "python"},
         "labkit": {"lab": lab.slug, "variant": chosen},
     }
-    for number, cell in enumerate(read_cells(lab.folder / "master.py", lab, chosen)):
-        source = cell.reference if solution else cell.starter
+    for identifier, cell in _numbered(read_cells(lab.folder / "master.py", lab, chosen)):
         make: Any = v4.new_markdown_cell if cell.markdown else v4.new_code_cell
-        identifier = f"{cell.kind}-{cell.name}" if cell.name else f"text-{number:02d}"
-        made = make(source, id=identifier)
+        made = make(source_of(cell), id=identifier)
         made.metadata = _metadata(lab, cell, identifier)
         notebook.cells.append(made)
     return notebook
+
+
+def _numbered(cells: list[Cell]) -> Iterator[tuple[str, Cell]]:
+    """Give each cell its id, and add those that every lab has: to keep the work, to hand it in."""
+    for number, cell in enumerate(cells):
+        yield f"{cell.kind}-{cell.name}" if cell.name else f"text-{number:02d}", cell
+        if cell.kind == "text" and not cell.markdown and SETS_LAB.search(cell.source):
+            yield "keep-text", Cell("text", "", KEEP_TEXT, True)
+            yield "keep", Cell("text", "", KEEP_CODE, False)
+    yield "submit-text", Cell("text", "", SUBMIT_TEXT, True)
+    yield "submit", Cell("text", "", SUBMIT_CODE, False)
 
 
 def _metadata(lab: Lab, cell: Cell, identifier: str) -> dict[str, Any]:

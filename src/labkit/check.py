@@ -2,7 +2,8 @@
 
 A check calls the reader's function on a few fixed inputs and says in words what was
 called, what was expected and what came back. It judges returned values, so nothing that
-is printed counts.
+is printed counts. In a notebook it also keeps the outcome and the cells run so far (see
+`labkit.save`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from labkit.lab import import_checks, load_lab
+from labkit.save import keep_progress
 from labkit.subject import Subject, Wrong, in_notebook
 
 SECONDS = 2.0  # for all checks of a task together
@@ -72,6 +74,8 @@ def check(task: str, namespace: dict[str, Any] | None = None) -> None:
                 f"    no answer within {SECONDS:g} s: is there an endless loop?",
             ]
             break
+    kept = keep_progress(namespace, wanted.name, passed, len(checks))
+    lines += [kept] if kept else []
     head = f"{task}: {passed} of {len(checks)} public checks pass"
     if passed < len(checks):
         raise CheckFailed("\n".join([head, *lines]))

@@ -8,20 +8,29 @@ each; `Executor` serves them, `main` puts it behind a pipe. `labkit.check` uses 
 Values travel as JSON, with two additions: bytes are `{"$bytes": hex}` and a NumPy array is
 `{"$array": base64, "dtype": …, "shape": …}`. Nothing else crosses, least of all an object
 with an `__eq__` of its own.
+
+Code that an earlier task of the lab holds is not here: a stand-in of the same name asks the
+parent, which asks the reference in another child.
 """
 
 from __future__ import annotations
 
 import base64
+import builtins
 import copy
 import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 DTYPES = ("float64", "float32", "int64", "bool")
 MAX_TEXT = 400  # characters of an error message
+MAX_DEPTH = 32  # lists and dicts inside one another
+MAX_BITS = 1000  # of an integer: one that still has a float next to it
+
+Ask = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def to_wire(value: Any) -> Any:
@@ -52,47 +61,69 @@ def to_wire(value: Any) -> Any:
     raise TypeError(f"a value of type {type(value).__name__}")
 
 
-def from_wire(value: Any) -> Any:
+def from_wire(value: Any, depth: int = MAX_DEPTH) -> Any:
     """Undo `to_wire`; a tuple comes back as a list.
 
     Raises:
-        ValueError: an array whose dtype, shape and bytes disagree, or bad hex.
+        ValueError: an array whose dtype, shape and bytes disagree, bad hex, lists too deep,
+            an integer too large.
     """
-    if type(value) is list:
-        return [from_wire(item) for item in value]
-    if type(value) is not dict:
+    if type(value) is int and value.bit_length() > MAX_BITS:
+        raise ValueError(f"an integer of {value.bit_length()} bits; {MAX_BITS} are allowed")
+    if type(value) not in (list, dict):
         return value
+    if depth == 0:
+        raise ValueError(f"more than {MAX_DEPTH} lists and dicts inside one another")
+    if type(value) is list:
+        return [from_wire(item, depth - 1) for item in value]
     if "$bytes" in value:
         return bytes.fromhex(value["$bytes"])
-    if "$array" not in value:
-        return {key: from_wire(item) for key, item in value.items()}
+    if "$array" in value:
+        return _array(value["$array"], value["dtype"], value["shape"])
+    return {key: from_wire(item, depth - 1) for key, item in value.items()}
+
+
+def _array(encoded: str, dtype: Any, shape: Any) -> Any:
+    """An array from its bytes, once dtype, shape and number of bytes agree."""
     import numpy
 
-    shape, dtype = value["shape"], value["dtype"]
-    if dtype not in DTYPES or not all(type(n) is int and n >= 0 for n in shape):
+    if dtype not in DTYPES or type(shape) is not list or len(shape) > MAX_DEPTH:
         raise ValueError(f"an array of dtype {dtype!r} and shape {shape!r}")
-    data = base64.b64decode(value["$array"], validate=True)
+    data = base64.b64decode(encoded, validate=True)
+    size = numpy.dtype(dtype).itemsize
+    for n in shape:
+        if type(n) is not int or n < 0:
+            raise ValueError(f"an array of shape {shape!r}")
+        size *= n
+    if size != len(data):
+        raise ValueError(f"{len(data)} bytes for an array of shape {shape!r}")
+    if dtype == "bool" and data.translate(None, b"\0\1"):
+        raise ValueError("truth values other than 0 and 1")
     return numpy.frombuffer(data, dtype=dtype).reshape(shape).copy()
 
 
 class Executor:
     """Runs requests on a namespace.
 
-    Requests (`op`): `load` a list of cells into a fresh namespace; `call` a function;
-    `new` makes an object and answers its handle; `method` and `get` reach into one.
+    Requests (`op`): `load` a list of cells into a fresh namespace, after stand-ins for code
+    that is elsewhere; `call` a function; `new` makes an object and answers its handle;
+    `method` and `get` reach into one.
     """
 
     def __init__(
         self,
         namespace: dict[str, Any] | None = None,
         through: tuple[type[BaseException], ...] = (),
+        ask: Ask | None = None,
     ) -> None:
         """Serve `namespace`, or an empty one to load cells into.
 
-        Whatever the reader's code raises becomes an answer, save what is in `through`.
+        Whatever the reader's code raises becomes an answer, save what is in `through`;
+        stand-ins put their requests to `ask`.
         """
         self.namespace = {} if namespace is None else namespace
         self._through = through
+        self._ask = ask
         self._objects: list[Any] = []
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +144,9 @@ class Executor:
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
         self.namespace, self._objects = {"__name__": "__main__"}, []
+        for name, methods in request.get("stand_ins", {}).items():
+            assert self._ask is not None
+            self.namespace[name] = _stand_in(self.namespace, self._ask, name, methods)
         for name, source in request["cells"]:
             exec(compile(source, f"<cell {name}>", "exec"), self.namespace)
         return {"value": None}
@@ -121,7 +155,8 @@ class Executor:
         return self._run(self._lookup(request["name"]), request)
 
     def _new(self, request: dict[str, Any]) -> dict[str, Any]:
-        made = self._lookup(request["name"])(*from_wire(request["args"]))
+        named = from_wire(request.get("named", {}))
+        made = self._lookup(request["name"])(*from_wire(request["args"]), **named)
         self._objects.append(made)
         return {"value": len(self._objects) - 1}
 
@@ -134,7 +169,7 @@ class Executor:
 
     def _run(self, function: Any, request: dict[str, Any]) -> dict[str, Any]:
         args = copy.deepcopy(from_wire(request["args"]))
-        reply = self._reply(function(*args))
+        reply = self._reply(function(*args, **from_wire(request.get("named", {}))))
         if "error" not in reply and request.get("returning"):
             reply["args"] = [to_wire(args[i]) for i in request["returning"]]
         return reply
@@ -149,6 +184,71 @@ class Executor:
         if name not in self.namespace:
             raise NameError(f"{name} is not defined: has its cell been run, under that name?")
         return self.namespace[name]
+
+
+def _stand_in(namespace: dict[str, Any], ask: Ask, name: str, methods: list[str] | None) -> Any:
+    """A function, or with `methods` a class, that asks whoever holds the code."""
+
+    def send(request: dict[str, Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        changeable = [i for i, arg in enumerate(args) if _can_change(arg)]
+        wire = {"args": to_wire(args), "named": to_wire(named), "returning": changeable}
+        reply = ask(request | wire)
+        if "error" in reply:
+            raise _error_of(namespace, reply["error"])
+        for i, after in zip(changeable, from_wire(reply.get("args", [])), strict=False):
+            _write_back(args[i], after)
+        return from_wire(reply["value"])
+
+    def function(*args: Any, **named: Any) -> Any:
+        return send({"op": "call", "name": name}, args, named)
+
+    if methods is None:
+        return function
+
+    class StandIn:
+        def __init__(self, *args: Any, **named: Any) -> None:
+            self._handle = send({"op": "new", "name": name}, args, named)
+
+        def __getattr__(self, attribute: str) -> Any:
+            if attribute.startswith("_"):
+                raise AttributeError(attribute)
+            return send({"op": "get", "handle": self._handle, "name": attribute}, (), {})
+
+    def method(called: str) -> Any:
+        def run(self: Any, *args: Any, **named: Any) -> Any:
+            return send({"op": "method", "handle": self._handle, "name": called}, args, named)
+
+        return run
+
+    for called in methods:
+        setattr(StandIn, called, method(called))
+    StandIn.__name__ = StandIn.__qualname__ = function.__name__ = name
+    return StandIn
+
+
+def _can_change(value: Any) -> bool:
+    """Whether code elsewhere may have changed its copy of a value: a list, dict or array."""
+    return hasattr(value, "__setitem__") and type(value) is not bytearray
+
+
+def _write_back(target: Any, after: Any) -> None:
+    """Do to an argument what the code elsewhere did to its copy."""
+    if type(target) is dict:
+        target.clear()
+        target.update(after)
+    elif type(target) is list:
+        target[:] = after
+    else:
+        target[...] = after
+
+
+def _error_of(namespace: dict[str, Any], words: str) -> BaseException:
+    """The exception that a stand-in's code raised elsewhere, or the nearest there is here."""
+    name, _, message = words.partition(": ")
+    kind = namespace.get(name, getattr(builtins, name, None))
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        return kind(message)
+    return RuntimeError(words)
 
 
 def _words(error: BaseException) -> str:
@@ -176,14 +276,21 @@ def _limit(limits: dict[str, int]) -> None:
 def main() -> None:
     """Serve requests from standard input until it ends."""
     limits, packages = json.loads(sys.argv[1])
-    sys.path.insert(0, "/packages") if packages is None else sys.path.extend(packages)
+    sys.path.extend(packages)
     # The reader's prints go nowhere: the pipe belongs to the protocol.
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
     _limit(limits)
-    executor = Executor()
+
+    def ask(request: dict[str, Any]) -> dict[str, Any]:
+        replies.write(json.dumps({"ask": request}).encode() + b"\n")
+        replies.flush()
+        answer: dict[str, Any] = json.loads(requests.readline())
+        return answer
+
+    executor = Executor(ask=ask)
     for line in requests:
         request = json.loads(line)
         reply = executor.handle(request)

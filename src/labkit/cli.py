@@ -1,17 +1,20 @@
-"""The `labkit` command: build, verify, grade."""
+"""The `labkit` command: for readers, authors and instructors."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from labkit.build import build_notebook, drift, notebook_text, starter_path
-from labkit.grade import Grader
-from labkit.lab import LabError, load_lab
-from labkit.notebook import read_submission
+from labkit.lab import Lab, LabError, load_lab
 from labkit.sandbox import NoSandbox
-from labkit.verify import verify
+
+if TYPE_CHECKING:  # each command imports what it needs: a reader has no grading libraries
+    from labkit.classroom import Job, Settings
+    from labkit.variants import Choice
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,70 +28,277 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="labkit", description="build, verify and grade the labs")
-    commands = parser.add_subparsers(required=True, metavar="build|verify|grade")
-
-    build = commands.add_parser("build", help="make a lab's starter notebook from its master")
-    build.add_argument("lab", nargs="+", help="slug or folder")
-    build.add_argument("--check", action="store_true", help="only say whether it would change")
-    build.set_defaults(run=_build)
-
-    verifying = commands.add_parser("verify", help="grade reference, second solution and mutants")
-    verifying.add_argument("lab", help="slug or folder")
-    verifying.add_argument("--unsafe-local", action="store_true", help="without a sandbox")
-    verifying.set_defaults(run=_verify)
-
-    grading = commands.add_parser("grade", help="grade notebooks")
-    grading.add_argument("lab", help="slug or folder")
-    grading.add_argument("notebook", nargs="+", type=Path)
-    grading.add_argument("--out", type=Path, help="folder for NAME/results.json")
-    grading.add_argument("--variant", help="by default the lab's public one")
-    grading.add_argument(
-        "--unsafe-local",
-        action="store_true",
-        help="run submissions without a sandbox, with your own rights; for your own notebooks",
+    parser = argparse.ArgumentParser(
+        prog="labkit",
+        description="The labs of the book. Readers: save, restore, submit. Authors: new, build, "
+        "verify. Instructors: key, release, grade, regrade, bundle.",
     )
-    grading.set_defaults(run=_grade)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], words: str
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=words, description=words)
+        made.set_defaults(run=run)
+        return made
+
+    def takes_lab(made: argparse.ArgumentParser) -> None:
+        made.add_argument("lab", metavar="LAB", help="slug or folder")
+
+    def takes_key(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--course-key-file",
+            type=Path,
+            metavar="FILE",
+            help="secret that chooses variant and seeds; without it the public default",
+        )
+
+    def takes_unsafe(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--unsafe-local",
+            action="store_true",
+            help="run hand-ins without a sandbox, with your own rights; for your own notebooks",
+        )
+
+    def takes_class(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the results")
+        made.add_argument("--course", type=Path, metavar="FILE", help="course.toml with the rules")
+        made.add_argument(
+            "--jobs",
+            type=int,
+            default=os.cpu_count() or 1,
+            metavar="N",
+            help="hand-ins graded at a time (default: %(default)s, one a core)",
+        )
+        takes_key(made)
+        takes_unsafe(made)
+
+    made = command("save", _save, "write a notebook's work to a small file")
+    made.add_argument("notebook", type=Path, metavar="NOTEBOOK")
+    made.add_argument("--to", type=Path, metavar="FILE", help="by default LAB.save.json beside it")
+    made = command("restore", _restore, "put saved work back into a copy of a notebook")
+    made.add_argument("notebook", type=Path, metavar="NOTEBOOK")
+    made.add_argument("saved", type=Path, metavar="SAVED")
+    made.add_argument("--to", type=Path, metavar="FILE", help="by default NOTEBOOK-restored.ipynb")
+    made = command("submit", _submit, "write the file to hand in, and say what is missing")
+    made.add_argument("notebook", type=Path, metavar="NOTEBOOK")
+    made.add_argument("--to", type=Path, metavar="FILE", help="by default LAB.submit.json")
+
+    made = command("new", _new, "make a new lab that runs, to be changed into your own")
+    made.add_argument("slug", metavar="SLUG", help="lower-case words joined by hyphens")
+    made.add_argument("--in", dest="folder", type=Path, metavar="DIR", help="by default labs/")
+    made = command("build", _build, "make starter notebooks from their masters")
+    made.add_argument("lab", nargs="+", metavar="LAB", help="slug or folder")
+    made.add_argument("--check", action="store_true", help="only say whether it would change")
+    made.add_argument("--solution", type=Path, metavar="FILE", help="write the solved notebook")
+    made.add_argument("--nbgrader", type=Path, metavar="FILE", help="write nbgrader's source")
+    made = command("verify", _verify, "grade reference, second solution, starter and mutants")
+    takes_lab(made)
+    takes_unsafe(made)
+
+    made = command("key", _key, "make a course key")
+    made.add_argument("file", type=Path, metavar="FILE")
+    made = command("release", _release, "make the folder and zip that students get")
+    takes_lab(made)
+    takes_key(made)
+    made.add_argument("--out", type=Path, default=Path("release"), metavar="DIR")
+    made = command("grade", _grade, "grade a class: notebooks, submit files, folders or zips")
+    takes_lab(made)
+    made.add_argument("submission", nargs="+", type=Path, metavar="SUBMISSION")
+    takes_class(made)
+    made = command("regrade", _regrade, "grade again what is graded, and say what changed")
+    takes_lab(made)
+    made.add_argument("--student", action="append", default=[], help="only this one; repeatable")
+    takes_class(made)
+    made = command("bundle", _bundle, "make the zip that Gradescope takes as an autograder")
+    takes_lab(made)
+    takes_key(made)
+    made.add_argument("--out", type=Path, metavar="FILE", help="by default LAB-gradescope.zip")
+    takes_unsafe(made)
     return parser
 
 
+# ---- readers
+
+
+def _work_in(notebook: Path) -> tuple[Lab, dict[str, Any]]:
+    """A notebook's content and the lab that it says it is of."""
+    from labkit.work import load_notebook
+
+    content = load_notebook(notebook)
+    slug = content.get("metadata", {}).get("labkit", {}).get("lab")
+    return load_lab(slug if isinstance(slug, str) else notebook.stem), content
+
+
+def _save(options: argparse.Namespace) -> int:
+    return _write_work(options, "save")
+
+
+def _submit(options: argparse.Namespace) -> int:
+    return _write_work(options, "submit")
+
+
+def _write_work(options: argparse.Namespace, kind: str) -> int:
+    from labkit.work import keep_what_was_saved, read_work, summary, work_of
+
+    lab, content = _work_in(options.notebook)
+    work = work_of(lab, content)
+    saved = options.notebook.with_name(f"{lab.slug}.save.json")
+    target = options.to or options.notebook.with_name(f"{lab.slug}.{kind}.json")
+    said: list[str] = []
+    if saved.is_file() and kind == "save":
+        said += keep_what_was_saved(work, read_work(saved))
+    elif saved.is_file():
+        work.progress = read_work(saved).progress
+    work.write(target)
+    print("\n".join([*said, *summary(work, target, kind)]))
+    return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    import json
+
+    from labkit.work import load_notebook, put_back, read_work
+
+    notebook = options.notebook
+    made, names = put_back(load_notebook(notebook), read_work(options.saved))
+    target = options.to or notebook.with_name(f"{notebook.stem}-restored.ipynb")
+    target.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", "utf8")
+    print(f"wrote {target} with {', '.join(names) or 'nothing: the saved file is empty'}")
+    return 0
+
+
+# ---- authors
+
+
+def _new(options: argparse.Namespace) -> int:
+    from labkit.lab import labs_folder
+    from labkit.new import scaffold
+
+    folder = scaffold(options.slug, options.folder or labs_folder())
+    print(f"wrote {folder}: change it, then labkit build {folder} and labkit verify {folder}")
+    return 0
+
+
 def _build(options: argparse.Namespace) -> int:
+    from labkit.build import build_notebook, drift, nbgrader_source, notebook_text, starter_path
+
     drifted = []
     for name in options.lab:
         lab = load_lab(name)
         if options.check:
             drifted += [words for words in [drift(lab)] if words]
             continue
-        path = starter_path(lab)
-        path.write_text(notebook_text(build_notebook(lab)), "utf8")
-        print(f"wrote {path}")
+        wanted = [
+            (starter_path(lab), build_notebook(lab)),
+            (options.solution, build_notebook(lab, solution=True)),
+            (options.nbgrader, nbgrader_source(lab)),
+        ]
+        for path, notebook in wanted:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(notebook_text(notebook), "utf8")
+                print(f"wrote {path}")
     for words in drifted:
         print(f"labkit: {words}", file=sys.stderr)
     return 1 if drifted else 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    scores, problems = verify(load_lab(options.lab), unsafe_local=options.unsafe_local)
-    print(scores)
+    from tqdm import tqdm
+
+    from labkit.verify import file_problems, score_table, verify_rows
+
+    lab = load_lab(options.lab)
+    problems = file_problems(lab)
+    solutions = verify_rows(lab, unsafe_local=options.unsafe_local)
+    rows = list(tqdm(solutions, desc=f"verifying {lab.slug}", unit=" solutions", disable=None))
+    problems += [f"{row.name}: {row.problem}" for row in rows if row.problem]
+    print(score_table(lab, rows))
     for problem in problems:
         print(f"labkit: {problem}", file=sys.stderr)
     return 1 if problems else 0
 
 
-def _grade(options: argparse.Namespace) -> int:
+# ---- instructors
+
+
+def _release(options: argparse.Namespace) -> int:
+    from labkit.release import release
+
     lab = load_lab(options.lab)
-    grader = Grader(lab, options.variant, unsafe_local=options.unsafe_local)
-    for path in options.notebook:
-        submission = read_submission(path, lab)
-        if submission.variant not in (None, grader.variant):
-            submission.notes.append(
-                f"the notebook is of variant {submission.variant}, graded as {grader.variant}"
-            )
-        report = grader.grade(submission)
-        print(f"{path}\n{report.text()}\n")
-        if options.out is not None:
-            report.write(options.out / path.stem / "results.json")
+    for path in release(lab, options.out, _choice(options, lab).variant):
+        print(f"wrote {path}")
     return 0
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    from labkit.bundle import bundle
+
+    lab = load_lab(options.lab)
+    path = options.out or Path(f"{lab.slug}-gradescope.zip")
+    bundle(lab, path, _choice(options, lab), unsafe_local=options.unsafe_local)
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def _grade(options: argparse.Namespace) -> int:
+    from labkit.classroom import plan
+    from labkit.intake import find_handins
+
+    settings = _settings(options)
+    handins, problems = find_handins(options.submission, settings.lab())
+    return _finish(options, settings, plan(handins, settings, options.out), problems)
+
+
+def _regrade(options: argparse.Namespace) -> int:
+    from labkit.classroom import plan_again, records_in
+    from labkit.grading import what_changed
+
+    settings = _settings(options)
+    jobs = plan_again(options.out, settings, options.student)
+    before = records_in(options.out)
+    status = _finish(options, settings, jobs, [])
+    for words in what_changed(before, records_in(options.out)):
+        print(words)
+    return status
+
+
+def _finish(
+    options: argparse.Namespace, settings: Settings, jobs: list[Job], problems: list[str]
+) -> int:
+    from labkit.course import load_course
+    from labkit.grading import grade_and_publish
+
+    course = load_course(options.course, settings.lab().slug)
+    return grade_and_publish(settings, jobs, course, options.out, problems, options.jobs)
+
+
+def _key(options: argparse.Namespace) -> int:
+    from labkit.variants import new_key
+
+    key = new_key(options.file)
+    print(f"wrote {options.file}, fingerprint {key.fingerprint}: keep it, and keep it secret")
+    return 0
+
+
+def _choice(options: argparse.Namespace, lab: Lab) -> Choice:
+    from labkit.variants import choose, read_key
+
+    file = options.course_key_file
+    return choose(lab, None if file is None else read_key(file))
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    from labkit.classroom import Settings
+
+    lab = load_lab(options.lab)
+    if not (lab.folder / "hidden").is_dir():
+        raise LabError(
+            f"{lab.folder} has no hidden tests: grading needs a clone of the repository, an "
+            "installed package holds what readers need"
+        )
+    return Settings(lab.folder, _choice(options, lab), options.unsafe_local)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,35 @@
 """Grading: the hidden tests run here, the reader's code runs in a child.
 
-Each task is judged with the reference's code for the tasks it needs, so that an early slip
-does not sink the rest; a test marked `whole` runs on the reader's own cells throughout.
-Tests are functions `test_*(student, variant)`, Hypothesis or plain; each starts from freshly
-loaded cells.
+Each task is judged with the reference answering for the tasks it needs, so that an early slip
+does not sink the rest; a test marked `whole` runs on the reader's own cells throughout, in a
+child that has met nothing else. Tests are functions `test_*(student, variant)`, Hypothesis or
+plain, which may also ask for `seed`; each starts from freshly loaded cells. Nothing that a
+student wrote makes grading raise.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
-from labkit.build import given_cells, reference_cells
-from labkit.lab import HiddenTest, Lab, Task, import_hidden
+from labkit.build import given_cells, read_cells, reference_cells
+from labkit.lab import Lab, Task, import_hidden
 from labkit.notebook import Submission
+from labkit.predecessors import Relay, interface_of
 from labkit.report import BROKEN, Outcome, Report
-from labkit.sandbox import Child, ChildLost, Limits
+from labkit.sandbox import Child, ChildLost, Limits, Surroundings
 from labkit.subject import Subject, in_child
+from labkit.variants import PUBLIC_SEED, CourseKey, choose
 
 EXAMPLES = 25  # random inputs that a property is tried on
 MAX_LOST = 3  # children that may be lost in one task before its other tests are given up
+
+Cells = list[tuple[str, str]]
 
 
 @dataclass
@@ -31,20 +39,24 @@ class Grader:
     Args:
         lab: the lab.
         variant: which variant; None for the public default.
-        seed: of the random inputs.
-        unsafe_local: run without bubblewrap.
+        seed: of all random inputs; a course key gives one (`labkit.variants.choose`).
+        unsafe_local: run without bubblewrap; every report then says so.
+        limits: what a child may use.
     """
 
     lab: Lab
     variant: str | None = None
-    seed: int = 0
+    seed: int = PUBLIC_SEED
     unsafe_local: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         self.variant = self.lab.variant(self.variant)
+        self._surroundings = Surroundings(self.lab.packages, self.lab.withheld)
         self._given = given_cells(self.lab, self.variant)
         self._reference = reference_cells(self.lab, self.variant)
+        found = read_cells(self.lab.folder / "master.py", self.lab, self.variant)
+        self._starters = {cell.name: cell.starter for cell in found if cell.kind == "task"}
 
     def grade(self, submission: Submission, tasks: Iterable[Task] | None = None) -> Report:
         """Judge the tasks of a submission (all of them, or those named)."""
@@ -56,73 +68,140 @@ class Grader:
         return report
 
     def _grade_task(self, task: Task, submission: Submission) -> list[Outcome]:
+        functions = _functions(self.lab, task)
+        titles = {t.name: _title(functions[t.name]) for t in task.tests}
         if task.name in submission.problems:
             reason = submission.problems[task.name]
-            return [Outcome(task, test, "", 0.0, reason) for test in task.tests]
-        functions = _functions(self.lab, task)
-        outcomes: list[Outcome] = []
-        child: Child | None = None
-        lost = 0
-        try:
-            for test in task.tests:
-                function = functions[test.name]
-                title = " ".join((function.__doc__ or test.name).split())
-                if lost >= MAX_LOST:
-                    reason = f"not run: {lost} tests of this task before it ended the process"
-                    outcomes.append(Outcome(task, test, title, 0.0, reason))
-                    continue
-                if child is None:
-                    child = Child(self.lab.packages, self.limits, unsafe_local=self.unsafe_local)
-                complaint = self._run(child, task, test, submission, function)
-                points = test.points if complaint is None else 0.0
-                outcomes.append(Outcome(task, test, title, points, complaint))
-                if child.is_lost:
-                    child.close()
-                    child, lost = None, lost + 1
-        finally:
-            if child is not None:
-                child.close()
-        return outcomes
+            return [Outcome(task, test, titles[test.name], 0.0, reason) for test in task.tests]
+        found: dict[str, Outcome] = {}
+        for whole in (False, True):
+            tests = [test for test in task.tests if test.whole is whole]
+            with _Bench(self, task, submission, whole) as bench:
+                for test in tests:
+                    start = time.perf_counter()
+                    complaint = bench.run(functions[test.name])
+                    points = test.points if complaint is None else 0.0
+                    seconds = time.perf_counter() - start
+                    found[test.name] = Outcome(
+                        task, test, titles[test.name], points, complaint, seconds
+                    )
+        return [found[test.name] for test in task.tests]
 
-    def _cells(
-        self, task: Task, test: HiddenTest, submission: Submission
-    ) -> list[tuple[str, str]] | str:
-        """The cells a test runs on, or why there are none."""
-        cells = list(self._given)
-        for needed in task.needs:
-            if not test.whole:
-                cells.append((needed, self._reference[needed]))
-            elif needed in submission.problems:
-                return f"your {needed} is needed here: {submission.problems[needed]}"
-            else:
-                cells.append((needed, submission.cells[needed]))
-        return [*cells, (task.name, submission.cells[task.name])]
+    def _start(self, helper: Relay | None = None) -> Child:
+        return Child(self._surroundings, self.limits, unsafe_local=self.unsafe_local, helper=helper)
 
-    def _run(
-        self,
-        child: Child,
-        task: Task,
-        test: HiddenTest,
-        submission: Submission,
-        function: Callable[..., None],
-    ) -> str | None:
+    def _needed(self, task: Task) -> list[str]:
+        """The tasks that a task's predecessors are made of, in the lab's order."""
+        names = set(task.needs)
+        for earlier in reversed(self.lab.tasks):
+            if earlier.name in names:
+                names |= set(earlier.needs)
+        return [earlier.name for earlier in self.lab.tasks if earlier.name in names]
+
+
+class _Bench:
+    """Runs the tests of one task: its children, and what was lost so far."""
+
+    def __init__(self, grader: Grader, task: Task, submission: Submission, whole: bool) -> None:
+        self._grader, self._task = grader, task
+        self._stack = ExitStack()
+        self._child: Child | None = None
+        self._relay: Relay | None = None
+        self._lost = 0
+        self._given_up: str | None = None
+        self._message: dict[str, Any] = {"op": "load"}
+        cells: Cells = list(grader._given)
+        if whole:
+            for name in grader._needed(task):
+                if name in submission.problems:
+                    words = f"your {name} is needed here: {submission.problems[name]}"
+                    self._given_up = self._given_up or words
+                else:
+                    cells.append((name, submission.cells[name]))
+        elif task.needs:
+            interface = interface_of({name: grader._starters[name] for name in task.needs})
+            self._message["stand_ins"] = interface.stand_ins
+            cells += interface.open
+            reference = [(name, grader._reference[name]) for name in grader._needed(task)]
+            self._interface, self._behind = interface, [*grader._given, *reference]
+        self._has_stand_ins = bool(task.needs) and not whole
+        self._message["cells"] = [*cells, (task.name, submission.cells[task.name])]
+
+    def __enter__(self) -> _Bench:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def run(self, function: Callable[..., None]) -> str | None:
         """Run one test; return None if it passes, else the reason in words."""
-        cells = self._cells(task, test, submission)
-        if isinstance(cells, str):
-            return cells
+        if self._given_up is not None:
+            return self._given_up
+        child = self._child or self._new_child()
         try:
-            reply = child.request({"op": "load", "cells": cells})
+            if self._relay is not None:
+                self._relay.reset()
+            reply = child.request(self._message)
         except ChildLost as lost:
+            self._give_up(child, f"running the cell: {lost}", cell_is_at_fault=True)
             return f"running the cell: {lost}"
         if "error" in reply:
             return f"running the cell: {reply['error']}"
-        subject = Subject(in_child(child))
+        complaint = self._judge(function, Subject(in_child(child)))
+        if child.is_lost:
+            self._give_up(child, complaint or "", cell_is_at_fault=False)
+        return complaint
+
+    def _new_child(self) -> Child:
+        if self._has_stand_ins:
+            reference = self._stack.enter_context(self._grader._start())
+            self._relay = Relay(reference, self._interface, self._behind)
+        self._child = self._stack.enter_context(self._grader._start(self._relay))
+        return self._child
+
+    def _judge(self, function: Callable[..., None], subject: Subject) -> str | None:
+        arguments = {"student": subject, "variant": str(self._grader.variant)}
+        given = {"seed": self._grader.seed} if "seed" in _parameters(function) else {}
         try:
-            _seeded(function, self.seed)(student=subject, variant=str(self.variant))
+            _seeded(function, self._grader.seed)(**arguments, **given)
         except Exception as error:
             # Hypothesis may wrap the complaint (a flaky answer, several failures).
             return subject.last_complaint or f"{BROKEN}: {type(error).__name__}: {error}"
         return None
+
+    def _give_up(self, child: Child, words: str, *, cell_is_at_fault: bool) -> None:
+        """Count a lost child; decide whether the task's other tests are worth another."""
+        self._stack.close()
+        self._child = self._relay = None
+        self._lost += 1
+        if cell_is_at_fault:
+            self._given_up = words
+        elif child.is_out_of_time:
+            self._given_up = "not run: a test of this task before it used up the task's time"
+        elif self._lost >= MAX_LOST:
+            self._given_up = f"not run: {MAX_LOST} tests of this task before it ended the process"
+
+
+def grade_submission(
+    lab: Lab,
+    submission: Submission,
+    key: CourseKey | None = None,
+    *,
+    unsafe_local: bool = False,
+    limits: Limits | None = None,
+) -> Report:
+    """Grade one submission with the variant and seed that `key` chooses for the lab.
+
+    Raises:
+        NoSandbox: bubblewrap is missing or refused; nothing that a student wrote raises.
+    """
+    chosen = choose(lab, key)
+    grader = Grader(lab, chosen.variant, chosen.seed, unsafe_local, limits or Limits())
+    return grader.grade(submission)
+
+
+def _title(function: Callable[..., None]) -> str:
+    return " ".join((function.__doc__ or function.__name__).split())
 
 
 def _functions(lab: Lab, task: Task) -> dict[str, Callable[..., None]]:
@@ -137,6 +216,10 @@ def _functions(lab: Lab, task: Task) -> dict[str, Callable[..., None]]:
 def hidden_test_names(lab: Lab, task: Task) -> set[str]:
     """Names of the test functions in a task's hidden file."""
     return set(_functions(lab, task))
+
+
+def _parameters(function: Callable[..., None]) -> set[str]:
+    return set(inspect.signature(function).parameters)
 
 
 @functools.cache  # Hypothesis lets a test have its settings once

@@ -34,7 +34,7 @@ class HiddenTest:
 class Task:
     """One task: a cell that the reader writes.
 
-    `needs` names the tasks whose code it calls; grading puts the reference's there.
+    `needs` names the tasks whose code it calls; grading lets the reference answer for them.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Lab:
     written: tuple[Written, ...]
     variants: dict[str, str]  # name to one line of what is special
     default_variant: str
+    withheld: tuple[str, ...] = ()  # modules of quire that the lab asks the reader to write
 
     @property
     def automatic_points(self) -> float:
@@ -140,6 +141,7 @@ def load_lab(name: str | Path) -> Lab:
         written,
         {key: str(text) for key, text in raw["variants"].items()},
         raw["default_variant"],
+        tuple(raw.get("withheld", [])),
     )
     lab.variant(None)
     for task in lab.tasks:

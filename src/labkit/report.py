@@ -22,6 +22,7 @@ class Outcome:
     title: str
     points: float
     reason: str | None
+    seconds: float = 0.0  # that the test took, its child's start included
 
 
 @dataclass
@@ -50,6 +51,11 @@ class Report:
         """Failures of the grader, which say nothing about the submission."""
         reasons = [o.reason for o in self.outcomes if o.reason is not None]
         return [reason for reason in reasons if reason.startswith(BROKEN)]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time that the tests took."""
+        return sum(outcome.seconds for outcome in self.outcomes)
 
     def task_score(self, name: str) -> float:
         """Points earned in one task."""

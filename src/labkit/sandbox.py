@@ -1,35 +1,38 @@
-"""A child process for the reader's code, under bubblewrap, and the pipe to it.
+"""A child process for the reader's code, and the pipe to it.
 
-The child sees the interpreter, the packages that a task may import and `child.py`: no
-project file, no network, no other process, no environment, and it runs as nobody. The
-parent keeps the clock: a request that is not answered in time, or answered with too much,
-ends the child.
+What the child sees is `labkit.jail`'s business, what it may ask of the kernel that of
+`labkit.syscalls`. Here the parent keeps the clock and the scales: a request that is not
+answered in time, or answered with too much or with anything but plain JSON, ends the child.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import secrets
 import selectors
-import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from labkit import jail
 from labkit.child import from_wire
+from labkit.jail import NoSandbox, find_bubblewrap
+from labkit.syscalls import UnknownMachine, filter_program
 
-CHILD = Path(__file__).with_name("child.py")
-SYSTEM = "/usr"
+__all__ = ["Child", "ChildLost", "Limits", "NoSandbox"]
 
+ENDED = "the process ended: it crashed, or the code ended it"
+START_SECONDS = 30.0  # for the interpreter to answer, on a busy machine too
+MAX_WORDS = 600  # characters of an error that reach a report
+MAX_CONTAINERS = 100_000  # lists and dicts of a reply: each costs the parent 64 bytes and more
 
-class NoSandbox(RuntimeError):
-    """bubblewrap is missing or cannot work here; the message says what to do."""
+Request = dict[str, Any]
+Helper = Callable[[Any], Request]
 
 
 class ChildLost(RuntimeError):
@@ -38,13 +41,13 @@ class ChildLost(RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a child may use."""
+    """What a child may use. It is one thread, may start nothing and write no file at all."""
 
     call_seconds: float = 10.0  # wall time of one request, on a busy machine too
+    wall_seconds: float = 90.0  # of all requests to a child together
     cpu_seconds: int = 30  # of the whole child
     memory_bytes: int = 2 << 30  # of address space
-    reply_bytes: int = 16 << 20
-    file_bytes: int = 16 << 20
+    reply_bytes: int = 8 << 20
     open_files: int = 64
 
     def of_process(self) -> dict[str, int]:
@@ -52,109 +55,97 @@ class Limits:
         return {
             "RLIMIT_CPU": self.cpu_seconds,
             "RLIMIT_AS": self.memory_bytes,
-            "RLIMIT_FSIZE": self.file_bytes,
             "RLIMIT_NOFILE": self.open_files,
+            "RLIMIT_NPROC": 0,
+            "RLIMIT_FSIZE": 0,
             "RLIMIT_CORE": 0,
         }
 
 
-def find_bubblewrap() -> str:
-    """Return the path of `bwrap`.
+@dataclass(frozen=True)
+class Surroundings:
+    """What a lab's code finds in its child: packages, and modules of them that are withheld."""
+
+    packages: Sequence[str] = ()
+    withheld: Sequence[str] = ()
+
+
+def _start(
+    surroundings: Surroundings, limits: Limits, unsafe_local: bool
+) -> subprocess.Popen[bytes]:
+    """Start a child; with `unsafe_local` as a bare process.
 
     Raises:
-        NoSandbox: there is none, as on macOS.
+        NoSandbox: bubblewrap is missing, or there is no filter for this machine.
     """
-    found = shutil.which("bwrap")
-    if found is None:
-        raise NoSandbox(
-            "no bubblewrap (bwrap) on this machine, so a submission cannot be isolated: install "
-            "it (Debian: apt install bubblewrap), or pass --unsafe-local to run submissions with "
-            "your own rights, which is for your own notebooks only"
-        )
-    return found
+    packages, withheld = surroundings.packages, surroundings.withheld
+    arguments = ["-I", "-S", "-B"]
+    if unsafe_local:
+        found = jail.package_paths(packages, withheld).values()
+        outside = sorted({str(path.parent) for path in found})
+        script = json.dumps([limits.of_process(), outside])
+        return _open([sys.executable, *arguments, str(jail.CHILD), script], ())
+    bubblewrap = find_bubblewrap()
+    try:
+        program = filter_program()
+    except UnknownMachine as unknown:
+        raise NoSandbox(f"{unknown}; --unsafe-local runs your own notebooks without it") from None
+    with tempfile.TemporaryFile() as file:
+        file.write(program)
+        file.seek(0)
+        command = jail.command(bubblewrap, packages, withheld, file.fileno())
+        script = json.dumps([limits.of_process(), ["/packages"]])
+        return _open([*command, *arguments, "/child.py", script], (file.fileno(),))
 
 
-def _package_folders(packages: Sequence[str]) -> list[Path]:
-    """Folders to show: each package and the libraries a wheel puts beside it."""
-    folders = []
-    for name in packages:
-        spec = importlib.util.find_spec(name)
-        if spec is None or not spec.submodule_search_locations:
-            raise NoSandbox(f"the lab's tasks may import {name!r}, which is not installed here")
-        folder = Path(spec.submodule_search_locations[0])
-        folders += [folder, *folder.parent.glob(f"{name}.libs")]
-    return folders
-
-
-def _command(packages: Sequence[str], limits: Limits, bubblewrap: str | None) -> list[str]:
-    """The command line of a child; without bubblewrap a bare process."""
-    python = os.path.realpath(sys.executable)
-    folders = _package_folders(packages)
-    if bubblewrap is None:
-        outside = sorted({str(folder.parent) for folder in folders})
-        argument = json.dumps([limits.of_process(), outside])
-        return [python, "-I", "-S", "-B", str(CHILD), argument]
-    command = [bubblewrap, "--unshare-all", "--die-with-parent", "--new-session"]
-    command += ["--uid", "65534", "--gid", "65534", "--hostname", "lab", "--cap-drop", "ALL"]
-    command += ["--clearenv", "--setenv", "OPENBLAS_NUM_THREADS", "1"]
-    command += ["--ro-bind", SYSTEM, SYSTEM]
-    for name in ("lib", "lib64", "bin"):
-        if Path(f"/{name}").is_symlink():
-            command += ["--symlink", os.readlink(f"/{name}"), f"/{name}"]
-        elif Path(f"/{name}").is_dir():
-            command += ["--ro-bind", f"/{name}", f"/{name}"]
-    if not Path(sys.base_prefix).is_relative_to(SYSTEM):
-        command += ["--ro-bind", sys.base_prefix, sys.base_prefix]
-    for folder in folders:
-        command += ["--ro-bind", str(folder), f"/packages/{folder.name}"]
-    command += ["--ro-bind", str(CHILD), "/child.py", "--proc", "/proc", "--dev", "/dev"]
-    command += ["--size", str(limits.file_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp"]
-    command += ["--remount-ro", "/"]
-    return [
-        *command,
-        python,
-        "-I",
-        "-S",
-        "-B",
-        "/child.py",
-        json.dumps([limits.of_process(), None]),
-    ]
+def _open(command: list[str], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        env=jail.ENVIRONMENT,
+        pass_fds=descriptors,
+        bufsize=0,
+    )
 
 
 class Child:
     """One child process. After `ChildLost` it is gone, and every request says so again."""
 
     def __init__(
-        self, packages: Sequence[str], limits: Limits | None = None, *, unsafe_local: bool = False
+        self,
+        surroundings: Surroundings,
+        limits: Limits | None = None,
+        *,
+        unsafe_local: bool = False,
+        helper: Helper | None = None,
     ) -> None:
         """Start a child.
 
         Args:
-            packages: what the reader's code may import beside the standard library.
+            surroundings: what the reader's code may import beside the standard library.
             limits: what it may use.
             unsafe_local: run without bubblewrap, with the caller's own rights.
+            helper: answers what the stand-ins in the child ask; its argument is whatever the
+                child sent, so it must look before it acts.
 
         Raises:
             NoSandbox: bubblewrap is missing or refused.
         """
         self._limits = limits or Limits()
+        self._helper = helper
         self._lost: str | None = None
-        bubblewrap = None if unsafe_local else find_bubblewrap()
-        self._process = subprocess.Popen(
-            _command(packages, self._limits, bubblewrap),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={"OPENBLAS_NUM_THREADS": "1"},
-            bufsize=0,
-        )
+        self._process = _start(surroundings, self._limits, unsafe_local)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._in, False)
         os.set_blocking(self._out, False)
+        self._seconds_left = START_SECONDS
         try:
-            self.request({"op": "load", "cells": []}, seconds=30)
+            self.request({"op": "load", "cells": []}, seconds=START_SECONDS)
         except ChildLost:
             stderr = self._process.stderr
             said = stderr.read().decode(errors="replace").strip() if stderr else ""
@@ -163,13 +154,19 @@ class Child:
                 f"the sandbox does not start: {said[-300:] or 'no message'}; where user "
                 "namespaces are off, --unsafe-local runs your own notebooks without it"
             ) from None
+        self._seconds_left = self._limits.wall_seconds
 
     @property
     def is_lost(self) -> bool:
         """Whether a request has ended this child."""
         return self._lost is not None
 
-    def request(self, message: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether all its requests together took as long as they may."""
+        return self._seconds_left <= 0
+
+    def request(self, message: Request, seconds: float | None = None) -> Request:
         """Send a request and return the reply, its values unpacked.
 
         Raises:
@@ -177,24 +174,39 @@ class Child:
         """
         if self._lost is not None:
             raise ChildLost(self._lost)
-        deadline = time.monotonic() + (seconds or self._limits.call_seconds)
+        start = time.monotonic()
+        allowed = min(self._limits.call_seconds if seconds is None else seconds, self._seconds_left)
         number = secrets.randbits(48)
         try:
-            self._write(json.dumps({**message, "id": number}).encode() + b"\n", deadline)
-            return self._parse(self._read_line(deadline), number)
+            return self._exchange({**message, "id": number}, number, start + allowed)
+        except _TooLate:
+            self._lost = f"no answer within {self._limits.call_seconds:g} s"
+            if allowed == self._seconds_left:
+                self._lost = f"the {self._limits.wall_seconds:g} s of the task are used up"
         except ChildLost as lost:
             self._lost = str(lost)
-            self._process.kill()
-            raise
+        finally:
+            self._seconds_left -= time.monotonic() - start
+        self._process.kill()
+        raise ChildLost(self._lost)
 
-    def _write(self, data: bytes, deadline: float) -> None:
-        view = memoryview(data)
+    def _exchange(self, message: Request, number: int, deadline: float) -> Request:
+        """Send, answer what the child asks meanwhile, and return its reply."""
+        self._write(message, deadline)
+        while True:
+            reply = _parse(self._read_line(deadline))
+            if self._helper is None or "ask" not in reply:
+                return _reply(reply, number)
+            self._write(self._helper(reply["ask"]), deadline)
+
+    def _write(self, message: Request, deadline: float) -> None:
+        view = memoryview(json.dumps(message).encode() + b"\n")
         while view:
             self._wait(self._in, selectors.EVENT_WRITE, deadline)
             try:
                 view = view[os.write(self._in, view) :]
             except BrokenPipeError:
-                raise ChildLost("the process ended: it crashed, or the code ended it") from None
+                raise ChildLost(ENDED) from None
 
     def _read_line(self, deadline: float) -> bytes:
         chunks: list[bytes] = []
@@ -203,7 +215,7 @@ class Child:
             self._wait(self._out, selectors.EVENT_READ, deadline)
             chunk = os.read(self._out, 1 << 20)
             if not chunk:
-                raise ChildLost("the process ended: it crashed, or the code ended it")
+                raise ChildLost(ENDED)
             chunks.append(chunk)
             size += len(chunk)
             if size > self._limits.reply_bytes:
@@ -212,22 +224,10 @@ class Child:
                 return b"".join(chunks)
 
     def _wait(self, descriptor: int, event: int, deadline: float) -> None:
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:
             selector.register(descriptor, event)
             if not selector.select(max(0.0, deadline - time.monotonic())):
-                raise ChildLost(f"no answer within {self._limits.call_seconds:g} s")
-
-    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
-        """Accept exactly one well-formed reply to this request, and nothing beside it."""
-        try:
-            reply = json.loads(line)
-            if type(reply) is not dict or reply.get("id") != number:
-                raise ValueError("no reply to this request")
-            if type(reply.get("error")) is str:
-                return {"error": reply["error"]}
-            return {"value": from_wire(reply["value"]), "args": from_wire(reply.get("args", []))}
-        except (ValueError, KeyError, TypeError, RecursionError, MemoryError):
-            raise ChildLost("the answer is not what the protocol allows") from None
+                raise _TooLate
 
     def close(self) -> None:
         """End the child and everything it started."""
@@ -243,3 +243,41 @@ class Child:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class _TooLate(Exception):
+    """The deadline has passed."""
+
+
+def _parse(line: bytes) -> Request:
+    """Read one line that is one JSON object, and nothing beside it."""
+    try:
+        if line.count(b"[") + line.count(b"{") > MAX_CONTAINERS:
+            raise ChildLost(f"the answer holds more than {MAX_CONTAINERS} lists")
+        reply = json.loads(line)
+    except (ValueError, RecursionError, MemoryError):
+        reply = None
+    if type(reply) is not dict:
+        raise ChildLost("the answer is not what the protocol allows")
+    return reply
+
+
+def _reply(reply: Request, number: int) -> Request:
+    """Accept exactly a well-formed reply to the request of that number."""
+    try:
+        if reply.get("id") != number:
+            raise ValueError("no reply to this request")
+        if type(reply.get("error")) is str:
+            return {"error": printable(reply["error"])}
+        args = from_wire(reply.get("args", []))
+        if type(args) is not list:
+            raise ValueError("no list of arguments")
+        return {"value": from_wire(reply["value"]), "args": args}
+    except (ValueError, KeyError, TypeError, RecursionError, MemoryError):
+        raise ChildLost("the answer is not what the protocol allows") from None
+
+
+def printable(words: str) -> str:
+    """Cut words of the child's to a length and characters that any page and terminal can show."""
+    kept = (c if c.isprintable() or c == "\n" else "\ufffd" for c in words[:MAX_WORDS])
+    return "".join(kept) + ("…" if len(words) > MAX_WORDS else "")

@@ -107,6 +107,8 @@ class Subject:
         """Call a function; return its value and the arguments at `returning` as it left them."""
         request = {"op": "call", "name": name, "args": to_wire(args), "returning": list(returning)}
         reply = self._caller.send(lambda: _call(name, args), request)
+        if len(reply["args"]) != len(returning):
+            self.fail(f"called {_call(name, args)}\ngot its arguments back incomplete")
         return reply["value"], reply["args"]
 
     def expect(

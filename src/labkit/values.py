@@ -82,9 +82,12 @@ def _number_difference(got: Any, want: float, tolerance: float) -> str | None:
 
 def _array_difference(got: Any, want: np.ndarray[Any, Any], tolerance: float) -> str | None:
     try:
-        given = np.asarray(got, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
+        given = np.asarray(got)
+    except ValueError:  # lists of unlike lengths
+        given = np.array(None)
+    if given.dtype.kind not in "biuf":
         return f"expected numbers of shape {want.shape}, got {_kind(got)}"
+    given = given.astype(np.float64)
     if given.shape != want.shape:
         return f"expected shape {want.shape}, got {given.shape}"
     with np.errstate(invalid="ignore"):

@@ -3,22 +3,29 @@
 The reference and an independent second solution must earn every point in every variant,
 the starter none, and each mutant (a wrong solution) must lose points in the task it
 targets. A mutant is a TOML file with the bug in words and either edits of the reference,
-`old` for `new`, or the name of a percent file whose cells replace the reference's.
+`old` for `new`, or the name of a percent file whose cells replace the reference's. One that
+says `at_most` is graded in every variant. A lab that withholds modules of quire asks for what
+quire has, so one of its mutants must be quire's own code, earning at most 40.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from labkit.build import build_notebook, drift, notebook_text, read_cells, reference_cells
 from labkit.grade import Grader, hidden_test_names
-from labkit.lab import Lab, LabError, Task
+from labkit.lab import Lab, LabError, Task, labs_folder
 from labkit.notebook import Submission, collect
 from labkit.report import Report, table
+
+OWN_AT_MOST = 40  # points of 100 that quire's own code may earn
+CHAPTER_ANCHOR = re.compile(r"chapters/([\w/-]+\.md)#([\w-]+)")
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,17 @@ def load_mutants(lab: Lab) -> list[Mutant]:
     Raises:
         LabError: an edit whose `old` does not occur exactly once, or an empty mutant.
     """
-    return [_load_mutant(lab, path) for path in sorted((lab.folder / "mutants").glob("*.toml"))]
+    mutants = []
+    for path in sorted((lab.folder / "mutants").glob("*.toml")):
+        raw = tomllib.loads(path.read_text("utf8"))
+        everywhere = "at_most" in raw and "variant" not in raw
+        for variant in lab.variants if everywhere else [lab.variant(raw.get("variant"))]:
+            name = f"{path.stem}, {variant}" if everywhere else path.stem
+            mutants.append(_load_mutant(lab, path, raw, name, variant))
+    return mutants
 
 
-def _load_mutant(lab: Lab, path: Path) -> Mutant:
-    raw = tomllib.loads(path.read_text("utf8"))
-    variant = lab.variant(raw.get("variant"))
+def _load_mutant(lab: Lab, path: Path, raw: dict[str, Any], name: str, variant: str) -> Mutant:
     if "cells" in raw:
         found = read_cells(path.with_name(raw["cells"]), lab, variant)
         cells = {cell.name: cell.reference for cell in found if cell.kind == "task"}
@@ -70,7 +82,27 @@ def _load_mutant(lab: Lab, path: Path) -> Mutant:
             cells[raw["task"]] = source.replace(edit["old"], edit["new"])
     if not cells:
         raise LabError(f"{path.name} changes no task")
-    return Mutant(path.stem, raw["bug"], variant, cells, raw.get("at_most"))
+    return Mutant(name, raw["bug"], variant, cells, raw.get("at_most"))
+
+
+def own_problems(lab: Lab, mutants: Iterable[Mutant]) -> list[str]:
+    """Say what is missing of quire's own code among the mutants of a lab that asks for it."""
+    if not lab.withheld:
+        return []
+    tasks = {task.name for task in lab.tasks}
+    complete = {
+        mutant.variant
+        for mutant in mutants
+        if mutant.at_most is not None
+        and mutant.at_most <= OWN_AT_MOST
+        and set(mutant.cells) == tasks
+    }
+    return [
+        f"variant {variant}: no mutant hands in quire's own code for every task with `at_most` of "
+        f"{OWN_AT_MOST} or less"
+        for variant in lab.variants
+        if variant not in complete
+    ]
 
 
 def map_problems(lab: Lab) -> list[str]:
@@ -82,11 +114,23 @@ def map_problems(lab: Lab) -> list[str]:
         problems += [f"{task.name}: {name} is not in lab.toml" for name in written - listed]
         problems += [f"{task.name}: {name} is in lab.toml only" for name in listed - written]
         for test in task.tests:
-            if not any(" ".join(test.spec.split()) in text for text in texts):
+            sentence = " ".join(test.spec.split())
+            cited = bool(sentence) and any(sentence in text for text in texts)
+            if not cited and not _is_in_a_chapter(sentence):
                 problems.append(
-                    f"{task.name}: {test.name} cites no sentence of the lab: {test.spec}"
+                    f"{task.name}: {test.name} cites no sentence of the lab and no anchor of a "
+                    f"chapter: {test.spec}"
                 )
     return problems
+
+
+def _is_in_a_chapter(spec: str) -> bool:
+    """Whether `chapters/page.md#anchor` is there: a MyST label, `(anchor)=`, on that page."""
+    found = CHAPTER_ANCHOR.fullmatch(spec)
+    if found is None:
+        return False
+    page = labs_folder().parent / "chapters" / found.group(1)
+    return page.is_file() and f"\n({found.group(2)})=" in "\n" + page.read_text("utf8")
 
 
 def _words(notebook: object) -> str:
@@ -167,16 +211,27 @@ def _first_reason(report: Report) -> str:
     return f"{failed.test.name}: {failed.reason}"
 
 
+def file_problems(lab: Lab) -> list[str]:
+    """What is wrong with a lab's files, before anything is graded."""
+    drifted = drift(lab)
+    found = map_problems(lab) + own_problems(lab, load_mutants(lab))
+    return found + ([drifted] if drifted else [])
+
+
+def verify_rows(lab: Lab, *, unsafe_local: bool = False) -> Iterator[Row]:
+    """Grade every solution there is, right ones first; a row is yielded once it is known."""
+    options = {"unsafe_local": unsafe_local}
+    yield from verify_solution(lab, "master.py", options)
+    yield from verify_solution(lab, "second.py", options)
+    yield verify_starter(lab, options)
+    for mutant in load_mutants(lab):
+        yield verify_mutant(lab, mutant, options)
+
+
 def verify(lab: Lab, *, unsafe_local: bool = False) -> tuple[str, list[str]]:
     """Run everything; return the table of scores and the problems found."""
-    options = {"unsafe_local": unsafe_local}
-    problems = map_problems(lab)
-    drifted = drift(lab)
-    problems += [drifted] if drifted else []
-    rows = verify_solution(lab, "master.py", options)
-    rows += verify_solution(lab, "second.py", options)
-    rows.append(verify_starter(lab, options))
-    rows += [verify_mutant(lab, mutant, options) for mutant in load_mutants(lab)]
+    problems = file_problems(lab)
+    rows = list(verify_rows(lab, unsafe_local=unsafe_local))
     problems += [f"{row.name}: {row.problem}" for row in rows if row.problem]
     return score_table(lab, rows), problems
 

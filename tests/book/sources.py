@@ -33,9 +33,9 @@ def files() -> Iterator[Path]:
 
 
 def pages() -> list[Path]:
-    """The pages of the book and of the repository's front."""
+    """The pages of the book and of the repository's front; a lab's rubric is none."""
     found = [*ROOT.glob("*.md"), *(ROOT / "book").rglob("*.md"), *(ROOT / "chapters").rglob("*.md")]
-    return sorted(path for path in found if "_static" not in path.parts)
+    return sorted(path for path in found if not {"_static", "example-lab"} & set(path.parts))
 
 
 def notebooks() -> list[Path]:

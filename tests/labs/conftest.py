@@ -12,6 +12,7 @@ import pytest
 from labkit.build import build_notebook, notebook_text
 from labkit.grade import Grader
 from labkit.lab import Lab, load_lab
+from labkit.new import scaffold
 from labkit.notebook import Submission, read_submission
 from labkit.report import Report
 
@@ -51,3 +52,9 @@ def grade_cell(lab: Lab) -> Callable[..., Report]:
         return grader.grade(Submission(cells={task: source}), [lab.task(task)])
 
     return grade
+
+
+@pytest.fixture(scope="session")
+def small_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """The lab that `labkit new` writes: two tasks that run in milliseconds."""
+    return load_lab(scaffold("step-filling", tmp_path_factory.mktemp("labs")))

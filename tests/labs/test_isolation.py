@@ -1,30 +1,36 @@
-"""The grading child: what hostile or broken code can reach and what it earns."""
+"""The grading child: what code in it can reach, and how it is given up when it misbehaves."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+import struct
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from labkit.lab import Lab
-from labkit.report import Report
-from labkit.sandbox import Child, ChildLost, Limits, NoSandbox
+from labkit import jail
+from labkit.child import from_wire, to_wire
+from labkit.predecessors import Relay, interface_of
+from labkit.sandbox import Child, ChildLost, Limits, NoSandbox, Surroundings, printable
+from labkit.syscalls import DENIED, UnknownMachine, filter_program
 
-Grade = Callable[..., Report]
+NUMPY = Surroundings(["numpy"])
 ROOT = Path(__file__).resolve().parents[2]
+LIMITS = Limits(call_seconds=3.0, reply_bytes=1 << 20)
 
 
 @pytest.fixture
 def child() -> Iterator[Child]:
-    with Child(["numpy"], Limits(call_seconds=3.0, reply_bytes=1 << 20)) as made:
+    with Child(NUMPY, LIMITS) as made:
         yield made
 
 
-def _ask(child: Child, body: str) -> object:
+def _ask(child: Child, body: str) -> Any:
     """Run a function's body in the child and return what it gives."""
     lines = "\n".join(f"    {line}" for line in body.strip().split("\n"))
     reply = child.request({"op": "load", "cells": [["probe", f"def probe():\n{lines}"]]})
@@ -33,86 +39,165 @@ def _ask(child: Child, body: str) -> object:
     return reply.get("value", reply.get("error"))
 
 
-def test_no_project_file_is_there(child: Child) -> None:
-    seen = _ask(
-        child,
-        f"""
+# ---- what is there
+
+
+def test_the_whole_file_system_holds_nothing_of_the_project(child: Child) -> None:
+    body = """
 import os
+names = ("quire", "labkit", "hidden", "lab.toml", "master.py", "torch", "hypothesis", "pytest")
 found = []
-for folder in ({str(ROOT)!r}, {str(ROOT / "labs")!r}, {str(Path.cwd())!r}, "/home", "/etc"):
+for base, folders, files in os.walk("/"):
+    found += [os.path.join(base, f) for f in folders + files if f in names]
+return [sorted(set(os.listdir("/")) - {"lib", "lib64", "usr"}), found]
+"""
+    tops, found = _ask(child, body)
+    assert found == []
+    home = Path(sys.base_prefix).parts[1]  # the interpreter may lie anywhere
+    assert set(tops) <= {"child.py", "dev", "packages", home}
+
+
+def test_no_network_not_even_the_machines_own(child: Child) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.0)
+        body = f"""
+import socket
+socket.create_connection(("127.0.0.1", {server.getsockname()[1]}), timeout=1)
+"""
+        assert _ask(child, body).startswith("PermissionError")
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_it_is_nobody_without_environment_or_neighbours(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABKIT_SECRET_OF_THE_TEST", "x")
+    body = """
+import os
+return [os.getuid(), os.getgid(), os.getpid(), os.path.exists("/proc"), sorted(os.environ)]
+"""
+    with Child(NUMPY, LIMITS) as made:
+        uid, gid, pid, processes, names = _ask(made, body)
+    assert (uid, gid) == (65534, 65534)
+    assert pid <= 3  # a table of processes of its own
+    assert not processes
+    allowed = {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LD_LIBRARY_PATH", "LC_CTYPE", "PWD"}
+    assert set(names) <= allowed
+
+
+def test_there_is_nowhere_to_write(child: Child) -> None:
+    body = """
+import os
+written = []
+for base, folders, files in os.walk("/"):
+    if base.startswith("/dev/pts"):
+        continue
     try:
-        found += os.listdir(folder)
+        os.close(os.open(os.path.join(base, "x"), os.O_CREAT | os.O_WRONLY))
+        written.append(base)
     except OSError:
         pass
-for base, folders, files in os.walk("/"):
-    folders[:] = [f for f in folders if base != "/" or f not in ("usr", "proc", "dev", "lib")]
-    found += [os.path.join(base, f) for f in files if "hidden" in base or "lab.toml" in f]
-return found
-""",
-    )
-    assert seen == []
-
-
-def test_neither_quire_nor_labkit_nor_torch_is_there(child: Child) -> None:
-    body = """
-import importlib.util
-return [n for n in ("quire", "labkit", "torch", "hypothesis") if importlib.util.find_spec(n)]
+for call in (lambda: os.memfd_create("x"), lambda: open("/child.py", "a")):
+    try:
+        call()
+        written.append("more")
+    except OSError:
+        pass
+return written
 """
     assert _ask(child, body) == []
 
 
-def test_no_network(child: Child) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        body = f"""
-import socket
-try:
-    socket.create_connection(("127.0.0.1", {port}), timeout=1)
-except OSError as error:
-    return type(error).__name__
-"""
-        assert _ask(child, body) == "ConnectionRefusedError"
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("import os; os.fork()", "PermissionError"),
+        ("import os; os.posix_spawn('/x', ['x'], {})", "PermissionError"),
+        ("import threading; threading.Thread(target=print).start()", "can't start new thread"),
+        ("return len(bytearray(8 << 30))", "MemoryError"),
+        ("import os; return [os.open('/dev/null', 0) for _ in range(99)]", "Too many open files"),
+        ("import resource as r; r.setrlimit(r.RLIMIT_AS, (-1, -1))", "not allowed to raise"),
+        ("import os; os.setuid(0)", "Invalid argument"),
+        ("import ctypes; return ctypes.CDLL(None).unshare(0x10000000)", "-1"),
+        ("import ctypes; return ctypes.CDLL(None).ptrace(16, 1, 0, 0)", "-1"),
+        ("import ctypes; return ctypes.CDLL(None).shmget(0, 1 << 30, 0o1666)", "-1"),
+        ("import ctypes; return ctypes.CDLL(None).mount(b'x', b'/', b'tmpfs', 0, 0)", "-1"),
+    ],
+)
+def test_what_is_not_allowed_fails_at_once(child: Child, body: str, words: str) -> None:
+    assert words in str(_ask(child, body))
+    assert not child.is_lost
 
 
-def test_it_is_nobody_without_environment_or_neighbours(child: Child) -> None:
-    os.environ["LABKIT_SECRET_OF_THE_TEST"] = "x"
-    try:
-        body = """
-import os
-processes = [p for p in os.listdir("/proc") if p.isdigit()]
-return [os.getuid(), sorted(set(os.environ) - {"PWD", "LC_CTYPE"}), len(processes)]
-"""
-        uid, names, processes = _ask(child, body)  # type: ignore[misc]
-    finally:
-        del os.environ["LABKIT_SECRET_OF_THE_TEST"]
-    assert uid == 65534
-    assert names == ["OPENBLAS_NUM_THREADS"]
-    assert processes <= 3
+# ---- the filter of system calls, run by a few lines that do what the kernel does
 
 
-def test_it_can_write_nowhere_but_its_own_small_tmp(child: Child) -> None:
-    body = """
-import os
-failed = []
-for path in ("/x", "/usr/x", "/packages/numpy/x", "/child.py"):
-    try:
-        open(path, "w").close()
-    except OSError:
-        failed.append(path)
-try:
-    with open("/tmp/large", "wb") as file:
-        for _ in range(64):
-            file.write(bytes(1 << 20))
-    failed.append("no limit")
-except OSError:
-    pass
-return failed
-"""
-    assert _ask(child, body) == ["/x", "/usr/x", "/packages/numpy/x", "/child.py"]
+def _verdict(program: bytes, architecture: int, number: int) -> int:
+    data = struct.pack("=II", number, architecture)
+    code = [struct.unpack("=HBBI", program[i : i + 8]) for i in range(0, len(program), 8)]
+    at, word = 0, 0
+    while True:
+        operation, if_true, if_false, value = code[at]
+        at += 1
+        if operation == 0x20:
+            (word,) = struct.unpack_from("=I", data, value)
+        elif operation == 0x06:
+            return int(value)
+        else:
+            holds = word == value if operation == 0x15 else word >= value
+            at += if_true if holds else if_false
 
 
-def test_memory_is_limited(child: Child) -> None:
-    assert "MemoryError" in str(_ask(child, "return len(bytearray(8 << 30))"))
+@pytest.mark.parametrize(
+    ("machine", "audit", "read"), [("x86_64", 0xC000003E, 0), ("aarch64", 0xC00000B7, 63)]
+)
+def test_the_filter_lets_reading_pass_and_refuses_its_list(
+    machine: str, audit: int, read: int
+) -> None:
+    program = filter_program(machine)
+    assert _verdict(program, audit, read) == 0x7FFF0000
+    for number in DENIED[machine].values():
+        assert _verdict(program, audit, number) == 0x00050001  # EPERM
+    assert _verdict(program, audit, 435) == 0x00050026  # ENOSYS: clone3
+    assert _verdict(program, audit, 0x40000000 + read) == 0x00050001
+    assert _verdict(program, 0x40000003, read) == 0x80000000  # a 32-bit program's call
+
+
+def test_an_unknown_machine_is_refused() -> None:
+    with pytest.raises(UnknownMachine, match="this machine is riscv64"):
+        filter_program("riscv64")
+
+
+# ---- quire without a module
+
+
+def test_quire_comes_without_what_the_lab_asks_for() -> None:
+    dependencies = ["torch", "torchgen", "typing_extensions", "numpy"]
+    surroundings = Surroundings(["quire", *dependencies], ["quire.sampling.sampler"])
+    with Child(surroundings, Limits(memory_bytes=8 << 30)) as child:
+        words = "quire.sampling.sampler.TorchSampler is what this lab asks you to write"
+        assert words in _ask(child, "import quire\nquire.sampling.TorchSampler()")
+        assert _ask(child, "import quire\nreturn quire.SamplingParams(seed=3).seed") == 3
+        body = "import quire.sampling.sampler as s\nreturn open(s.__file__).read()"
+        assert _ask(child, body) == jail.WITHHELD
+
+
+def test_a_module_that_is_not_there_cannot_be_withheld() -> None:
+    with pytest.raises(NoSandbox, match=r"withholds quire\.nothing"):
+        Child(Surroundings(["quire"], ["quire.nothing"]))
+    with pytest.raises(NoSandbox, match="'no_such_package', which is not installed"):
+        Child(Surroundings(["no_such_package"]))
+
+
+def test_a_project_that_would_be_seen_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = Path(os.__file__).parent / "labkit"  # within the standard library's folder
+    monkeypatch.setattr(jail, "LABKIT", inside)
+    with pytest.raises(NoSandbox, match="would see: move it elsewhere"):
+        Child(NUMPY)
+
+
+# ---- giving a child up
 
 
 @pytest.mark.parametrize(
@@ -123,104 +208,192 @@ def test_memory_is_limited(child: Child) -> None:
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "the process ended"),
         ("import ctypes; ctypes.string_at(0)", "the process ended"),
         ("return 'x' * (2 << 20)", "larger than 1048576 bytes"),
-        ("import os; [os.write(n, b'{}\\n') for n in range(3, 9)]", ""),
+        ("return [[]] * 110000", "more than 100000 lists"),
+        ("return 1 << 2000", "not what the protocol allows"),
+        ("import os\nfor n in range(3, 9):\n    try: os.write(n, b'{}\\n')\n"
+         "    except OSError: pass", "not what the protocol allows"),
     ],
-)
+)  # fmt: skip
 def test_a_child_that_stops_playing_is_given_up(child: Child, body: str, reason: str) -> None:
-    if not reason:  # writing to every descriptor it can guess breaks the protocol or nothing
-        body = """
-import os
-for n in range(3, 16):
-    try:
-        os.write(n, b'{"id": 1, "value": 1}\\n')
-    except OSError:
-        pass
-return 2
-"""
-        reason = "not what the protocol allows"
     with pytest.raises(ChildLost, match=reason):
         _ask(child, body)
     with pytest.raises(ChildLost, match=reason):
         child.request({"op": "load", "cells": []})
 
 
+def test_all_calls_together_have_a_limit() -> None:
+    with Child(NUMPY, Limits(call_seconds=30, wall_seconds=0.5)) as child:
+        with pytest.raises(ChildLost, match=r"the 0\.5 s of the task are used up"):
+            _ask(child, "while True: pass")
+        assert child.is_out_of_time
+
+
 def test_prints_do_not_disturb_the_answer(child: Child) -> None:
     assert _ask(child, 'print(\'{"id": 1, "value": 7}\' * 100000)\nreturn 5') == 5
 
 
-SPOOF = """
-# task: sampler
-class Agreeable(float):
-    def __eq__(self, other): return True
-    def __sub__(self, other): return 0.0
-    def __le__(self, other): return True
-    def __abs__(self): return Agreeable(0)
-
-def distribution(logits, output_ids, params):
-    return [Agreeable(1.0)] * len(logits)
-
-def draw(probabilities, u):
-    return Agreeable(1.0)
-"""
-PATCHED = """
-# task: sampler
-import json, sys
-real = json.dumps
-json.dumps = lambda value, **rest: real({"id": value.get("id"), "value": True, "passed": True})
-
-def distribution(logits, output_ids, params):
-    return None
-
-def draw(probabilities, u):
-    return None
-"""
-EXITS = """
-# task: sampler
-import os
-def distribution(logits, output_ids, params):
-    os._exit(0)
-def draw(probabilities, u):
-    raise SystemExit(0)
-"""
+def test_an_error_is_short_and_can_be_printed_anywhere(child: Child) -> None:
+    words = _ask(child, "raise ValueError('\\x1b[2J\\ud800' + 'x' * 100000)")
+    words.encode("utf8")
+    assert "\x1b" not in words
+    assert printable("a\nb" + "x" * 1000) == "a\nb" + "x" * 597 + "…"
 
 
-@pytest.mark.parametrize("source", [SPOOF, PATCHED, EXITS], ids=["eq", "json", "exit"])
-def test_tricks_earn_nothing(grade_cell: Grade, source: str) -> None:
-    report = grade_cell("sampler", source)
-    assert report.score == 0
-    assert report.broken == []
-    assert all(outcome.reason for outcome in report.outcomes)
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"$array": "AAAA", "dtype": "float64", "shape": [1 << 40]},
+        {"$array": "", "dtype": "float64", "shape": [0, -1]},
+        {"$array": "", "dtype": "float64", "shape": [0, 1 << 62, 1 << 62, "x"]},
+        {"$array": "AAAAAAAAAAA=", "dtype": "object", "shape": [1]},
+        {"$array": "AAAAAAAAAAA=", "dtype": "float64", "shape": 1},
+        {"$array": "!", "dtype": "float64", "shape": [0]},
+        {"$array": "Ag==", "dtype": "bool", "shape": [1]},
+        {"$array": "AAAAAAAAAAA=", "dtype": ["float64"], "shape": [1]},
+        {"$bytes": "zz"},
+        1 << 1001,
+    ],
+    ids=str,
+)
+def test_what_is_no_array_bytes_or_number_is_refused(bad: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        from_wire(json.loads(json.dumps(bad)))
 
 
-def test_an_endless_cell_ends_and_says_so(lab: Lab) -> None:
-    from labkit.grade import Grader
-    from labkit.notebook import Submission
-
-    grader = Grader(lab, limits=Limits(call_seconds=0.5))
-    report = grader.grade(
-        Submission(cells={"sampler": "# task: sampler\nwhile True: pass"}), [lab.task("sampler")]
-    )
-    assert report.score == 0
-    reasons = report.reasons("sampler")
-    assert reasons[0] == "running the cell: no answer within 0.5 s"
-    assert reasons[1].startswith("not run: 3 tests of this task")
+def test_depth_is_limited() -> None:
+    nested: Any = 1
+    for _ in range(40):
+        nested = [nested]
+    with pytest.raises(ValueError, match="more than 32"):
+        from_wire(nested)
 
 
-def test_a_reply_must_be_plain_json_of_the_right_shape(child: Child) -> None:
-    bad = {"$array": "AAAA", "dtype": "float64", "shape": [1 << 40]}
-    body = f"""
-import __main__ as child
-class Liar(dict): pass
-child.to_wire = lambda value: {json.dumps(bad)}
-return 1
-"""
-    with pytest.raises(ChildLost, match="protocol"):
-        _ask(child, body)
+def test_values_come_back_as_they_went() -> None:
+    value = {"a": [1, 2.5, None, True, "é", 1 << 900, -1], "b": b"\x00\xff"}
+    assert from_wire(json.loads(json.dumps(to_wire(value)))) == value
+
+
+# ---- without bubblewrap
 
 
 def test_without_bubblewrap_grading_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(NoSandbox, match="--unsafe-local"):
-        Child(["numpy"])
-    with Child(["numpy"], unsafe_local=True) as child:
+        Child(NUMPY)
+    with Child(NUMPY, unsafe_local=True) as child:
         assert _ask(child, "import numpy\nreturn numpy.int64(3)") == 3
+
+
+# ---- the reference behind stand-ins
+
+STARTER = """
+import math
+LIMIT = 3
+class TooMany(Exception):
+    pass
+class Pool:
+    def __init__(self, size):
+        raise NotImplementedError("write pool")
+    def take(self, n, into):
+        raise NotImplementedError("write pool")
+def scale(values, by=2):
+    raise NotImplementedError("write pool")
+"""
+REFERENCE = """
+LIMIT = 3
+SECRET = "how it is done"
+class TooMany(Exception):
+    pass
+class Pool:
+    def __init__(self, size):
+        self.left = size
+    def take(self, n, into):
+        if n > self.left:
+            raise TooMany(f"{n} of {self.left}")
+        self.left -= n
+        into.append(n)
+        return self.left
+def scale(values, by=2):
+    values *= by
+    return values.sum()
+"""
+
+
+@pytest.fixture
+def relayed() -> Iterator[tuple[Child, Relay]]:
+    interface = interface_of({"pool": STARTER})
+    with Child(NUMPY, LIMITS) as behind:
+        relay = Relay(behind, interface, [("pool", REFERENCE)])
+        relay.reset()
+        with Child(NUMPY, LIMITS, helper=relay) as child:
+            yield child, relay
+
+
+def _ask_through(child: Child, body: str) -> Any:
+    interface = interface_of({"pool": STARTER})
+    lines = "\n".join(f"    {line}" for line in body.strip().split("\n"))
+    cells = [*interface.open, ("probe", f"def probe():\n{lines}")]
+    message = {"op": "load", "stand_ins": interface.stand_ins, "cells": cells}
+    assert "error" not in child.request(message)
+    reply = child.request({"op": "call", "name": "probe", "args": []})
+    return reply.get("value", reply.get("error"))
+
+
+def test_stand_ins_do_what_the_reference_does(relayed: tuple[Child, Relay]) -> None:
+    body = """
+import numpy
+pool, other, taken = Pool(size=LIMIT), Pool(10), []
+array = numpy.ones(3)
+found = [pool.take(2, taken), pool.left, other.left, float(scale(array, by=4)), array.tolist()]
+try:
+    pool.take(5, into=taken)
+except TooMany as error:
+    found.append(str(error))
+return [*found, taken, Pool.__name__]
+"""
+    assert _ask_through(relayed[0], body) == [
+        1, 1, 10, 12.0, [4.0, 4.0, 4.0], "5 of 1", [2], "Pool",
+    ]  # fmt: skip
+
+
+def test_the_reference_cannot_be_read(relayed: tuple[Child, Relay]) -> None:
+    body = """
+import gc
+pool, seen = Pool(3), []
+for thing in gc.get_objects():
+    if type(thing) in (dict, list, tuple):
+        inside = thing.values() if type(thing) is dict else thing
+        seen += [text for text in list(inside) if type(text) is str]
+words = [word[::-1] for word in ("enod si ti woh", "n =- tfel.fles")]  # not found in this cell
+return sum(word in text for text in seen for word in words)
+"""
+    child, _ = relayed
+    assert _ask_through(child, body) == 0
+    assert "AttributeError" in _ask_through(child, "return Pool(3).__reference__")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        None,
+        {"op": "load", "cells": [["x", "open('/x')"]]},
+        {"op": "call", "name": "open", "args": ["/child.py"]},
+        {"op": "call", "name": "SECRET", "args": []},
+        {"op": "get", "handle": 0, "name": "__dict__"},
+        {"op": "method", "handle": 0, "name": "__class__", "args": []},
+        {"op": "new", "name": ["Pool"], "args": []},
+    ],
+    ids=str,
+)
+def test_only_what_a_stand_in_would_ask_is_answered(
+    relayed: tuple[Child, Relay], asked: Any
+) -> None:
+    assert relayed[1](asked) == {"error": "RuntimeError: a stand-in has no such request"}
+
+
+def test_a_bad_request_to_the_reference_is_an_error_of_the_reader(
+    relayed: tuple[Child, Relay],
+) -> None:
+    _, relay = relayed
+    assert "IndexError" in relay({"op": "get", "handle": 7, "name": "left"})["error"]
+    assert "KeyError" in relay({"op": "call", "name": "scale"})["error"]

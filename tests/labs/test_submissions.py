@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from labkit import notebook
 from labkit.cli import main
 from labkit.grade import Grader
 from labkit.lab import Lab
-from labkit.notebook import Submission
+from labkit.notebook import Submission, read_submission
 
 Notebook = dict[str, Any]
 Submit = Callable[[Any], Submission]
@@ -49,10 +51,19 @@ def test_lost_metadata_loses_nothing(solved: Notebook, submit: Submit) -> None:
     assert stripped.problems == {}
 
 
-def test_a_lost_task_line_is_found_by_metadata(solved: Notebook, submit: Submit) -> None:
+@pytest.mark.parametrize("lost", ["nothing", "labkit", "all metadata"])
+def test_a_lost_task_line_is_found_by_metadata_or_id(
+    solved: Notebook, submit: Submit, lost: str
+) -> None:
     cell = _cell(solved, "sampler")
     cell["source"] = _text(cell).replace("# task: sampler\n", "")
-    assert "def draw" in submit(solved).cells["sampler"]
+    if lost == "labkit":
+        del cell["metadata"]["labkit"]
+    elif lost == "all metadata":
+        cell["metadata"] = {}
+    submission = submit(solved)
+    assert "def draw" in submission.cells["sampler"]
+    assert submission.notes == ["sampler: found by its metadata, its `# task:` line is gone"]
 
 
 def test_a_deleted_cell_costs_its_task_and_no_other(
@@ -93,20 +104,116 @@ def test_magics_are_left_out_and_copies_resolved(solved: Notebook, submit: Submi
 
 def test_an_unknown_task_line_is_mentioned(solved: Notebook, submit: Submit) -> None:
     cell = _cell(solved, "sampler")
-    cell["source"] = _text(cell).replace("# task: sampler", "# task: smapler")
+    cell["source"] = _text(cell).replace("# task: sampler", "# task: homework")
     cell["metadata"] = {}
+    del cell["id"]
     submission = submit(solved)
     assert "sampler" in submission.problems
-    assert "a cell says `# task: smapler`, which is no task here" in submission.notes
+    assert "a cell says `# task: homework`, which is no task here" in submission.notes
+
+
+def test_a_slip_in_the_task_line_is_forgiven_and_mentioned(
+    solved: Notebook, submit: Submit
+) -> None:
+    cell = _cell(solved, "sampler")
+    cell["source"] = _text(cell).replace("# task: sampler", "# task: smapler")
+    cell["metadata"] = {}
+    del cell["id"]
+    submission = submit(solved)
+    assert "def draw" in submission.cells["sampler"]
+    assert submission.notes == [
+        "a cell says `# task: smapler`, which is no task here: taken for sampler"
+    ]
+
+
+@pytest.mark.parametrize("more", ["REST = (7\n    % 4)", "TEXT = '''\n%% of'''", "TEXT = '\\d'"])
+def test_a_percent_inside_a_statement_is_no_magic(
+    solved: Notebook, submit: Submit, more: str
+) -> None:
+    cell = _cell(solved, "engine")
+    cell["source"] = f"{_text(cell)}\n{more}"
+    submission = submit(solved)
+    assert submission.cells["engine"] == cell["source"]
+    assert submission.notes == []
+
+
+def test_a_truncated_notebook_gives_the_cells_before_the_break(
+    solved: Notebook, submit: Submit
+) -> None:
+    text = json.dumps(solved)
+    submission = submit(text[: text.index("# task: latency")])
+    assert set(submission.cells) == {"decode-step", "sampler", "stream"}
+    assert set(submission.problems) == {"latency", "engine"}
+    assert "the file is damaged: its first 16 cells could be read" in submission.notes[0]
+
+
+def test_an_output_of_200_mb_hides_nothing(solved: Notebook, lab: Lab, tmp_path: Path) -> None:
+    cell = _cell(solved, "engine")
+    cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "x" * (200 << 20)}]
+    path = tmp_path / "large.ipynb"
+    path.write_text(json.dumps(solved), "utf8")
+    assert path.stat().st_size > 200 << 20
+    assert tuple(read_submission(path, lab).cells) == TASKS
+
+
+def test_half_of_a_surrogate_pair_can_be_written_to_a_file(
+    solved: Notebook, submit: Submit
+) -> None:
+    cell = _cell(solved, "engine")
+    cell["source"] = _text(cell) + "\n# \ud800"
+    submission = submit(solved)
+    assert submission.cells["engine"].endswith("# ?")
+    submission.cells["engine"].encode("utf8")
+
+
+def test_more_lists_than_a_grader_can_hold_are_refused(lab: Lab) -> None:
+    data = b"[" + b"[]," * notebook.MAX_BRACKETS
+    assert "more than 20,000,000 lists" in notebook.parse(data, lab).problems["sampler"]
+
+
+def test_a_submit_file_is_read_like_the_notebook(solved: Notebook, submit: Submit) -> None:
+    whole = submit(solved)
+    small = submit(
+        {
+            "labkit": 1,
+            "lab": "autoregressive-decoding",
+            "variant": "window",
+            "cells": whole.cells,
+            "written": whole.written,
+        }
+    )
+    assert small.cells == whole.cells
+    assert small.written == whole.written
+    assert (small.problems, small.notes, small.variant) == ({}, [], "window")
+
+
+def test_a_submit_file_with_wrong_types_says_what_is_missing(submit: Submit) -> None:
+    submission = submit({"labkit": 2, "lab": 7, "cells": {"sampler": 3, "stream": "x = ("}})
+    assert submission.problems["sampler"].startswith("no cell with the line")
+    assert submission.problems["stream"] == "syntax error in line 1: '(' was never closed"
+    assert submission.notes == [
+        "the file says format 2, read as format 1",
+        "the file is of the lab 7, not autoregressive-decoding",
+        "no answer to `explain` in the file",
+    ]
+
+
+def test_the_starters_empty_answer_is_none(solved: Notebook, submit: Submit) -> None:
+    (cell,) = [c for c in solved["cells"] if "written: explain" in _text(c)]
+    cell["source"] = "<!-- written: explain -->\n*Your answer here.*"
+    submission = submit(solved)
+    assert submission.written == {}
+    assert submission.notes == ["no answer to `explain` in the notebook"]
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "not valid JSON"),
+        ("", "the file is empty"),
         ("{", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         ("[]", "holds no list of cells"),
+        ('{"cells": {"sampler": "x"}}', "holds no list of cells"),
         ('{"cells": 3}', "holds no list of cells"),
         ('{"cells": [1, null, {"cell_type": "code"}, {"source": 5}]}', "no cell with the line"),
     ],
@@ -121,8 +228,6 @@ def test_what_is_no_notebook_gets_a_reason(
 
 
 def test_a_file_that_is_not_there(lab: Lab, tmp_path: Path) -> None:
-    from labkit.notebook import read_submission
-
     submission = read_submission(tmp_path / "none.ipynb", lab)
     assert "cannot be read: No such file" in submission.problems["sampler"]
 
@@ -135,20 +240,23 @@ def test_the_command_grades_and_writes_results(
     good, bad = tmp_path / "ada.ipynb", tmp_path / "empty.ipynb"
     good.write_text(json.dumps(solved), "utf8")
     bad.write_text("", "utf8")
-    assert (
-        main(["grade", "autoregressive-decoding", str(bad), str(good), "--out", str(tmp_path)]) == 0
-    )
+    out = tmp_path / "out"
+    files = [str(bad), str(good)]
+    command = ["grade", "autoregressive-decoding", *files, "--out", str(out), "--jobs", "1"]
+    assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "the file is not a notebook" in printed
-    assert "together          20 of 95" in printed
-    results = json.loads((tmp_path / "ada" / "results.json").read_text("utf8"))
+    assert re.search(r"^ada +0 +20 +0 +0 +0 +to mark +20$", printed, re.M)
+    assert re.search(r"^empty +0 +0 +0 +0 +0 +0 +0$", printed, re.M)
+    results = json.loads((out / "students" / "ada" / "results.json").read_text("utf8"))
     assert results["score"] == 20
     assert sum(test["max_score"] for test in results["tests"]) == 95
     failed = [test for test in results["tests"] if test["status"] == "failed"]
     assert failed
     assert all(test["output"] and test["score"] == 0 for test in failed)
     assert "5 points to be marked by hand" in results["output"]
-    assert json.loads((tmp_path / "empty" / "results.json").read_text("utf8"))["score"] == 0
+    empty = (out / "students" / "empty" / "results.json").read_text("utf8")
+    assert json.loads(empty)["score"] == 0
+    assert "the file is empty" in empty
 
 
 def test_an_unknown_lab_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,35 +72,77 @@ def test_allowed_and_quota(student, variant, logits, output, params):
     _judge(student, logits, output, **params)
 
 
-def test_ban_comes_first(student, variant):
+def _raised(logits, seed):
+    """The same probabilities from other logits, for each course."""
+    by = np.random.default_rng(seed).uniform(-4, 4)
+    return [logit + by for logit in logits]
+
+
+def test_ban_comes_first(student, variant, seed):
     """A banned token takes no place among the top k and no share of the mass."""
     logits = [5.0, 4.0, 1.0, 0.5, 0.0, -1.0, -2.0, -3.0]
     why = "tokens 0 and 1 are banned before top-k and top-p look"
-    _judge(student, logits, [0, 1], why, quota=1, span=4, top_k=3)
-    _judge(student, logits, [0, 1], why, quota=1, span=4, top_p=0.6)
-    _judge(student, logits, [], why, allowed=[2, 3, 4, 5, 6, 7], top_k=2, top_p=0.7)
+    _judge(student, _raised(logits, seed), [0, 1], why, quota=1, span=4, top_k=3)
+    _judge(student, _raised(logits, seed), [0, 1], why, quota=1, span=4, top_p=0.6)
+    _judge(student, _raised(logits, seed), [], why, allowed=[2, 3, 4, 5, 6, 7], top_k=2, top_p=0.7)
 
 
-def test_min_p_comes_last(student, variant):
+def test_min_p_comes_last(student, variant, seed):
     """min-p looks at what top-p has left: the mass of top-p is counted without it."""
     logits = [math.log(p) for p in (0.3, 0.2, 0.15, 0.12, 0.1, 0.06, 0.04, 0.03)]
     _judge(
-        student, logits, [], "top-p counts the whole mass, then min-p cuts", top_p=0.75, min_p=0.3
+        student,
+        _raised(logits, seed),
+        [],
+        "top-p counts the whole mass, then min-p cuts",
+        top_p=0.75,
+        min_p=0.3,
     )
     _judge(
-        student, logits, [], "top-p counts the whole mass, then min-p cuts", top_p=0.6, min_p=0.45
+        student,
+        _raised(logits, seed),
+        [],
+        "top-p counts the whole mass, then min-p cuts",
+        top_p=0.6,
+        min_p=0.45,
     )
 
 
-def test_nothing_left(student, variant):
+def test_nothing_left(student, variant, seed):
     """The quota is lifted where it would ban every allowed token; `allowed` stays."""
     logits = [1.0, 3.0, 2.0, 0.0, -1.0, 4.0, 0.5, 0.25]
     why = "tokens 1 and 2 alone are allowed and both are spent"
-    _judge(student, logits, [1, 2, 1, 2], why, allowed=[1, 2], quota=1, span=4)
-    _judge(student, logits, [1, 2, 1, 2], why, allowed=[1, 2], quota=2, span=4, temperature=0)
-    _judge(student, logits, list(range(VOCAB)), "every token is spent", quota=1, span=VOCAB)
-    _judge(student, logits, [0, 1, 5], "a span of 0 tokens holds none", quota=1, span=0)
-    _judge(student, logits, [1, 2, 1], "token 2 is not spent", allowed=[1, 2], quota=2, span=4)
+    _judge(student, _raised(logits, seed), [1, 2, 1, 2], why, allowed=[1, 2], quota=1, span=4)
+    _judge(
+        student,
+        _raised(logits, seed),
+        [1, 2, 1, 2],
+        why,
+        allowed=[1, 2],
+        quota=2,
+        span=4,
+        temperature=0,
+    )
+    _judge(
+        student,
+        _raised(logits, seed),
+        list(range(VOCAB)),
+        "every token is spent",
+        quota=1,
+        span=VOCAB,
+    )
+    _judge(
+        student, _raised(logits, seed), [0, 1, 5], "a span of 0 tokens holds none", quota=1, span=0
+    )
+    _judge(
+        student,
+        _raised(logits, seed),
+        [1, 2, 1],
+        "token 2 is not spent",
+        allowed=[1, 2],
+        quota=2,
+        span=4,
+    )
 
 
 def test_ties(student, variant):

@@ -51,9 +51,15 @@ def test_penalties_of_the_window(
     )  # fmt: skip
 
 
-def test_prompt_and_output(student, variant):
+def _scaled(logits, seed):
+    """Other logits of the same signs, for each course."""
+    by = np.random.default_rng(seed).uniform(0.5, 2.0)
+    return [logit * by for logit in logits]
+
+
+def test_prompt_and_output(student, variant, seed):
     """Presence and frequency count the output alone; repetition counts both."""
-    logits = [1.0, 2.0, 3.0, -1.0, -2.0, 0.5, 0.0]
+    logits = _scaled([1.0, 2.0, 3.0, -1.0, -2.0, 0.5, 0.0], seed)
     why = "the prompt's tokens are none of the output's"
     window = 6  # two tokens of the prompt, four of the output
     _penalise(student, logits, [0, 1, 2, 3], [3, 4, 4, 5], why, window=window, presence=0.5)
@@ -64,10 +70,11 @@ def test_prompt_and_output(student, variant):
     _penalise(student, logits, [0, 1], [2], why, window=0, repetition=2.0, presence=0.5)
 
 
-def test_negative_logits(student, variant):
+def test_negative_logits(student, variant, seed):
     """A repetition penalty makes negative logits more negative."""
     why = "dividing a negative logit would raise it"
-    _penalise(student, [-1.0, 2.0, 0.0, -3.0], [], [0, 1, 2], why, window=9, repetition=2.0)
+    logits = _scaled([-1.0, 2.0, 0.0, -3.0], seed)
+    _penalise(student, logits, [], [0, 1, 2], why, window=9, repetition=2.0)
 
 
 def _end(data: bytes, stop: list[bytes]) -> tuple[int, bytes | None]:

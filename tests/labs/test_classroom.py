@@ -1,0 +1,251 @@
+"""Grading many hand-ins: resumable, marked, late, again, and nobody's failure another's."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit import classroom, grading
+from labkit.build import build_notebook, notebook_text
+from labkit.classroom import Settings, grade_class, plan, records_in
+from labkit.cli import main
+from labkit.intake import find_handins
+from labkit.lab import Lab, LabError
+from labkit.variants import choose
+
+
+def _totals(out: Path) -> dict[str, float]:
+    with (out / "grades.csv").open(newline="") as file:
+        return {row["student_id"]: float(row["score"]) for row in csv.DictReader(file)}
+
+
+def _results(out: Path, student: str) -> dict[str, Any]:
+    text = (out / "students" / student / "results.json").read_text("utf8")
+    made: dict[str, Any] = json.loads(text)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _no_stale_grader() -> None:
+    classroom._grader.cache_clear()
+
+
+@pytest.fixture
+def handed_in(small_lab: Lab, tmp_path: Path) -> Path:
+    """Three hand-ins: solved, starter, and one with a wrong second task."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    solved = notebook_text(build_notebook(small_lab, solution=True))
+    (folder / "ada.ipynb").write_text(solved, "utf8")
+    (folder / "bob.ipynb").write_text(notebook_text(build_notebook(small_lab)), "utf8")
+    (folder / "eve.ipynb").write_text(solved.replace("range(len(lengths))", "range(1)"), "utf8")
+    return folder
+
+
+@pytest.fixture
+def grade(small_lab: Lab, handed_in: Path, tmp_path: Path) -> Any:
+    def run(*more: str, command: str = "grade") -> int:
+        given = [str(handed_in)] if command == "grade" else []
+        fixed = [command, str(small_lab.folder), *given, "--out", str(tmp_path / "out")]
+        return main([*fixed, "--jobs", "1", *more])
+
+    return run
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    grade: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    real, graded = classroom.grade_one, []
+
+    def interrupted(*given: Any) -> Any:
+        if len(graded) == 2:
+            raise KeyboardInterrupt
+        graded.append(given[0].handin.student)
+        return real(*given)
+
+    monkeypatch.setattr(classroom, "grade_one", interrupted)
+    assert grade() == grading.INTERRUPTED
+    assert "stopped with 2 of 3 graded; the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "index.html").exists()
+    graded.clear()
+    assert grade() == 0
+    assert graded == ["eve"]
+    assert _totals(tmp_path / "out") == {"ada": 90, "bob": 0, "eve": 60}
+
+
+def test_half_a_record_is_made_again(grade: Any, tmp_path: Path) -> None:
+    assert grade() == 0
+    path = tmp_path / "out" / "students" / "ada" / "attempt-1.json"
+    path.write_text(path.read_text("utf8")[:100], "utf8")
+    assert grade() == 0
+    assert _totals(tmp_path / "out")["ada"] == 90
+
+
+def test_a_process_that_dies_takes_no_other_hand_in_with_it(
+    small_lab: Lab, handed_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import labkit.classroom as c, os\n"
+        "read = c.read_handin\n"
+        "c.read_handin = lambda h, lab: os._exit(1) if h.student == 'bob' else read(h, lab)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    settings = Settings(small_lab.folder, choose(small_lab, None))
+    handins, _ = find_handins([handed_in], small_lab)
+    jobs = plan(handins, settings, tmp_path / "out")
+    records = {record.student: record for record in grade_class(jobs, settings, 2)}
+    assert {s: record.automatic for s, record in records.items()} == {
+        "ada": 90,
+        "bob": 0,
+        "eve": 60,
+    }
+    assert records["bob"].broken == [classroom.DIED]
+    assert len(records_in(tmp_path / "out")) == 3
+
+
+def test_another_file_is_another_attempt_and_the_same_one_is_not(
+    grade: Any, handed_in: Path, tmp_path: Path
+) -> None:
+    assert grade() == 0
+    (handed_in / "bob.ipynb").write_bytes((handed_in / "ada.ipynb").read_bytes())
+    assert grade() == 0
+    assert grade() == 0
+    out = tmp_path / "out"
+    assert len(list((out / "students" / "bob").glob("attempt-*.json"))) == 2
+    assert _totals(out)["bob"] == 90
+    assert "attempt 2 of 2 counts" in _results(out, "bob")["output"]
+    (tmp_path / "course.toml").write_text("[resubmission]\nat_most = 1\n")
+    assert grade("--course", str(tmp_path / "course.toml")) == 0
+    assert _totals(out)["bob"] == 0
+
+
+def test_late_points_are_taken_off_and_said(
+    grade: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "times.csv").write_text("student,submitted\nada,2026-10-13T10:00:00\n")
+    course = tmp_path / "course.toml"
+    course.write_text(
+        '[late]\ntimes = "times.csv"\npercent_per_day = 10\n'
+        "[labs.step-filling]\ndue = 2026-10-12T23:59:00\n"
+    )
+    assert grade("--course", str(course)) == 0
+    assert _totals(tmp_path / "out") == {"ada": 81, "bob": 0, "eve": 60}
+    assert _results(tmp_path / "out", "ada")["score"] == 81
+    assert "10 % taken off" in _results(tmp_path / "out", "ada")["output"]
+    page = (tmp_path / "out" / "students" / "ada" / "feedback.html").read_text("utf8")
+    assert "handed in 10.0 hours after the deadline" in page
+    assert "-10 %" in capsys.readouterr().out
+
+
+def test_marks_are_merged_and_kept(
+    grade: Any, handed_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert grade() == 0
+    table = tmp_path / "out" / "written" / "explain.csv"
+    text = table.read_text("utf8")
+    assert text.startswith("answer,student,points,of,comment,version\n")
+    assert "bob" not in text  # handed in no answer
+    rows = list(csv.DictReader(text.split("\n")))
+    for row in rows:
+        row["points"] = {"ada": "7,5", "eve": ""}[row["student"]]
+        row["comment"] = "Says who, not why" if row["student"] == "ada" else ""
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert grade() == 0
+    assert _totals(tmp_path / "out") == {"ada": 97.5, "bob": 0, "eve": 60}
+    (test,) = [t for t in _results(tmp_path / "out", "ada")["tests"] if t["max_score"] == 10]
+    assert (test["score"], test["output"]) == (7.5, "Says who, not why")
+    page = (tmp_path / "out" / "students" / "ada" / "feedback.html").read_text("utf8")
+    assert "Says who, not why" in page
+    other = (handed_in / "ada.ipynb").read_text("utf8").replace("Any request that", "Each that")
+    (handed_in / "ada.ipynb").write_text(other, "utf8")
+    capsys.readouterr()
+    assert grade() == 0
+    assert "ada changed the answer after it was marked" in capsys.readouterr().err
+    assert _totals(tmp_path / "out")["ada"] == 97.5
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [("ten", "'ten' is no number of points"), ("11", "11 is not between 0 and 10"),
+     ("-1", "-1 is not between 0 and 10"), ("nan", "nan is not between 0 and 10")],
+)  # fmt: skip
+def test_marks_that_are_none_are_named(
+    grade: Any, tmp_path: Path, points: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert grade() == 0
+    table = tmp_path / "out" / "written" / "explain.csv"
+    table.write_text(f"student,points\nada,{points}\n")
+    assert grade() == 2
+    assert f"explain.csv, line 2 (ada): {words}" in capsys.readouterr().err
+    assert table.read_text() == f"student,points\nada,{points}\n"
+
+
+def test_regrade_says_what_changed(
+    grade: Any, small_lab: Lab, handed_in: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert grade() == 0
+    for path in handed_in.iterdir():
+        path.unlink()  # what was read from the files is enough
+    lab = small_lab.folder / "lab.toml"
+    before = lab.read_text("utf8")
+    harder = before.replace('{points = 20, spec = "returns', '{points = 30, spec = "returns')
+    harder = harder.replace('{points = 40, spec = "It stops', '{points = 30, spec = "It stops')
+    test = small_lab.folder / "hidden" / "test_fit.py"
+    judged = test.read_text("utf8")
+    test.write_text(judged.replace("want=[0], because", "want=[0, 2], because"), "utf8")
+    lab.write_text(harder, "utf8")
+    _forget_the_lab()
+    try:
+        assert grade("--student", "ada", command="regrade") == 0
+        printed = capsys.readouterr()
+        assert "ada, attempt 1: 90 -> 60 points" in printed.out
+        assert "1 of 3 hand-ins have other points than before" in printed.out
+        assert "2 hand-ins were graded by other tests or another key" in printed.err
+        assert grade("--student", "zoe", command="regrade") == 2
+        assert "holds no grades of zoe" in capsys.readouterr().err
+    finally:
+        lab.write_text(before, "utf8")
+        test.write_text(judged, "utf8")
+        _forget_the_lab()
+
+
+def _forget_the_lab() -> None:
+    """Have its hidden tests read from disk again, as a new process does."""
+    classroom._grader.cache_clear()
+    for name in [name for name in sys.modules if "step_filling" in name]:
+        del sys.modules[name]
+
+
+def test_grades_of_another_lab_are_not_mixed_in(grade: Any, lab: Lab, tmp_path: Path) -> None:
+    assert grade() == 0
+    settings = Settings(lab.folder, choose(lab, None))
+    with pytest.raises(LabError, match="holds grades of step-filling: give each lab its own"):
+        plan([], settings, tmp_path / "out")
+
+
+def test_two_names_that_a_folder_cannot_tell_apart(
+    small_lab: Lab, handed_in: Path, tmp_path: Path
+) -> None:
+    data = (handed_in / "bob.ipynb").read_bytes()
+    with zipfile.ZipFile(tmp_path / "class.zip", "w") as archive:
+        archive.writestr("a b.ipynb", data)
+        archive.writestr("a-b.ipynb", data)
+    settings = Settings(small_lab.folder, choose(small_lab, None))
+    handins, _ = find_handins([tmp_path / "class.zip"], small_lab)
+    jobs = plan(handins, settings, tmp_path / "out")
+    assert [job.path.parent.name for job in jobs] == ["a-b", "a-b+"]
+    list(grade_class(jobs, settings, 1))
+    again = plan(reversed(handins), settings, tmp_path / "out")
+    assert {j.handin.student: j.path for j in again} == {j.handin.student: j.path for j in jobs}

@@ -1,0 +1,139 @@
+"""The rules of a course: late, again, who is who; and mistakes in its file."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from labkit.course import Course, load_course
+from labkit.lab import LabError
+
+DUE = datetime(2026, 10, 12, 23, 59)
+RULES = Course(
+    due=DUE, grace=timedelta(minutes=30), percent_per_day=10, closed_after_days=5, counts="last"
+)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "factor"),
+    [
+        (-600, 1.0),
+        (0, 1.0),
+        (30, 1.0),
+        (31, 0.9),
+        (24 * 60, 0.9),
+        (24 * 60 + 1, 0.8),
+        (5 * 24 * 60, 0.5),
+        (5 * 24 * 60 + 1, 0.0),
+    ],
+)
+def test_what_a_late_hand_in_keeps(minutes: int, factor: float) -> None:
+    late = RULES.late(DUE + timedelta(minutes=minutes))
+    assert late.factor == pytest.approx(factor)
+    assert bool(late.words) == (factor < 1)
+
+
+def test_the_words_say_how_late_and_what_is_lost() -> None:
+    words = RULES.late(DUE + timedelta(hours=30)).words
+    assert words == ("handed in 30.0 hours after the deadline of 12 Oct 2026 23:59: 20 % taken off")
+    assert "after it was closed: no points" in RULES.late(DUE + timedelta(days=9)).words
+
+
+def test_without_a_time_nothing_is_taken_off() -> None:
+    assert RULES.late(None).factor == 1
+    assert RULES.late(None, marked_late=True).factor == 1
+    assert "no time known" in RULES.late(None, marked_late=True).words
+    assert Course().late(datetime(2030, 1, 1), marked_late=True).words == ""
+
+
+def test_dates_of_files_count_only_where_the_course_says_so() -> None:
+    then = datetime(2026, 10, 13)
+    assert Course().time_of("ada", then) is None
+    assert Course(use_file_times=True).time_of("ada", then) == then
+    assert Course(times={"ada": DUE}, use_file_times=True).time_of("ada", then) == DUE
+
+
+@pytest.mark.parametrize(
+    ("counts", "at_most", "index"),
+    [("last", None, 3), ("best", None, 1), ("last", 3, 2), ("best", 1, 0)],
+)
+def test_which_attempt_counts(counts: str, at_most: int | None, index: int) -> None:
+    course = Course(counts=counts, at_most=at_most)
+    assert course.counted([10, 90, 40, 50]) == index
+
+
+def test_the_latest_of_equals_is_best() -> None:
+    assert Course(counts="best").counted([50, 50, 20]) == 1
+
+
+FILE = """
+[course]
+roster = "roster.csv"
+[late]
+times = "times.csv"
+grace_minutes = 15
+percent_per_day = 2.5
+[resubmission]
+counts = "best"
+at_most = 2
+[labs.my-lab]
+due = 2026-10-12T23:59:00
+column = "Lab 1 (77)"
+"""
+
+
+def test_a_whole_file(tmp_path: Path) -> None:
+    (tmp_path / "course.toml").write_text(FILE)
+    (tmp_path / "times.csv").write_text("student,submitted\nada,2026-10-12T20:00:00\n")
+    (tmp_path / "roster.csv").write_text(
+        "\ufeffStudent,ID,SIS User ID,SIS Login ID,Section,Lab 1 (77)\n"
+        "    Points Possible,,,,,100\n"
+        '"Lovelace, Ada",4000,S1,ada,A,\n"Hopper, Grace",4001,S2,grace@x.org,A,\n',
+        "utf8",
+    )
+    course = load_course(tmp_path / "course.toml", "my-lab")
+    assert (course.due, course.column) == (DUE, "Lab 1 (77)")
+    assert (course.counts, course.at_most) == ("best", 2)
+    assert course.times == {"ada": datetime(2026, 10, 12, 20)}
+    assert course.identity("lovelaceada_4000")["SIS Login ID"] == "ada"
+    assert course.identity("ADA")["ID"] == "4000"
+    assert course.identity("grace@x.org")["Student"] == "Hopper, Grace"
+    assert load_course(tmp_path / "course.toml", "another").due is None
+
+
+def test_without_a_roster_the_files_name_tells() -> None:
+    assert Course().identity("lovelaceada_4000")["ID"] == "4000"
+    assert Course().identity("ada")["SIS Login ID"] == "ada"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[lates]\n", r"\[lates\] is not one of: course, late"),
+        ("[late]\npercent = 3\n", r"\[late\] percent is not one of"),
+        ("[late]\npercent_per_day = -1\n", "percent_per_day is a number of at least 0, not -1"),
+        ('[late]\ngrace_minutes = "5"\n', "grace_minutes is a number of at least 0, not '5'"),
+        ('[resubmission]\ncounts = "first"\n', "counts is .* not 'first'"),
+        ("[resubmission]\nat_most = 0\n", "at_most is at least 1, not 0"),
+        ('[labs.x]\ndue = "monday"\n', "due is a datetime, not 'monday'"),
+        ("[labs.x]\ndue = 2026-01-01T00:00:00Z\n", "due is local time, without an offset"),
+        ("[late\n", "course.toml: "),
+        ('[late]\ntimes = "none.csv"\n', "none.csv cannot be read: No such file"),
+        ('[late]\ntimes = "bad.csv"\n', "bad.csv, line 2: 'noon' is no time"),
+        ('[course]\nroster = "bad.csv"\n', "bad.csv has no column Student and no column ID"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "bad.csv").write_text("student,submitted\nada,noon\n")
+    path = tmp_path / "course.toml"
+    path.write_text(text)
+    with pytest.raises(LabError, match=words):
+        load_course(path, "x")
+
+
+def test_no_file_means_no_rules_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
+    assert load_course(None, "x") == Course()
+    with pytest.raises(LabError, match="cannot be read"):
+        load_course(tmp_path / "none.toml", "x")

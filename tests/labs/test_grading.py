@@ -1,0 +1,93 @@
+"""Grading one submission: fair to what works, deaf to what does not, the same every time."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit import grade
+from labkit.build import reference_cells
+from labkit.grade import Grader, grade_submission
+from labkit.lab import Lab
+from labkit.notebook import Submission
+from labkit.report import BROKEN, UNSAFE
+from labkit.sandbox import Limits
+from labkit.subject import Subject
+from labkit.variants import CourseKey, choose
+
+RAISES = """# task: engine
+def choose_tokens(rows):
+    raise ValueError("in the middle of a step")
+"""
+
+
+def test_a_submission_broken_in_every_way_keeps_what_works(lab: Lab) -> None:
+    cells = reference_cells(lab)
+    cells["decode-step"] = "# task: decode-step\nimport ctypes\nctypes.string_at(0)\n"
+    cells["sampler"] = "# task: sampler\nwhile True:\n    pass\n"
+    del cells["stream"]
+    submission = Submission(cells=cells, problems={"stream": "syntax error in line 1"})
+    grader = Grader(lab, limits=Limits(call_seconds=3.0))
+    tasks = [task for task in lab.tasks if task.name != "latency"]
+    report = grader.grade(submission, tasks)
+    assert {task.name: report.task_score(task.name) for task in tasks} == {
+        "decode-step": 0,
+        "sampler": 0,
+        "stream": 0,
+        "engine": 7,  # the reference stands in for the sampler, but for the whole notebook
+    }
+    assert report.reasons("decode-step") == [
+        "running the cell: the process ended: it crashed, or the code ended it"
+    ]
+    assert report.reasons("sampler") == ["running the cell: no answer within 3 s"]
+    assert report.reasons("stream") == ["syntax error in line 1"]
+    assert report.reasons("engine") == ["your stream is needed here: syntax error in line 1"]
+    assert report.broken == []
+    assert all(outcome.title for outcome in report.outcomes)
+    assert report.seconds > 0
+
+
+def test_an_engine_that_a_submission_broke_off_serves_the_next_one(lab: Lab) -> None:
+    grader, engine = Grader(lab), [lab.task("engine")]
+    cells = reference_cells(lab)
+    bad = grader.grade(Submission(cells=cells | {"engine": RAISES}), engine)
+    assert bad.score == 0
+    assert "ValueError: in the middle of a step" in bad.reasons("engine")[0]
+    assert grader.grade(Submission(cells=cells), engine).score == 10
+
+
+def test_the_same_submission_gets_the_same_words_and_another_key_other_questions(
+    lab: Lab,
+) -> None:
+    wrong = Submission(
+        cells={"sampler": "# task: sampler\ndef distribution(*a): return None\ndraw = None"},
+        problems={task.name: "not handed in" for task in lab.tasks if task.name != "sampler"},
+    )
+    keys = [None, None, CourseKey(b"1" * 32), CourseKey(b"2" * 32)]
+    reports = [grade_submission(lab, wrong, key) for key in keys]
+    assert [report.score for report in reports] == [0, 0, 0, 0]
+    assert [report.variant for report in reports] == [choose(lab, key).variant for key in keys]
+    words = ["\n".join(report.reasons("sampler")) for report in reports]
+    assert words[0] == words[1]
+    assert len(set(words)) == 3
+
+
+def test_without_a_sandbox_the_report_says_so(lab: Lab) -> None:
+    cells = {"stream": reference_cells(lab)["stream"]}
+    report = Grader(lab, unsafe_local=True).grade(Submission(cells=cells), [lab.task("stream")])
+    assert report.score == 15
+    assert report.text().startswith(UNSAFE)
+    assert UNSAFE in report.gradescope()["output"]
+
+
+def test_a_test_that_fails_by_itself_is_the_graders_fault(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def test_broken(student: Subject, variant: str) -> None:
+        raise ZeroDivisionError("of the test")
+
+    names = [test.name for test in lab.task("sampler").tests]
+    monkeypatch.setattr(grade, "_functions", lambda lab, task: dict.fromkeys(names, test_broken))
+    submission = Submission(cells={"sampler": "# task: sampler\n"})
+    report = Grader(lab).grade(submission, [lab.task("sampler")])
+    assert report.score == 0
+    assert report.broken == [f"{BROKEN}: ZeroDivisionError: of the test"] * len(names)

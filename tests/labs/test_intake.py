@@ -1,0 +1,156 @@
+"""Whose a file is, as course systems name it; archives that are not what they seem."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from labkit.intake import find_handins, folder_name
+from labkit.lab import Lab, LabError
+
+
+def _zip(path: Path, files: dict[str, str]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(zipfile.ZipInfo(name, (2026, 10, 12, 20, 30, 0)), text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "student"),
+    [
+        ("lovelaceada_1234_56789_my lab.ipynb", "lovelaceada_1234"),
+        ("Ada Lovelace_1234_assignsubmission_file/lab.ipynb", "Ada Lovelace_1234"),
+        ("Ada Lovelace_1234_assignsubmission_file_/sub/lab.json", "Ada Lovelace_1234"),
+        ("export/submission_5678/lab.ipynb", "submission_5678"),
+        ("submitted/ada/autoregressive-decoding/autoregressive-decoding.ipynb", "ada"),
+        ("ada.ipynb", "ada"),
+        ("ada.submit.json", "ada"),
+        ("ada/autoregressive-decoding.ipynb", "ada"),
+        ("ada/autoregressive-decoding.submit.json", "ada"),
+        ("ada/autoregressive-decoding-restored.ipynb", "ada"),
+    ],
+)
+def test_whose_a_file_is(lab: Lab, tmp_path: Path, name: str, student: str) -> None:
+    handins, problems = find_handins([_zip(tmp_path / "class.zip", {name: "{}"})], lab)
+    assert [h.student for h in handins] == [student]
+    assert problems == []
+
+
+def test_canvas_says_late_and_counts_attempts(lab: Lab, tmp_path: Path) -> None:
+    path = _zip(
+        tmp_path / "class.zip",
+        {"x_LATE_1_30_lab-2.ipynb": "b", "x_1_20_lab-1.ipynb": "a", "y_2_21_lab.ipynb": "c"},
+    )
+    handins, _ = find_handins([path], lab)
+    found = [(h.student, h.attempt, h.marked_late, h.read()) for h in handins]
+    assert found == [("x_1", 1, False, b"a"), ("x_1", 2, True, b"b"), ("y_2", 1, False, b"c")]
+    assert handins[0].submitted == datetime(2026, 10, 12, 20, 30)
+
+
+def test_folders_files_and_zips_are_one_class(lab: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "bob").mkdir(parents=True)
+    (folder / "bob" / "autoregressive-decoding.ipynb").write_text("{}")
+    single = tmp_path / "eve.ipynb"
+    single.write_text("{}")
+    os.utime(single, (0, 0))
+    archive = _zip(tmp_path / "rest.zip", {"ada.ipynb": "{}"})
+    handins, _ = find_handins([archive, folder, single], lab)
+    assert [h.student for h in handins] == ["ada", "bob", "eve"]
+    assert handins[2].submitted == datetime.fromtimestamp(0)
+
+
+def test_what_is_no_hand_in_is_left_out_and_named(lab: Lab, tmp_path: Path) -> None:
+    path = _zip(
+        tmp_path / "class.zip",
+        {
+            "ada_1_2_lab.ipynb": "{}",
+            "ada_1_2_notes.txt": "",
+            "__MACOSX/._ada_1_2_lab.ipynb": "",
+            "bob/.ipynb_checkpoints/bob.ipynb": "",
+            "readme.md": "",
+        },
+    )
+    handins, problems = find_handins([path], lab)
+    assert [h.student for h in handins] == ["ada_1"]
+    assert problems == [
+        "left out, neither notebook nor submit file: class.zip: ada_1_2_notes.txt, "
+        "class.zip: readme.md (2)"
+    ]
+
+
+def test_a_student_who_sent_only_a_pdf_does_not_vanish(lab: Lab, tmp_path: Path) -> None:
+    path = _zip(tmp_path / "class.zip", {"ada_1_2_lab.pdf": "%PDF"})
+    handins, problems = find_handins([path], lab)
+    assert [(h.student, h.member) for h in handins] == [("ada_1", "ada_1_2_lab.pdf")]
+    assert problems == []
+
+
+def test_links_are_not_followed(lab: Lab, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.json"
+    secret.write_text("{}")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "ada.ipynb").write_text("{}")
+    (folder / "eve.ipynb").symlink_to(secret)
+    path = tmp_path / "class.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        entry = zipfile.ZipInfo("mallory.ipynb")
+        entry.external_attr = 0o120777 << 16
+        archive.writestr(entry, str(secret))
+    handins, _ = find_handins([folder, path], lab)
+    assert [h.student for h in handins] == ["ada"]
+
+
+def test_archives_that_cannot_be_read_are_named(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = _zip(tmp_path / "good.zip", {"ada.ipynb": "{}"})
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(good.read_bytes()[:40])
+    handins, problems = find_handins([good, broken], lab)
+    assert [h.student for h in handins] == ["ada"]
+    assert problems[0].startswith("broken.zip cannot be read as a zip")
+    monkeypatch.setattr("labkit.intake.MAX_TOTAL", 1)
+    _, problems = find_handins([good, _plain(tmp_path)], lab)
+    assert problems[0].startswith("good.zip holds 1 files of 2 bytes; 5000 files and 1 bytes are")
+
+
+def _plain(folder: Path) -> Path:
+    path = folder / "bob.ipynb"
+    path.write_text("{}")
+    return path
+
+
+def test_a_date_that_is_none(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "class.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("ada.ipynb", (1980, 0, 0, 0, 0, 0)), "{}")
+    (handin,), _ = find_handins([path], lab)
+    assert handin.submitted is None
+
+
+def test_nothing_found_and_no_such_path(lab: Lab, tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=r"no notebook \(.ipynb\) and no submit file"):
+        find_handins([tmp_path], lab)
+    with pytest.raises(LabError, match=r"none\.zip does not exist"):
+        find_handins([tmp_path / "none.zip"], lab)
+
+
+@pytest.mark.parametrize(
+    ("student", "folder"),
+    [
+        ("Ada Lovelace_12", "Ada-Lovelace_12"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("ада@x.org", "ада@x.org"),
+        ("...", "student"),
+        ("a" * 300, "a" * 100),
+    ],
+)
+def test_no_name_leads_out_of_the_folder(student: str, folder: str) -> None:
+    assert folder_name(student) == folder

@@ -1,0 +1,92 @@
+"""`labkit release`: the variant of the key, a tutor's rules, and nothing that gives it away."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from labkit.build import build_notebook, reference_cells
+from labkit.cli import main
+from labkit.lab import Lab
+from labkit.release import release_files
+from labkit.variants import CourseKey, read_key
+
+
+@pytest.fixture(params=["window", "quantized", "shared"])
+def files(request: pytest.FixtureRequest, lab: Lab) -> dict[str, bytes]:
+    return release_files(lab, request.param)
+
+
+def test_no_solution_and_no_hidden_test_is_in_it(files: dict[str, bytes], lab: Lab) -> None:
+    text = b"\n".join(files.values()).decode()
+    given = json.dumps(build_notebook(lab).cells) + text
+    for variant in lab.variants:
+        for source in reference_cells(lab, variant).values():
+            lines = {line.strip() for line in source.split("\n") if len(line.strip()) > 30}
+            starter = {line for line in lines if line in given or line.replace('"', '\\"') in given}
+            assert len(starter) < len(lines) / 2
+            assert not [line for line in lines - starter if line in text]
+    assert "SOLUTION" not in text
+    assert "VARIANT" not in text
+    for path in [*lab.folder.glob("hidden/*.py"), *lab.folder.glob("mutants/*")]:
+        assert path.stem not in text
+    assert not [name for name in files if "hidden" in name or "lab.toml" in name]
+
+
+def test_the_notebook_and_its_rules_are_of_the_variant(lab: Lab) -> None:
+    for variant in lab.variants:
+        notebook = json.loads(release_files(lab, variant)[f"{lab.slug}/{lab.slug}.ipynb"])
+        assert notebook["metadata"]["labkit"] == {"lab": lab.slug, "variant": variant}
+        sources = ["".join(cell["source"]) for cell in notebook["cells"]]
+        assert sum(f'LAB = "{lab.slug}/{variant}"' in source for source in sources) == 1
+
+
+def test_an_assistant_is_told_to_be_a_tutor(files: dict[str, bytes], lab: Lab) -> None:
+    words = files[f"{lab.slug}/AGENTS.md"].decode()
+    assert "Be a tutor" in words
+    assert "Write, complete, translate or rewrite a cell that starts with `# task:`" in words
+    readme = files[f"{lab.slug}/README.md"].decode()
+    assert "AGENTS.md" in readme
+    assert "labkit.save()" in readme
+    assert "| `sampler`: An exact sampler with a quota | core | 20 | 60 |\n" in readme
+    assert "100 points, about 5.4 hours" in readme
+
+
+def test_the_command_releases_what_the_key_chooses(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key_file = tmp_path / "course.key"
+    assert main(["key", str(key_file)]) == 0
+    variant = read_key(key_file).choose(lab).variant
+    out = tmp_path / "out"
+    command = ["release", lab.slug, "--out", str(out), "--course-key-file", str(key_file)]
+    assert main(command) == 0
+    with zipfile.ZipFile(out / f"{lab.slug}.zip") as archive:
+        inside = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    assert inside == release_files(lab, variant)
+    first = (out / f"{lab.slug}.zip").read_bytes()
+    assert main(command) == 0
+    assert (out / f"{lab.slug}.zip").read_bytes() == first
+    on_disk = {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*.*")}
+    assert {k: v for k, v in on_disk.items() if not k.endswith(".zip")} == inside
+
+
+def test_a_key_that_is_none_releases_nothing(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "k"
+    path.write_text("secret words")
+    out = tmp_path / "out"
+    assert main(["release", lab.slug, "--out", str(out), "--course-key-file", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "is no course key" in said
+    assert "secret words" not in said
+    assert not out.exists()
+
+
+def test_keys_differ_in_what_they_choose(lab: Lab) -> None:
+    chosen = {CourseKey(bytes([i] * 32)).choose(lab).variant for i in range(40)}
+    assert chosen == set(lab.variants)
