@@ -207,8 +207,7 @@ def _attend_single(query: Tensor, kv: LayerKV, decode: _Decode, scale: float) ->
     """
     num_sequences, num_heads, head_size = query.shape
     keys, values = (
-        _gather(x, decode.blocks, num_sequences)[:, :, : decode.longest]
-        for x in (kv.key, kv.value)
+        _gather(x, decode.blocks, num_sequences)[:, :, : decode.longest] for x in (kv.key, kv.value)
     )
     grouped = query.reshape(num_sequences, keys.shape[1], -1, head_size)
     attended = F.scaled_dot_product_attention(
