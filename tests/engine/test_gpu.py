@@ -1,29 +1,48 @@
-"""The engine on a CUDA device: float32 exactly, bfloat16 and float16 by the top-five rule."""
+"""The engine on a CUDA device: float32 exactly, bfloat16 and float16 by the top-five rule.
+
+Each way to run a step is tried: captured graphs or kernel by kernel, a step ahead or one at a
+time, Triton's attention and sampler or torch's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import gc
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import checkpoints
 import pytest
 import torch
-from checkpoints import SPECS, WINDOW
-from transformers import PreTrainedModel
+from checkpoints import SPECS, WINDOW, assert_greedy, assert_logprobs, random_prompts
+from runs import Folder, Oracle, Run
 
-from quire import LLM, QuireError, SamplingParams
+from quire import LLM, Components, QuireError, SamplingParams
+from quire.attention.torch_backend import TorchAttention
+from quire.config import runs_triton
 from quire.resources import shipped_models
-from quire.sampling import SamplingTensors, TorchSampler
-from quire.sampling.noise import Purpose, exponential, uniform
+from quire.runner.decode_graphs import DecodeGraphs, Ending
+from quire.sampling import TorchSampler
 
 pytestmark = pytest.mark.gpu
 
+DEVICE = "cuda"
 NUM_TOKENS = 128
 RAGGED = [1, 2, 5, WINDOW - 1, WINDOW, WINDOW + 1, 40, 77]
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
-
-Folder = Callable[[str], Path]
-Oracle = Callable[[str], PreTrainedModel]
+MODES: dict[str, dict[str, Any]] = {
+    "graphs": {},
+    "graphs, one at a time": {"overlap": False},
+    "kernel by kernel": {"cuda_graphs": False},
+    "kernel by kernel, one at a time": {"cuda_graphs": False, "overlap": False},
+    "torch": {"components": Components(attention=TorchAttention, sampler=TorchSampler)},
+    "torch, one at a time": {
+        "components": Components(attention=TorchAttention, sampler=TorchSampler),
+        "overlap": False,
+    },
+    "graphs, torch's sampler": {"components": Components(sampler=TorchSampler)},
+}
+SIZES: dict[str, Any] = {"num_blocks": 400, "block_size": 8, "max_num_seqs": 5}
 
 
 @pytest.fixture(autouse=True)
@@ -32,140 +51,253 @@ def exact_float32() -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.fixture(autouse=True)
+def memory_of_its_own() -> Iterator[None]:
+    """What a test allocated is given back: some sizes are measured from what is left."""
+    yield
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[Ending]:
+    """How the captured steps that were replayed ended."""
+    endings: list[Ending] = []
+    replay = DecodeGraphs.replay
+
+    def noted(self: DecodeGraphs, entries: Any, ending: Ending) -> torch.Tensor:
+        endings.append(ending)
+        return replay(self, entries, ending)
+
+    monkeypatch.setattr(DecodeGraphs, "replay", noted)
+    return endings
+
+
+def captures(mode: str) -> bool:
+    """Whether steps are replayed in this mode on this GPU."""
+    return mode.startswith("graphs") and runs_triton(torch.device(DEVICE))
+
+
+# --- float32 is transformers on the CPU --------------------------------------
+
+
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("budget", [7, 4096])
 def test_float32_is_transformers(
     name: str, budget: int, checkpoint: Folder, oracle: Oracle
 ) -> None:
-    """Tokens and log-probabilities of a ragged batch, against transformers on the CPU."""
-    llm = LLM(
-        checkpoint(name),
-        dtype="float32",
-        device="cuda",
-        max_num_seqs=5,
-        max_num_batched_tokens=budget,
-    )
-    params = SamplingParams(
-        temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=0, prompt_logprobs=0
-    )
-    prompts = checkpoints.random_prompts(RAGGED, seed=2)
-    for output in llm.generate(prompts, params):
-        prompt, completion = output.prompt_token_ids, output.outputs[0]
-        logits = checkpoints.oracle_logits(oracle(name), prompt + completion.token_ids)
-        assert completion.token_ids == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
-        assert completion.logprobs is not None
-        assert output.prompt_logprobs is not None
-        rows = [*output.prompt_logprobs[1:], *completion.logprobs]
-        tokens = torch.tensor([*prompt[1:], *completion.token_ids])
-        expected = logits[:-1].log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
-        values = [
-            row[token].logprob for row, token in zip(rows, tokens.tolist(), strict=True) if row
-        ]
-        torch.testing.assert_close(torch.tensor(values), expected, atol=1e-4, rtol=0)
-    checkpoints.assert_empty(llm)
+    """Tokens and log-probabilities of a ragged batch."""
+    run = Run.of(checkpoint(name), DEVICE, max_num_batched_tokens=budget, max_num_seqs=5)
+    params = replace(GREEDY, logprobs=0, prompt_logprobs=0)
+    for output in run.generate(random_prompts(RAGGED, seed=2), params):
+        assert len(output.outputs[0].token_ids) == NUM_TOKENS
+        assert_greedy(oracle(name), output)
+        assert_logprobs(oracle(name), output)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["quire-mini", "quire-mini-draft"])
-def test_half_precision_follows_the_top_five_rule(name: str, dtype: str) -> None:
-    """Where two greedy texts part, each side's token is among the other's five best."""
-    folder = shipped_models()[name]
-    model = checkpoints.transformers_model(folder, getattr(torch, dtype)).to("cuda")
-    llm = LLM(folder, dtype=dtype, device="cuda", max_num_seqs=8)
-    params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=5)
-    prompts = ["def fibonacci(n):\n", "import os", "class Stack:\n", "for i in range("]
-    agreed = 0
-    for output in llm.generate(prompts, params):
-        prompt, ours = output.prompt_token_ids, output.outputs[0]
-        theirs = checkpoints.oracle_greedy(model, prompt, NUM_TOKENS)
-        parted = [i for i in range(NUM_TOKENS) if ours.token_ids[i] != theirs[i]]
-        agreed += parted[0] if parted else NUM_TOKENS
-        if parted:
-            first = parted[0]
-            assert ours.logprobs is not None
-            assert theirs[first] in ours.logprobs[first]
-            logits = checkpoints.oracle_logits(model, prompt + theirs[:first])[-1]
-            assert ours.token_ids[first] in logits.topk(5).indices.tolist()
-    assert agreed >= NUM_TOKENS // 2  # a broken model would part at once
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode(
+    mode: str, name: str, checkpoint: Folder, oracle: Oracle, replays: list[Ending]
+) -> None:
+    """Greedy alone, then with log-probabilities, whose captured steps end before sampling."""
+    run = Run.of(checkpoint(name), DEVICE, max_num_batched_tokens=40, **SIZES, **MODES[mode])
+    prompts, params = random_prompts(RAGGED, seed=90), replace(GREEDY, max_tokens=24)
+    for output in run.generate(prompts, params):
+        assert_greedy(oracle(name), output)
+    assert bool(replays) == captures(mode)
+    if captures(mode):
+        own_sampler = "components" not in MODES[mode]
+        assert set(replays) == {Ending.GREEDY if own_sampler else Ending.HIDDEN}
+    replays.clear()
+    scored = replace(params, logprobs=1, prompt_logprobs=1)
+    for output in run.generate(prompts, scored):
+        assert_greedy(oracle(name), output)
+        assert_logprobs(oracle(name), output)
+    assert set(replays) == ({Ending.HIDDEN} if captures(mode) else set())
 
 
-def test_dtype_of_the_device() -> None:
-    major, _ = torch.cuda.get_device_capability()
-    llm = LLM("quire-mini-draft")
-    assert llm.config.device.type == "cuda"
-    assert llm.config.dtype is (torch.bfloat16 if major >= 8 else torch.float16)
-    assert next(llm.engine._runner._model.parameters()).dtype is llm.config.dtype
-
-
-def test_noise_is_the_same_to_the_bit() -> None:
-    seeds = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 123456789])
-    positions = torch.tensor([0, 5, 4095, 1, 2, 3])
-    for purpose in Purpose:
-        here = uniform(seeds, positions, purpose, 5000)
-        there = uniform(seeds.cuda(), positions.cuda(), purpose, 5000)
-        assert torch.equal(here, there.cpu())
-        variates = exponential(seeds.cuda(), positions.cuda(), purpose, 5000)
-        torch.testing.assert_close(
-            variates.cpu(), exponential(seeds, positions, purpose, 5000), rtol=1e-5, atol=0
-        )
-
-
-def test_sampler_draws_the_same_tokens() -> None:
-    """Same logits, same seeds: the device does not matter."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(500, 300, generator=generator) * 3
-    params = [
-        SamplingParams(
-            temperature=(0.0, 0.7, 1.5)[i % 3],
-            top_k=(0, 40)[i % 2],
-            top_p=(1.0, 0.9)[i % 2],
-            min_p=(0.0, 0.01)[i % 2],
-        )
-        for i in range(500)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["qwen2-two-groups", "llama3-scaled"])
+def test_preemption_hits_and_samples(
+    name: str, mode: str, checkpoint: Folder, oracle: Oracle, replays: list[Ending]
+) -> None:
+    """A cache of 12 blocks: requests lose theirs, find some again, and fork."""
+    tight = {**SIZES, "num_blocks": 13, "max_model_len": 80, "max_num_seqs": 6}
+    run = Run.of(checkpoint(name), DEVICE, max_num_batched_tokens=24, **tight, **MODES[mode])
+    prompts = random_prompts([20, 13, 33, 6], seed=91)
+    params = replace(GREEDY, max_tokens=40)
+    outputs = [
+        run.add(prompt, replace(params, n=n, logprobs=logprobs))
+        for prompt, n, logprobs in zip(prompts, (1, 3, 1, 1), (None, None, 0, None), strict=True)
     ]
-    tokens = []
-    for device in (torch.device("cpu"), torch.device("cuda")):
-        sampling = SamplingTensors.build(params, range(500), range(500), device)
-        tokens.append(TorchSampler().choose(logits.to(device), sampling).tolist())
-    assert tokens[0] == tokens[1]
+    run.finish()
+    outputs += run.generate([prompts[2], prompts[2][:17], [*prompts[2], 5]], params)
+    assert run.preemptions()
+    assert run.decisions("copy")
+    assert run.hits()[-2] == 16  # 17 tokens, two blocks cached: one is left to compute
+    for output in outputs:
+        assert_greedy(oracle(name), output)
+    assert bool(replays) == captures(mode)
 
 
-def test_seeds_in_a_batch(checkpoint: Folder) -> None:
-    """Alone, in a batch, on either device: the same sampled tokens in float32."""
-    prompts = checkpoints.random_prompts([3, 1, 17, 8, 40, 5, 2], seed=20)
-    params = [
-        SamplingParams(temperature=1.3, top_p=0.95, seed=i, max_tokens=24, frequency_penalty=0.2)
-        for i in range(len(prompts))
-    ]
-    answers = []
-    for device in ("cpu", "cuda"):
-        llm = LLM(checkpoint("qwen2"), dtype="float32", device=device, max_num_seqs=4)
-        together = [o.outputs[0].token_ids for o in llm.generate(prompts, params)]
-        alone = [
-            llm.generate([p], own)[0].outputs[0].token_ids
-            for p, own in zip(prompts, params, strict=True)
-        ]
-        assert together == alone
-        answers.append(together)
-    assert answers[0] == answers[1]
+@pytest.mark.parametrize("mode", MODES)
+def test_replays_after_the_cache_was_reused(
+    mode: str, checkpoint: Folder, oracle: Oracle, replays: list[Ending]
+) -> None:
+    """Between rounds the whole cache is overwritten: no step reads what another left there."""
+    run = Run.of(
+        checkpoint("mistral"),
+        DEVICE,
+        enable_prefix_caching=False,
+        **{**SIZES, "num_blocks": 60, "max_model_len": 110},
+        **MODES[mode],
+    )
+    for seed, lengths in enumerate(([77, 40, 3, 9, 24], [1, 60], [30, 31, 32, 33])):
+        for kv in run.llm.engine._runner._parts.storage.layers:
+            kv.key.fill_(1e4)  # finite: what is masked is multiplied by 0
+            kv.value.fill_(-1e4)
+        replays.clear()
+        prompts = random_prompts(lengths, seed=92 + seed)
+        for output in run.generate(prompts, replace(GREEDY, max_tokens=30)):
+            assert_greedy(oracle("mistral"), output)
+        assert (len(replays) >= 25) == captures(mode)
+
+
+def test_an_interrupted_step(checkpoint: Folder, oracle: Oracle) -> None:
+    """The requests of a step that never reached the device compute it again."""
+    run = Run.of(checkpoint("qwen3-sharded"), DEVICE, **SIZES)
+    upload, calls = run.llm.engine._runner._parts.staging.upload, 0
+
+    def sometimes() -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 7 == 0:
+            raise KeyboardInterrupt
+        upload()
+
+    run.llm.engine._runner._parts.staging.upload = sometimes  # type: ignore[method-assign]
+    outputs = [run.add(p, replace(GREEDY, max_tokens=40)) for p in random_prompts([20, 7, 33])]
+    interrupts = 0
+    while run.llm.engine.has_requests:
+        try:
+            run.llm.engine.step()
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert interrupts >= 4
+    run.finish()
+    for output in outputs:
+        assert len(output.outputs[0].token_ids) == 40
+        assert_greedy(oracle("qwen3-sharded"), output)
 
 
 def test_reused_memory_is_not_read(checkpoint: Folder, oracle: Oracle) -> None:
     """torch's allocator hands out used memory; the cache must not show it."""
-    poison = [torch.full((1 << 20,), torch.nan, device="cuda") for _ in range(64)]
+    poison = [torch.full((1 << 20,), torch.nan, device=DEVICE) for _ in range(64)]
     del poison
-    llm = LLM(checkpoint("mistral"), dtype="float32", device="cuda", max_num_seqs=8)
-    for output in llm.generate(checkpoints.random_prompts(RAGGED, seed=8), GREEDY):
-        prompt, tokens = output.prompt_token_ids, output.outputs[0].token_ids
-        logits = checkpoints.oracle_logits(oracle("mistral"), prompt + tokens)
-        assert tokens == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+    run = Run.of(checkpoint("mistral"), DEVICE, max_num_seqs=8, num_blocks=200)
+    for output in run.generate(random_prompts(RAGGED, seed=8), GREEDY):
+        assert_greedy(oracle("mistral"), output)
+
+
+# --- half precision ----------------------------------------------------------
+
+
+def assert_top_five(model: Any, outputs: list[Any], num_tokens: int) -> int:
+    """Where two greedy texts part, each side's token is among the other's five best.
+
+    Returns how many tokens agreed before that, over all outputs.
+    """
+    agreed = 0
+    for output in outputs:
+        prompt, ours = output.prompt_token_ids, output.outputs[0]
+        theirs = checkpoints.oracle_greedy(model, prompt, num_tokens)
+        parted = [i for i in range(num_tokens) if ours.token_ids[i] != theirs[i]]
+        agreed += parted[0] if parted else num_tokens
+        if parted:
+            first = parted[0]
+            assert theirs[first] in ours.logprobs[first]
+            logits = checkpoints.oracle_logits(model, prompt + theirs[:first])[-1]
+            assert ours.token_ids[first] in logits.topk(5).indices.tolist()
+    return agreed
+
+
+@pytest.mark.parametrize("mode", ["graphs", "kernel by kernel", "torch"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["quire-mini", "quire-mini-draft"])
+def test_half_precision_follows_the_top_five_rule(name: str, dtype: str, mode: str) -> None:
+    folder = shipped_models()[name]
+    model = checkpoints.transformers_model(folder, getattr(torch, dtype)).to(DEVICE)
+    llm = LLM(folder, dtype=dtype, device=DEVICE, max_num_seqs=8, num_blocks=400, **MODES[mode])
+    prompts = ["def fibonacci(n):\n", "import os", "class Stack:\n", "for i in range("]
+    outputs = llm.generate(prompts, replace(GREEDY, logprobs=5))
+    agreed = assert_top_five(model, outputs, NUM_TOKENS)
+    assert agreed >= NUM_TOKENS // 2  # a broken model would part at once
+    checkpoints.assert_empty(llm)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_architecture_in_bfloat16(name: str, checkpoint: Folder) -> None:
+    """Chunked prefill, windows and groups; random weights part sooner than trained ones."""
+    model = checkpoints.transformers_model(checkpoint(name), torch.bfloat16).to(DEVICE)
+    llm = LLM(checkpoint(name), dtype="bfloat16", device=DEVICE, max_num_batched_tokens=40, **SIZES)
+    outputs = llm.generate(random_prompts(RAGGED, seed=93), replace(GREEDY, logprobs=5))
+    agreed = assert_top_five(model, outputs, NUM_TOKENS)
+    assert agreed >= 2 * len(RAGGED)
+
+
+def test_dtype_of_the_device() -> None:
+    """Every default at once, the size of the cache among them."""
+    major, _ = torch.cuda.get_device_capability()
+    llm = LLM("quire-mini-draft")
+    assert llm.config.device.type == "cuda"
+    assert llm.config.dtype is (torch.bfloat16 if major >= 8 else torch.float16)
+    assert next(llm.engine._runner._parts.model.parameters()).dtype is llm.config.dtype
+    assert llm.config.overlap
+    assert (llm.engine._runner._graphs is not None) == (major >= 8)
+    (output,) = llm.generate("def fib", replace(GREEDY, max_tokens=20))
+    assert len(output.outputs[0].token_ids) == 20
+
+
+# --- memory ------------------------------------------------------------------
+
+
+def test_the_cache_takes_what_is_left() -> None:
+    """Weights, cache, graphs and all stay within the share that was asked for."""
+    free, total = torch.cuda.mem_get_info()
+    share = round(1 - 0.7 * free / total, 3)  # leaves well over half of what is free
+    llm = LLM("quire-mini", device=DEVICE, gpu_memory_utilization=share)
+    allowed = share * total - (total - free)
+    held = llm.engine._runner._parts.storage.num_bytes
+    assert 0.5 * allowed - (2 << 30) < held < allowed
+    free_after, _ = torch.cuda.mem_get_info()
+    assert total - free_after < share * total + (1 << 30)
+    assert len(llm.generate("import", replace(GREEDY, max_tokens=8))[0].outputs[0].token_ids) == 8
+
+
+@pytest.mark.parametrize("share", [0.001, 0.004])
+def test_no_memory_left_by_the_share(share: float) -> None:
+    message = rf"no memory is left for the KV cache: .* raise gpu_memory_utilization={share}, "
+    with pytest.raises(QuireError, match=message):
+        LLM("quire-mini", device=DEVICE, gpu_memory_utilization=share)
+
+
+def test_no_memory_left_by_others() -> None:
+    """What something else holds is not the engine's to use."""
+    free, total = torch.cuda.mem_get_info()
+    taken = torch.empty(free - total // 20, dtype=torch.uint8, device=DEVICE)
+    with pytest.raises(QuireError, match=r"no memory is left for the KV cache: .*smaller model"):
+        LLM("quire-mini", device=DEVICE, gpu_memory_utilization=0.9)
+    del taken
+    torch.cuda.empty_cache()
+    assert LLM("quire-mini", device=DEVICE, gpu_memory_utilization=0.9).config.overlap
+
+
+def test_a_cache_larger_than_the_gpu(checkpoint: Folder) -> None:
+    with pytest.raises(QuireError, match=r"num_blocks=1000000000: the KV cache needs .* lower"):
+        LLM(checkpoint("qwen2"), device=DEVICE, num_blocks=10**9)
 
 
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(QuireError, match=r"device='cuda:99': torch sees \d+ CUDA devices"):
         LLM("quire-mini-draft", device="cuda:99")
-
-
-def test_a_cache_larger_than_the_gpu(checkpoint: Folder) -> None:
-    with pytest.raises(QuireError, match=r"the KV cache needs .* lower max_num_seqs"):
-        LLM(checkpoint("qwen2"), device="cuda", max_num_seqs=10**7)

@@ -28,7 +28,8 @@ def test_hits(name: str, overlap: bool, checkpoint: Folder, oracle: Oracle) -> N
         "a prefix": (BASE[:20], 16),
         "the same beginning": (BASE[:35] + OTHER[:20], 32),
         "less than a block": (BASE[:7] + OTHER[:20], 0),
-        "the same blocks elsewhere": (OTHER[:1] + BASE, 0),
+        "the same blocks elsewhere": (OTHER[:BLOCK] + BASE, 0),
+        "a block left out": (BASE[:8] + BASE[16:], 8),  # what follows was after another block
         # Of 45 + 10 tokens, 54 were computed: the last one sampled never is.
         "the answer as well": (BASE + answer + [3], 48),
     }
