@@ -121,6 +121,15 @@ def test_metrics(llm: LLM) -> None:
     assert single.metrics.inter_token_latencies == []
 
 
+def test_progress_bar(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    """On request, else on a terminal only, which a captured stream is not."""
+    llm.generate(["a", "b"], GREEDY, use_tqdm=True)
+    assert "2/2" in capsys.readouterr().err
+    for silent in (False, None):
+        llm.generate(["a", "b"], GREEDY, use_tqdm=silent)
+        assert capsys.readouterr().err == ""
+
+
 # --- log-probabilities -------------------------------------------------------
 
 

@@ -132,10 +132,11 @@ def test_preemption_hits_and_samples(
         for prompt, n, logprobs in zip(prompts, (1, 3, 1, 1), (None, None, 0, None), strict=True)
     ]
     run.finish()
-    outputs += run.generate([prompts[2], prompts[2][:17], [*prompts[2], 5]], params)
     assert run.preemptions()
     assert run.decisions("copy")
-    assert run.hits()[-2] == 16  # 17 tokens, two blocks cached: one is left to compute
+    for prompt in (prompts[2], prompts[2][:17], [*prompts[2], 5]):
+        outputs += run.generate([prompt], replace(params, max_tokens=8))
+    assert run.hits()[-2:] == [16, 32]  # of 17 tokens, one is left to compute
     for output in outputs:
         assert_greedy(oracle(name), output)
     assert bool(replays) == captures(mode)
