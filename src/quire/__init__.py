@@ -10,11 +10,13 @@ from quire.sampling.params import SamplingParams
 from quire.trace import Trace
 
 if TYPE_CHECKING:
+    from quire.async_engine import AsyncEngine
     from quire.llm import LLM
 
 __version__ = version("quire")
 __all__ = [
     "LLM",
+    "AsyncEngine",
     "CheckpointError",
     "CompletionOutput",
     "Components",
@@ -34,4 +36,8 @@ def __getattr__(name: str) -> object:
         from quire.llm import LLM
 
         return LLM
+    if name == "AsyncEngine":
+        from quire.async_engine import AsyncEngine
+
+        return AsyncEngine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

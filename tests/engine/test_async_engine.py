@@ -10,8 +10,7 @@ from typing import Any
 import checkpoints
 import pytest
 
-from quire import LLM, SamplingParams
-from quire.async_engine import AsyncEngine
+from quire import LLM, AsyncEngine, SamplingParams
 from quire.errors import InvalidRequestError, QuireError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
