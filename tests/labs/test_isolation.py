@@ -221,6 +221,17 @@ def test_a_child_that_stops_playing_is_given_up(child: Child, body: str, reason:
         child.request({"op": "load", "cells": []})
 
 
+def test_a_reply_to_another_request_is_refused(child: Child) -> None:
+    body = """
+import json
+real = json.dumps
+json.dumps = lambda value: real({**value, "id": value["id"] + 1})
+return 5
+"""
+    with pytest.raises(ChildLost, match="not what the protocol allows"):
+        _ask(child, body)
+
+
 def test_all_calls_together_have_a_limit() -> None:
     with Child(NUMPY, Limits(call_seconds=30, wall_seconds=0.5)) as child:
         with pytest.raises(ChildLost, match=r"the 0\.5 s of the task are used up"):
