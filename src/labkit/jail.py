@@ -59,7 +59,8 @@ def find_bubblewrap() -> str:
     return found
 
 
-def package_paths(packages: Sequence[str], withheld: Sequence[str]) -> dict[str, Path]:
+@functools.cache  # looking around costs as much as starting a child
+def package_paths(packages: tuple[str, ...], withheld: tuple[str, ...]) -> dict[str, Path]:
     """What to put beside the standard library for each package: a name and where it lies.
 
     A package's libraries and metadata, which a wheel puts beside it, come along.
@@ -111,7 +112,7 @@ def copy_without(folder: Path, withheld: tuple[str, ...]) -> tempfile.TemporaryD
 
 
 def command(
-    bubblewrap: str, packages: Sequence[str], withheld: Sequence[str], filter_fd: int
+    bubblewrap: str, packages: tuple[str, ...], withheld: tuple[str, ...], filter_fd: int
 ) -> list[str]:
     """Return the command line up to the interpreter's own arguments.
 
