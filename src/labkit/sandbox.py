@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,8 @@ class Limits:
 class Surroundings:
     """What a lab's code finds in its child: packages, and modules of them that are withheld."""
 
-    packages: Sequence[str] = ()
-    withheld: Sequence[str] = ()
+    packages: tuple[str, ...] = ()
+    withheld: tuple[str, ...] = ()
 
 
 def _start(

@@ -20,13 +20,17 @@ def choose_tokens(rows):
 """
 
 
-def test_a_submission_broken_in_every_way_keeps_what_works(lab: Lab) -> None:
+def test_a_submission_broken_in_every_way_keeps_what_works(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cells = reference_cells(lab)
     cells["decode-step"] = "# task: decode-step\nimport ctypes\nctypes.string_at(0)\n"
     cells["sampler"] = "# task: sampler\nwhile True:\n    pass\n"
     del cells["stream"]
     submission = Submission(cells=cells, problems={"stream": "syntax error in line 1"})
-    grader = Grader(lab, limits=Limits(call_seconds=3.0))
+    grader, started = Grader(lab, limits=Limits(call_seconds=3.0)), []
+    start = grader._start
+    monkeypatch.setattr(grader, "_start", lambda *helper: started.append(1) or start(*helper))
     tasks = [task for task in lab.tasks if task.name != "latency"]
     report = grader.grade(submission, tasks)
     assert {task.name: report.task_score(task.name) for task in tasks} == {
@@ -44,6 +48,8 @@ def test_a_submission_broken_in_every_way_keeps_what_works(lab: Lab) -> None:
     assert report.broken == []
     assert all(outcome.title for outcome in report.outcomes)
     assert report.seconds > 0
+    # A cell that ends its process is loaded once; the engine's cell and the reference's make two.
+    assert len(started) == 1 + 1 + 2
 
 
 def test_an_engine_that_a_submission_broke_off_serves_the_next_one(lab: Lab) -> None:

@@ -19,7 +19,7 @@ from labkit.predecessors import Relay, interface_of
 from labkit.sandbox import Child, ChildLost, Limits, NoSandbox, Surroundings, printable
 from labkit.syscalls import DENIED, UnknownMachine, filter_program
 
-NUMPY = Surroundings(["numpy"])
+NUMPY = Surroundings(("numpy",))
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = Limits(call_seconds=3.0, reply_bytes=1 << 20)
 
@@ -173,8 +173,8 @@ def test_an_unknown_machine_is_refused() -> None:
 
 
 def test_quire_comes_without_what_the_lab_asks_for() -> None:
-    dependencies = ["torch", "torchgen", "typing_extensions", "numpy"]
-    surroundings = Surroundings(["quire", *dependencies], ["quire.sampling.sampler"])
+    dependencies = ("torch", "torchgen", "typing_extensions", "numpy")
+    surroundings = Surroundings(("quire", *dependencies), ("quire.sampling.sampler",))
     with Child(surroundings, Limits(memory_bytes=8 << 30)) as child:
         words = "quire.sampling.sampler.TorchSampler is what this lab asks you to write"
         assert words in _ask(child, "import quire\nquire.sampling.TorchSampler()")
@@ -185,9 +185,9 @@ def test_quire_comes_without_what_the_lab_asks_for() -> None:
 
 def test_a_module_that_is_not_there_cannot_be_withheld() -> None:
     with pytest.raises(NoSandbox, match=r"withholds quire\.nothing"):
-        Child(Surroundings(["quire"], ["quire.nothing"]))
+        Child(Surroundings(("quire",), ("quire.nothing",)))
     with pytest.raises(NoSandbox, match="'no_such_package', which is not installed"):
-        Child(Surroundings(["no_such_package"]))
+        Child(Surroundings(("no_such_package",)))
 
 
 def test_a_project_that_would_be_seen_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +219,17 @@ def test_a_child_that_stops_playing_is_given_up(child: Child, body: str, reason:
         _ask(child, body)
     with pytest.raises(ChildLost, match=reason):
         child.request({"op": "load", "cells": []})
+
+
+def test_a_reply_to_another_request_is_refused(child: Child) -> None:
+    body = """
+import json
+real = json.dumps
+json.dumps = lambda value: real({**value, "id": value["id"] + 1})
+return 5
+"""
+    with pytest.raises(ChildLost, match="not what the protocol allows"):
+        _ask(child, body)
 
 
 def test_all_calls_together_have_a_limit() -> None:

@@ -94,15 +94,15 @@ def test_writes_one_slot(student, variant, seed, position):
     student.compare(call, after, want, TOLERANCE, f"only slot {slot} changes")
 
 
-@given(seed=SEEDS)
-def test_whole_text(student, variant, seed):
-    """Twenty tokens one after another, on the cache that the code itself has filled."""
+@functools.cache
+def _text(seed):
+    """Weights, config and empty cache; twenty tokens, and the logits after each."""
     weights, config = random_case(seed)
-    cache = empty_cache(weights, config, seed)
+    sinks, window = config["sinks"], config["window"]
     tokens = np.random.default_rng(seed).integers(0, 11, 20).tolist()
     history = [[] for _ in weights["layers"]]
-    for position, token_id in enumerate(tokens):
-        sinks, window = config["sinks"], config["window"]
+    wanted = []
+    for token_id in tokens:
         kept = [
             row[:sinks] + row[sinks:][max(0, len(row) - sinks - window + 1) :]
             if window > 1
@@ -110,8 +110,20 @@ def test_whole_text(student, variant, seed):
             for row in history
         ]
         want, fresh = step(weights, config, kept, token_id)
+        wanted.append(want)
         for row, pair in zip(history, fresh, strict=True):
             row.append(pair)
+    return weights, config, empty_cache(weights, config, seed), tokens, wanted
+
+
+@given(seed=SEEDS)
+def test_whole_text(student, variant, seed):
+    """Twenty tokens one after another, on the cache that the code itself has filled."""
+    weights, config, cache, tokens, wanted = _text(seed)
+    for position, (token_id, want) in enumerate(zip(tokens, wanted, strict=True)):
         got, cache = _run(student, weights, config, cache, token_id, position)
-        call = f"decode_step for token {position} of a text, sinks={sinks}, window={window}"
+        call = (
+            f"decode_step for token {position} of a text, sinks={config['sinks']}, "
+            f"window={config['window']}"
+        )
         student.compare(call, got, want, TOLERANCE)

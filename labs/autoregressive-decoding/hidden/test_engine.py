@@ -21,7 +21,7 @@ POLICY = NEUTRAL | NO_PENALTY | {
     "frequency": 0.3, "window": 32,
 }  # fmt: skip
 PROMPTS = ["def add(a, b):", "class Queue:\n", "import ", "for key in "]
-TOKENS = 20
+TOKENS = 12
 TRIES = 20  # seeds of a workload, until rounding decides none of its draws
 
 
@@ -174,13 +174,20 @@ def test_rows_are_independent(student, variant, rows):
     student.expect("choose_tokens", rows[:1], want=want[:1], because="the first row alone")
 
 
-def _judge_engine(student, seed):
+def _judge_together(student, seed):
+    """Run the four prompts in a batch; return the first seed and the tokens wanted."""
     first, want = workload(seed)
     got = run(_student_choice(student), POLICY, PROMPTS, first)
     for prompt, tokens, expected in zip(PROMPTS, got, want, strict=True):
         student.compare(
             f"quire-mini with your sampler, four prompts, on {prompt!r}", tokens, expected
         )
+    return first, want
+
+
+def test_engine_tokens(student, variant, seed):
+    """In quire, on quire-mini: the tokens of the specification, in a batch and alone."""
+    first, want = _judge_together(student, seed)
     alone = run(_student_choice(student), POLICY, PROMPTS[2:3], first + 2)
     student.compare(
         f"quire-mini with your sampler, {PROMPTS[2]!r} alone", alone[0], want[2],
@@ -188,11 +195,6 @@ def _judge_engine(student, seed):
     )  # fmt: skip
 
 
-def test_engine_tokens(student, variant, seed):
-    """In quire, on quire-mini: the tokens of the specification, in a batch and alone."""
-    _judge_engine(student, seed)
-
-
 def test_whole_notebook(student, variant, seed):
     """The same with your own tasks 2 and 3 in place of the reference's."""
-    _judge_engine(student, seed)
+    _judge_together(student, seed)
