@@ -81,4 +81,3 @@ def _begin_step(
     tl.store(tokens_out + i, tl.load(token_ids + row * tokens_stride + position))
     tl.store(positions_out + i, position)
     tl.store(slots_out + i, block.to(tl.int64) * block_size + position % block_size)
-
