@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import checkpoints
 import pytest
@@ -13,9 +14,16 @@ import pytest
 from quire import LLM, AsyncEngine, SamplingParams
 from quire.errors import InvalidRequestError, QuireError
 
+T = TypeVar("T")
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=90, ignore_eos=True)
 PROMPTS = checkpoints.random_prompts([5, 9, 2, 14, 7, 3], seed=11)
+
+
+def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run in a thread of its own: a browser's test may have left a loop running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 @pytest.fixture
@@ -38,7 +46,7 @@ def test_many_at_once_equal_generate(engine: AsyncEngine, checkpoint: Any) -> No
 
     llm = LLM(checkpoint("qwen3-sharded"), device="cpu")
     expected = [o.outputs[0].token_ids for o in llm.generate(PROMPTS, GREEDY)]
-    assert asyncio.run(all_of_them()) == expected
+    assert run_async(all_of_them()) == expected
 
 
 def test_tokens_arrive_before_the_end(engine: AsyncEngine) -> None:
@@ -47,7 +55,7 @@ def test_tokens_arrive_before_the_end(engine: AsyncEngine) -> None:
             len(output.outputs[0].token_ids) async for output in engine.generate(PROMPTS[0], LONG)
         ]
 
-    seen = asyncio.run(sizes())
+    seen = run_async(sizes())
     assert seen[0] < 90
     assert seen[-1] == 90
     assert seen == sorted(seen)
@@ -60,7 +68,7 @@ def test_leaving_a_stream_withdraws_it(engine: AsyncEngine) -> None:
         await stream.aclose()  # type: ignore[attr-defined]
         return len((await collect(engine, PROMPTS[1], GREEDY)).outputs[0].token_ids)
 
-    assert asyncio.run(leave_and_stay()) == 12
+    assert run_async(leave_and_stay()) == 12
     assert not engine.llm.engine.has_requests
 
 
@@ -74,7 +82,7 @@ def test_cancelled_task(engine: AsyncEngine) -> None:
             await task
         await collect(engine, PROMPTS[2], GREEDY)
 
-    asyncio.run(cancel())
+    run_async(cancel())
     assert not engine.llm.engine.has_requests
 
 
@@ -86,7 +94,7 @@ def test_abort_by_name(engine: AsyncEngine) -> None:
         engine.abort("nobody's")
         return [output async for output in stream][-1]
 
-    output = asyncio.run(abort())
+    output = run_async(abort())
     assert output.finished
     assert output.outputs[0].finish_reason == "abort"
 
@@ -99,7 +107,7 @@ def test_a_bad_request_harms_nobody(engine: AsyncEngine) -> None:
             return_exceptions=True,
         )
 
-    bad, good = asyncio.run(both())
+    bad, good = run_async(both())
     assert isinstance(bad, InvalidRequestError)
     assert "1000000000" in str(bad)
     assert len(good.outputs[0].token_ids) == 12
@@ -113,7 +121,7 @@ def test_the_same_name_twice(engine: AsyncEngine) -> None:
             return_exceptions=True,
         )
 
-    first, second = asyncio.run(twice())
+    first, second = run_async(twice())
     assert len(first.outputs[0].token_ids) == 90
     assert isinstance(second, InvalidRequestError)
 
@@ -128,7 +136,7 @@ def test_closing_ends_streams_and_refuses_more(engine: AsyncEngine) -> None:
             await anext(engine.generate(PROMPTS[0], GREEDY))
         return rest
 
-    rest = asyncio.run(close())
+    rest = run_async(close())
     assert all(output.finished for output in rest)
 
 
@@ -148,10 +156,10 @@ def test_a_failing_step_reaches_every_reader(engine: AsyncEngine) -> None:
 
         return await asyncio.gather(*(rest(s) for s in streams), return_exceptions=True)
 
-    errors = asyncio.run(fail())
+    errors = run_async(fail())
     assert [str(error) for error in errors] == ["the device is gone"] * 2
     with pytest.raises(QuireError, match="stopped"):
-        asyncio.run(collect(engine, PROMPTS[0], GREEDY))
+        run_async(collect(engine, PROMPTS[0], GREEDY))
     del engine.llm.engine.step  # the fixture looks the engine over
     for request_id in list(engine.llm.engine._parents):
         engine.llm.engine.abort_request(request_id)
@@ -164,4 +172,4 @@ def test_text(text_folder: Path) -> None:
             return output.outputs[0].text
 
     expected = LLM(text_folder, device="cpu").generate("def f", GREEDY)[0].outputs[0].text
-    assert asyncio.run(run()) == expected
+    assert run_async(run()) == expected
