@@ -14,7 +14,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from labkit.build import given_cells, read_cells, reference_cells
@@ -63,6 +63,8 @@ class Grader:
         report = Report(self.lab, str(self.variant), notes=list(submission.notes))
         report.unsafe = self.unsafe_local
         report.written = dict(submission.written)
+        # A cell that ends its process is found out once, not again in the whole notebook.
+        submission = replace(submission, problems=dict(submission.problems))
         for task in self.lab.tasks if tasks is None else tasks:
             report.outcomes += self._grade_task(task, submission)
         return report
@@ -85,6 +87,8 @@ class Grader:
                     found[test.name] = Outcome(
                         task, test, titles[test.name], points, complaint, seconds
                     )
+            if bench.fatal is not None:
+                submission.problems[task.name] = bench.fatal
         return [found[test.name] for test in task.tests]
 
     def _start(self, helper: Relay | None = None) -> Child:
@@ -108,7 +112,8 @@ class _Bench:
         self._child: Child | None = None
         self._relay: Relay | None = None
         self._lost = 0
-        self._given_up: str | None = None
+        self._given_up = submission.problems.get(task.name)
+        self.fatal: str | None = None  # why the reader's cell cannot even be loaded
         self._message: dict[str, Any] = {"op": "load"}
         cells: Cells = list(grader._given)
         if whole:
@@ -175,7 +180,7 @@ class _Bench:
         self._child = self._relay = None
         self._lost += 1
         if cell_is_at_fault:
-            self._given_up = words
+            self._given_up = self.fatal = words
         elif child.is_out_of_time:
             self._given_up = "not run: a test of this task before it used up the task's time"
         elif self._lost >= MAX_LOST:

@@ -26,30 +26,34 @@ def test_a_submission_broken_in_every_way_keeps_what_works(
     cells = reference_cells(lab)
     cells["decode-step"] = "# task: decode-step\nimport ctypes\nctypes.string_at(0)\n"
     cells["sampler"] = "# task: sampler\nwhile True:\n    pass\n"
-    del cells["stream"]
-    submission = Submission(cells=cells, problems={"stream": "syntax error in line 1"})
+    cells["stream"] = "# task: stream\nimport os\nos._exit(0)\n"
+    del cells["latency"]
+    submission = Submission(cells=cells, problems={"latency": "syntax error in line 1"})
     grader, started = Grader(lab, limits=Limits(call_seconds=3.0)), []
     start = grader._start
     monkeypatch.setattr(grader, "_start", lambda *helper: started.append(1) or start(*helper))
-    tasks = [task for task in lab.tasks if task.name != "latency"]
-    report = grader.grade(submission, tasks)
-    assert {task.name: report.task_score(task.name) for task in tasks} == {
+    report = grader.grade(submission)
+    assert {task.name: report.task_score(task.name) for task in lab.tasks} == {
         "decode-step": 0,
         "sampler": 0,
         "stream": 0,
+        "latency": 0,
         "engine": 7,  # the reference stands in for the sampler, but for the whole notebook
     }
     assert report.reasons("decode-step") == [
         "running the cell: the process ended: it crashed, or the code ended it"
     ]
     assert report.reasons("sampler") == ["running the cell: no answer within 3 s"]
-    assert report.reasons("stream") == ["syntax error in line 1"]
-    assert report.reasons("engine") == ["your stream is needed here: syntax error in line 1"]
+    assert report.reasons("latency") == ["syntax error in line 1"]
+    assert report.reasons("engine") == [
+        "your sampler is needed here: running the cell: no answer within 3 s"
+    ]
     assert report.broken == []
     assert all(outcome.title for outcome in report.outcomes)
     assert report.seconds > 0
     # A cell that ends its process is loaded once; the engine's cell and the reference's make two.
-    assert len(started) == 1 + 1 + 2
+    assert len(started) == 1 + 1 + 1 + 2
+    assert set(submission.problems) == {"latency"}  # nothing of it is written to the hand-in
 
 
 def test_an_engine_that_a_submission_broke_off_serves_the_next_one(lab: Lab) -> None:
