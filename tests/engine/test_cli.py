@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from quire import LLM, SamplingParams
 from quire.cli import main
 
 PROMPT = "def fibonacci(n):\n"
+DRAFT = "quire-mini-draft"  # the quicker one
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    """A benchmark sets how many threads torch uses, for the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def test_generate_prints_what_the_engine_generates(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,11 +84,11 @@ def test_info_prints_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bench_cpu_compares_and_writes_a_measurement(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["bench", "cpu", "--device", "cpu", "--tokens", "3", "--out", str(tmp_path)]
-    assert main(arguments) == 0
+    arguments = ["bench", "cpu", "--device", "cpu", "--tokens", "3", "--model", DRAFT]
+    assert main([*arguments, "--threads", "1", "--out", str(tmp_path)]) == 0
     assert "ratio" in capsys.readouterr().out
     written = json.loads((tmp_path / "engine-cpu.json").read_text("utf-8"))
-    assert written["command"] == "quire bench cpu --device cpu --tokens 3"
+    assert written["command"] == " ".join(["quire", *arguments, "--threads", "1"])
     rows = {(row["case"], row["metric"]): row for row in written["rows"]}
     for case in ("batch1", "batch32"):
         rate = rows[case, "tokens_per_second"]
@@ -86,8 +97,8 @@ def test_bench_cpu_compares_and_writes_a_measurement(
 
 
 def test_bench_steps_times_prefill_and_decode(tmp_path: Path) -> None:
-    arguments = ["bench", "steps", "--device", "cpu", "--max-batch", "2", "--out", str(tmp_path)]
-    assert main(arguments) == 0
+    arguments = ["bench", "steps", "--device", "cpu", "--max-batch", "2", "--model", DRAFT]
+    assert main([*arguments, "--threads", "1", "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "steps-cpu.json").read_text("utf-8"))
     cases = [row["case"] for row in written["rows"]]
     assert "decode-batch2" in cases
