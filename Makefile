@@ -2,6 +2,7 @@
 # makes what it needs; `make help` lists them.
 PORT ?= 8000
 JOBS ?= 2
+GPU_JOBS ?= 0
 BIN := .venv/bin
 SITE := _build/html
 export PYTHON TORCH_INDEX
@@ -41,8 +42,11 @@ test: env check site  ## everything that needs no GPU: lint, types, engine, labs
 	@scripts/tools.sh
 	@SITE_IS_FRESH=1 $(BIN)/pytest -n $(JOBS) --dist loadfile $(NBVAL) tests notebooks
 
-test-gpu: env  ## the GPU tests and every notebook, on a GPU; nothing skips
-	@$(BIN)/pytest --require-gpu -m "gpu or notebook" $(NBVAL) tests notebooks
+# GPU_JOBS=6 runs six tests at a time, for a GPU of 80 GB and more. Then, one by one, come
+# those that take all of its memory, the notebooks among them.
+test-gpu: env  ## the GPU tests and every notebook, on a GPU; nothing skips (GPU_JOBS=0)
+	@$(BIN)/pytest --require-gpu -m "gpu and not whole_gpu" -n $(GPU_JOBS) --dist worksteal tests
+	@$(BIN)/pytest --require-gpu -m "whole_gpu or notebook" $(NBVAL) tests notebooks
 
 notebooks: env  ## run the notebooks again and keep their outputs
 	@$(BIN)/python scripts/run_notebooks.py

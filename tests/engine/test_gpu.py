@@ -87,7 +87,7 @@ def test_float32_is_transformers(
     name: str, budget: int, checkpoint: Folder, oracle: Oracle
 ) -> None:
     """Tokens and log-probabilities of a ragged batch."""
-    run = Run.of(checkpoint(name), DEVICE, max_num_batched_tokens=budget, max_num_seqs=5)
+    run = Run.of(checkpoint(name), DEVICE, max_num_batched_tokens=budget, **SIZES)
     params = replace(GREEDY, logprobs=0, prompt_logprobs=0)
     for output in run.generate(random_prompts(RAGGED, seed=2), params):
         assert len(output.outputs[0].token_ids) == NUM_TOKENS
@@ -247,6 +247,7 @@ def test_every_architecture_in_bfloat16(name: str, checkpoint: Folder) -> None:
     assert agreed >= 2 * len(RAGGED)
 
 
+@pytest.mark.whole_gpu
 def test_dtype_of_the_device() -> None:
     """Every default at once, the size of the cache among them."""
     major, _ = torch.cuda.get_device_capability()
@@ -263,6 +264,7 @@ def test_dtype_of_the_device() -> None:
 # --- memory ------------------------------------------------------------------
 
 
+@pytest.mark.whole_gpu
 def test_the_cache_takes_what_is_left() -> None:
     """Weights, cache, graphs and all stay within the share that was asked for."""
     free, total = torch.cuda.mem_get_info()
@@ -283,6 +285,7 @@ def test_no_memory_left_by_the_share(share: float) -> None:
         LLM("quire-mini", device=DEVICE, gpu_memory_utilization=share)
 
 
+@pytest.mark.whole_gpu
 def test_no_memory_left_by_others() -> None:
     """What something else holds is not the engine's to use."""
     free, total = torch.cuda.mem_get_info()
