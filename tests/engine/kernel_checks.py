@@ -281,6 +281,9 @@ def sample(device: str) -> None:
         arguments = (*parameters(device, rows), seeds, positions)
         expected = sample_torch(logits, *arguments)
         assert torch.equal(sample_triton(logits, *arguments), expected)
+    keys = torch.stack([seeds, positions], 1)  # as columns of one table: every other number
+    strided = sample_triton(logits, *arguments[:-2], keys[:, 0], keys[:, 1])
+    assert torch.equal(strided, expected)
     zero, one = torch.zeros(rows, device=device), torch.ones(rows, device=device)
     logits = torch.zeros(rows, 1000, device=device)  # the noise alone decides
     arguments = (one, zero.long(), one, zero, seeds, positions)

@@ -76,13 +76,16 @@ class ModelRunner:
     def _replay(self, output: SchedulerOutput) -> PendingStep:
         """Queue a captured step."""
         assert self._graphs is not None
-        pending = PendingStep(output, list(output.entries))
-        ending = self._graphs.ending(output.entries)
-        result = self._graphs.replay(output.entries, ending)
+        # The longest first, as attention's programs start in this order: a long one that
+        # started last would run on alone.
+        entries = sorted(output.entries, key=lambda entry: entry.start, reverse=True)
+        pending = PendingStep(output, entries)
+        ending = self._graphs.ending(entries)
+        result = self._graphs.replay(entries, ending)
         if ending is Ending.HIDDEN:
-            rows = torch.tensor([[e.row, e.start + 1] for e in output.entries]).T
-            rows = rows.pin_memory().to(self._parts.config.device, non_blocking=True)
-            self._sample(pending, result, rows[0], rows[1])
+            chosen = torch.tensor([[e.row for e in entries], [e.start + 1 for e in entries]])
+            rows, positions = chosen.pin_memory().to(self._parts.config.device, non_blocking=True)
+            self._sample(pending, result, rows, positions)
         else:
             pending.sampled, pending.done = self._answers.fetch(SamplerOutput(result[:, None]))
         return pending
