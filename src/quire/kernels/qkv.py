@@ -152,8 +152,9 @@ def _norm_rotate_kernel(
     column = tl.arange(0, half_block)[None, :]
     inside = (column < half) & (head < all_heads)
     rotated = inside & (head < num_rotated)
+    # Attention is let in at the end alone: programs of it that came early would take places
+    # on the multiprocessors unevenly, and its longest run decides.
     if early:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     position = tl.load(positions + token)
     place = qkv + (token * all_heads + head) * head_size + column
