@@ -16,7 +16,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 def silu_mul_torch(gate_up: Tensor) -> Tensor:
     """`silu_mul` in torch."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return F.silu(gate).mul_(up)
 
 
 def silu_mul_triton(gate_up: Tensor) -> Tensor:

@@ -6,6 +6,9 @@ Done together the stream is read and written once.
 
 from __future__ import annotations
 
+from functools import cache
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, empty_like
 
@@ -28,8 +31,25 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def rms_norm_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`rms_norm` in torch."""
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    """`rms_norm` in torch; the weight may have rows, one a head.
+
+    On a CPU torch's own function is nine small operations, and small operations are what a
+    decode step is made of. The length of x, lengthened by √(n · eps), gives it in four.
+    """
+    size = x.shape[-1]
+    if x.is_cpu and x.dtype == torch.float32:
+        zero, margin = _scalars(size * eps)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(margin)
+        return torch.addcdiv(zero, x, length, value=size**0.5).mul_(weight)
+    if weight.dim() == 1:
+        return F.rms_norm(x, (size,), weight, eps)
+    return F.rms_norm(x, (size,), None, eps) * weight
+
+
+@cache
+def _scalars(squared_margin: float) -> tuple[Tensor, Tensor]:
+    """Return 0 and the root of `squared_margin`, as `addcdiv` and `hypot_` want them."""
+    return torch.zeros(()), torch.tensor(squared_margin**0.5)
 
 
 def add_rms_norm_torch(
@@ -37,7 +57,7 @@ def add_rms_norm_torch(
 ) -> tuple[Tensor, Tensor]:
     """`add_rms_norm` in torch, which leaves the residual as it was."""
     total = residual + x
-    return F.rms_norm(total, (x.shape[-1],), weight, eps), total
+    return rms_norm_torch(total, weight, eps), total
 
 
 def rms_norm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:

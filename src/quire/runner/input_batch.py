@@ -135,8 +135,8 @@ class InputBatch:
             entries: the same R requests as the host knows them.
         """
         params = [self.state(entry.row).params for entry in entries]
-        temperature, top_p, min_p = self._floats[:, rows]
-        seeds, top_k = self._integers[:, rows]
+        temperature, top_p, min_p = self._floats.index_select(1, rows).unbind()
+        seeds, top_k = self._integers.index_select(1, rows).unbind()
         asked = [p.logprobs for p in params if p.logprobs is not None]
         return SamplingTensors(
             temperature=temperature,
@@ -152,8 +152,8 @@ class InputBatch:
 
     def captured_sampling_tensors(self, rows: Tensor, positions: Tensor) -> SamplingTensors:
         """Gather the parameters of any rows: which of them are used is read on the device."""
-        temperature, top_p, min_p = self._floats[:, rows]
-        seeds, top_k = self._integers[:, rows]
+        temperature, top_p, min_p = self._floats.index_select(1, rows).unbind()
+        seeds, top_k = self._integers.index_select(1, rows).unbind()
         return SamplingTensors(temperature, seeds, positions, False, top_k, top_p, min_p)
 
     def _penalties(
