@@ -8,9 +8,10 @@ import torch
 
 from quire.attention.interface import AttentionBackend
 from quire.attention.torch_backend import TorchAttention
-from quire.config import Components, EngineConfig, runs_triton
+from quire.config import Components, EngineConfig
 from quire.detokenizer import Tokenizer
 from quire.engine import LLMEngine
+from quire.kernels.runtime import runs_triton
 from quire.kv.block_pool import BlockPool, LRUBlockPool
 from quire.kv.kv_cache_manager import PagedKVCacheManager
 from quire.kv.spec import KVCacheSpec, layer_specs

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from quire.errors import QuireError
+from quire.kernels.runtime import capability
 from quire.sampling.params import is_int
 
 if TYPE_CHECKING:  # the swap points' protocols, which themselves read EngineConfig
@@ -110,15 +111,6 @@ def default_device(device: str | torch.device | None = None) -> torch.device:
     return chosen
 
 
-def runs_triton(device: torch.device) -> bool:
-    """Whether a device runs quire's Triton kernels: compute capability 8.0 and up.
-
-    Below that, a T4 for one, `tl.dot` compiles to scalar arithmetic, and torch's kernels
-    are faster.
-    """
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-
-
 def default_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
     """Return the dtype asked for, or what suits the device.
 
@@ -131,7 +123,7 @@ def default_dtype(device: torch.device, dtype: str | torch.dtype | None = None) 
     if dtype is None:
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if runs_triton(device) else torch.float16
+        return torch.bfloat16 if capability(device) >= (8, 0) else torch.float16
     by_name = {
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,

@@ -10,14 +10,9 @@ import torch
 from tqdm import tqdm
 
 from quire.assembly import build_engine
-from quire.config import (
-    Components,
-    EngineConfig,
-    default_device,
-    default_dtype,
-    runs_triton,
-)
+from quire.config import Components, EngineConfig, default_device, default_dtype
 from quire.errors import InvalidRequestError, QuireError
+from quire.kernels.runtime import runs_triton
 from quire.models.config import ModelConfig
 from quire.models.loader import resolve_checkpoint
 from quire.outputs import RequestOutput

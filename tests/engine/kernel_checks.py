@@ -166,33 +166,29 @@ def few_rows(device: str) -> None:
     shapes = ((11, 96), (6, 130)) if device == "cpu" else ((4096, 1024), (1030, 3072))
     for dtype in DTYPES:
         for size, depth in shapes:
-            check_few_rows(device, 1, size, depth, dtype, Tile(4, 64, 1))
-            check_few_rows(device, 3, size, depth, dtype, Tile(8, 128, 2))
+            for num_rows, tile in ((1, Tile(4, 64, 1)), (3, Tile(8, 128, 2))):
+                check_product(
+                    device,
+                    (num_rows, size, depth),
+                    dtype,
+                    lambda x, weight, bias, tile=tile: few_rows_linear(x, weight, bias, tile),
+                )
 
 
-def check_few_rows(
-    device: str, num_rows: int, size: int, depth: int, dtype: torch.dtype, tile: Tile
+def check_product(
+    device: str,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor],
 ) -> None:
+    """Without a bias and with one."""
+    num_rows, size, depth = shape
     x = draw(device, num_rows, depth, dtype=dtype)
     weight = draw(device, size, depth, dtype=dtype) * 0.05
     bias = draw(device, size, dtype=dtype)
-    residual = draw(device, num_rows, size + 1, dtype=dtype)[:, :size].contiguous()
-    norm_weight = draw(device, depth, dtype=dtype)
-    product = x.double() @ weight.double().T
-    assert_near(few_rows_linear(x, weight, tile), product)
-    assert_near(few_rows_linear(x, weight, tile, bias=bias), product + bias.double())
-    expected = product + bias.double() + residual.double()
-    out = few_rows_linear(x, weight, tile, bias=bias, residual=residual)
-    assert out.data_ptr() == residual.data_ptr()
-    assert_near(out, expected)
-    normed = rms_norm64(x, norm_weight)
-    product = normed @ weight.double().T
-    out = few_rows_linear(x, weight, tile, norm_weight=norm_weight, eps=EPS)
-    assert_near(out, product)
-    if size % 2 == 0:
-        gate, up = product.chunk(2, dim=-1)
-        out = few_rows_linear(x, weight, tile, norm_weight=norm_weight, eps=EPS, gated=True)
-        assert_near(out, F.silu(gate) * up)
+    expected = x.double() @ weight.double().T
+    assert_near(product(x, weight, None), expected)
+    assert_near(product(x, weight, bias), expected + bias.double())
 
 
 def matrix(device: str) -> None:
@@ -201,16 +197,7 @@ def matrix(device: str) -> None:
     for dtype in (torch.float32, torch.float16) if device == "cpu" else DTYPES[1:]:
         for size, depth in shapes:
             for num_rows in (1, 8, 9, 16):
-                x = draw(device, num_rows, depth, dtype=dtype)
-                weight = draw(device, size, depth, dtype=dtype) * 0.05
-                bias = draw(device, size, dtype=dtype)
-                residual = draw(device, num_rows, size, dtype=dtype)
-                product = x.double() @ weight.double().T
-                assert_near(matrix_linear(x, weight, None), product)
-                expected = product + bias.double() + residual.double()
-                out = matrix_linear(x, weight, bias, residual)
-                assert out.data_ptr() == residual.data_ptr()
-                assert_near(out, expected)
+                check_product(device, (num_rows, size, depth), dtype, matrix_linear)
 
 
 def greedy(device: str) -> None:

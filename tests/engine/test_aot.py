@@ -33,10 +33,7 @@ class Served:
     options: dict[str, int] = field(default_factory=dict)
 
 
-FEW_ROWS = {
-    "x": HALF, "weight": HALF, "bias": HALF, "norm_weight": HALF, "eps": "fp32", "out": HALF,
-    "size": "i32",
-}  # fmt: skip
+FEW_ROWS = {"x": HALF, "weight": HALF, "bias": HALF, "out": HALF, "size": "i32"}
 SAMPLED = {"logits": HALF, "stride": "i32"}
 BEST = {"values": FLOAT, "token_ids": INT}
 
@@ -54,28 +51,26 @@ PREFILL = {"window": None, "GROUP": 4, "ROWS": 64, "HEAD_SIZE": 128, "TILE": 64,
 DESCRIPTOR = "tensordesc<bf16[64, 128]>"
 
 
-def few_rows(rows: int, depth: int, tile: tuple[int, int, int], **flags: object) -> Served:
+def few_rows(rows: int, depth: int, tile: tuple[int, int, int], adds_bias: bool) -> Served:
     outputs, block_depth, num_warps = tile
     constants = {
-        "num_rows": rows, "depth": depth, "parts": 1, "normalises": False, "adds_bias": False,
-        "adds_residual": False, "block_outputs": outputs, "block_depth": block_depth,
+        "num_rows": rows, "depth": depth, "adds_bias": adds_bias, "block_outputs": outputs,
+        "block_depth": block_depth,
     }  # fmt: skip
-    return Served(
-        "linear._few_rows_kernel", FEW_ROWS, {**constants, **flags}, {"num_warps": num_warps}
-    )
+    return Served("linear._few_rows_kernel", FEW_ROWS, constants, {"num_warps": num_warps})
 
 
 SERVED = [
-    few_rows(1, 1024, (4, 256, 2), normalises=True),
-    few_rows(1, 1024, (4, 128, 2), normalises=True, parts=2),
-    few_rows(1, 3072, (2, 512, 4), adds_residual=True),
+    few_rows(1, 1024, (4, 256, 2), adds_bias=False),
+    few_rows(1, 1024, (8, 128, 2), adds_bias=False),
+    few_rows(1, 3072, (2, 512, 4), adds_bias=False),
     few_rows(4, 4096, (2, 1024, 4), adds_bias=True),
     Served(
         "skinny_matrix._matrix_kernel",
         {"x": HALF, "weight": HALF, "bias": HALF, "out": HALF, "size": "i32", "num_rows": "i32"},
         {
-            "depth": 4096, "adds_bias": True, "adds_residual": True, "block_rows": 16,
-            "block_outputs": 16, "block_depth": 256,
+            "depth": 4096, "adds_bias": True, "block_rows": 16, "block_outputs": 16,
+            "block_depth": 256,
         },
         {"num_warps": 1, "num_stages": 5},
     ),

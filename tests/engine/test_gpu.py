@@ -19,7 +19,7 @@ from runs import Folder, Oracle, Run
 
 from quire import LLM, Components, QuireError, SamplingParams
 from quire.attention.torch_backend import TorchAttention
-from quire.config import runs_triton
+from quire.kernels.runtime import runs_triton
 from quire.resources import shipped_models
 from quire.runner.decode_graphs import DecodeGraphs, Ending
 from quire.sampling import TorchSampler

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quire import LLM, Components, SamplingParams
 from quire.attention.torch_backend import TorchAttention
-from quire.config import runs_triton
+from quire.kernels.runtime import runs_triton
 from quire.runner.decode_graphs import DecodeGraphs, Ending
 from quire.sampling import SamplingTensors, TorchSampler
 from quire.sampling.noise import Purpose, exponential, uniform

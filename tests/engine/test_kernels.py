@@ -74,8 +74,9 @@ def test_kernels_that_start_early_wait_for_what_they_read() -> None:
     def chain() -> Tensor:
         state = x.clone()
         for weight in weights:
-            state = linear.linear_add(norm.rms_norm(state, scale, EPS), weight, None, state)
-            state = state + linear.norm_linear(state, scale, EPS, weight, None)
+            product = linear.linear(norm.rms_norm(state, scale, EPS), weight, None)
+            normed, state = norm.add_rms_norm(product, state, scale, EPS)
+            state = state + linear.linear(normed, weight, None)
         return state
 
     expected = x.double()
@@ -91,16 +92,9 @@ def test_kernels_that_start_early_wait_for_what_they_read() -> None:
         assert ((out.double() - expected).norm() / expected.norm()).item() < 0.05
 
 
-def bias_of(weight: Tensor) -> Tensor:
-    return weight[:, 0].contiguous()
-
-
 PUBLIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "rms_norm": lambda x, w: norm.rms_norm(x, w[0], EPS),
-    "norm_linear": lambda x, w: linear.norm_linear(x, w[0], EPS, w, None),
-    "norm_gated_linear": lambda x, w: linear.norm_gated_linear(x, w[0], EPS, w),
-    "linear_add": lambda x, w: linear.linear_add(x, w, bias_of(w), x @ w.T),
-    "linear": lambda x, w: linear.linear(x, w, bias_of(w)),
+    "linear": lambda x, w: linear.linear(x, w, w[:, 0].contiguous()),
     "softmax": lambda x, w: softmax.softmax(x),
     "silu_mul": lambda x, w: activation.silu_mul(x),
 }
@@ -108,13 +102,8 @@ PUBLIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def exact(name: str, x: Tensor, w: Tensor) -> Tensor:
     x, w = x.double(), w.double()
-    normed = rms_norm64(x, w[0])
-    gate, up = (normed @ w.T).chunk(2, -1)
     return {
-        "rms_norm": normed,
-        "norm_linear": normed @ w.T,
-        "norm_gated_linear": F.silu(gate) * up,
-        "linear_add": 2 * x @ w.T + w[:, 0],
+        "rms_norm": rms_norm64(x, w[0]),
         "linear": x @ w.T + w[:, 0],
         "softmax": x.softmax(-1),
         "silu_mul": F.silu(x[:, : x.shape[1] // 2]) * x[:, x.shape[1] // 2 :],

@@ -33,12 +33,17 @@ def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
-def serves(x: Tensor) -> bool:
-    """Whether kernels run where `x` is: CUDA devices from compute capability 8.0 on.
+def runs_triton(device: torch.device) -> bool:
+    """Whether a device runs quire's Triton kernels: compute capability 8.0 and up.
 
-    Below, on a T4, Triton has no matrix instructions and bfloat16 is emulated.
+    Below, on a T4, `tl.dot` compiles to scalar arithmetic, and torch's kernels are faster.
     """
-    return x.is_cuda and HAS_TRITON and capability(x.device) >= (8, 0)
+    return HAS_TRITON and capability(device) >= (8, 0)
+
+
+def serves(x: Tensor) -> bool:
+    """Whether kernels run where `x` is."""
+    return x.is_cuda and runs_triton(x.device)
 
 
 def starts_early(x: Tensor) -> bool:

@@ -11,18 +11,13 @@ from torch import Tensor
 from quire.kernels.runtime import jit, starts_early, tl, triton
 
 
-def matrix_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
-) -> Tensor:
-    """Return x · weightᵀ + bias, [rows, N]; x [rows, K] contiguous, up to 16 rows.
-
-    A residual [rows, N] is added, and overwritten with the sum.
-    """
+def matrix_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x · weightᵀ + bias, [rows, N]; x [rows, K] contiguous, up to 16 rows."""
     num_rows, depth = x.shape
     if num_rows > 16:
         raise ValueError(f"{num_rows} rows: this kernel takes 16 at most; use F.linear")
     size = weight.shape[0]
-    out = x.new_empty(num_rows, size) if residual is None else residual
+    out = x.new_empty(num_rows, size)
     block_outputs = 16
     early = starts_early(x)
     _matrix_kernel[(triton.cdiv(size, block_outputs),)](
@@ -34,7 +29,6 @@ def matrix_linear(
         num_rows,
         depth=depth,
         adds_bias=bias is not None,
-        adds_residual=residual is not None,
         block_rows=8 if num_rows <= 8 else 16,
         block_outputs=block_outputs,
         block_depth=256,
@@ -56,7 +50,6 @@ def _matrix_kernel(
     num_rows,
     depth: tl.constexpr,
     adds_bias: tl.constexpr,
-    adds_residual: tl.constexpr,
     block_rows: tl.constexpr,
     block_outputs: tl.constexpr,
     block_depth: tl.constexpr,
@@ -80,7 +73,4 @@ def _matrix_kernel(
     if adds_bias:
         total += tl.load(bias + output, output < size, other=0.0).to(tl.float32)
     stored = (output < size) & (row < num_rows)
-    place = out + row * size + output
-    if adds_residual:
-        total += tl.load(place, stored, other=0.0).to(tl.float32)
-    tl.store(place, total.to(out.dtype.element_ty), stored)
+    tl.store(out + row * size + output, total.to(out.dtype.element_ty), stored)

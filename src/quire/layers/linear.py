@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quire.errors import CheckpointError
-from quire.kernels.linear import prefers_skinny, skinny_linear
+from quire.kernels.linear import linear
 from quire.layers.module import Layer
 
 
@@ -63,9 +62,7 @@ class Unquantized:
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
         """One matrix product; a few rows on a GPU have a kernel of their own."""
-        if prefers_skinny(x, layer.weight):
-            return skinny_linear(x, layer.weight, layer.bias)
-        return F.linear(x, layer.weight, layer.bias)
+        return linear(x, layer.weight, layer.bias)
 
 
 class OneDNN(Unquantized):
