@@ -11,6 +11,7 @@ from quire.attention.torch_backend import TorchAttention
 from quire.config import Components, EngineConfig
 from quire.detokenizer import Tokenizer
 from quire.engine import LLMEngine
+from quire.errors import QuireError
 from quire.kernels.runtime import runs_triton
 from quire.kv.block_pool import BlockPool, LRUBlockPool
 from quire.kv.kv_cache_manager import PagedKVCacheManager
@@ -49,7 +50,12 @@ def build_engine(
     else:
         load_weights(model, folder)
 
-    specs = layer_specs(model_config, config.dtype)
+    specs = layer_specs(model_config, config.cache_dtype)
+    if specs[0].has_scales and not getattr(backend, "reads_scales", False):
+        raise QuireError(
+            f"kv_cache_dtype={config.kv_cache_dtype!r}: {type(backend).__name__} does not read "
+            "scales; let it use LayerKV.key_scale and value_scale and set reads_scales = True"
+        )
     layer_groups = _group_layers(specs)
     if num_blocks is None:
         num_blocks = default_num_blocks(

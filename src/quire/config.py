@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from quire.errors import QuireError
-from quire.kernels.runtime import capability
+from quire.kernels.runtime import capability, runs_triton
+from quire.kv.quantized import FORMATS
 from quire.sampling.params import is_int
 
 if TYPE_CHECKING:  # the swap points' protocols, which themselves read EngineConfig
@@ -30,10 +31,12 @@ class EngineConfig:
         max_num_batched_tokens: token budget of one step; a longer prompt is computed in
             chunks over several steps.
         device: where the model runs.
-        dtype: type of weights, activations and cache.
+        dtype: type of weights and activations.
         block_size: positions in a block of the KV cache.
         enable_prefix_caching: keep the blocks of ended requests and reuse those that begin
             a new one.
+        kv_cache_dtype: "int8" or "fp8" keeps codes of eight bits and a scale a token and head
+            (`quire.kv.quantized`); None keeps keys and values in `dtype`.
         policy: who runs first and who is preempted, a name of `quire.policy.POLICIES`.
         watermark: share of the blocks that admitting a request leaves free, so that those
             that run can grow before anyone is preempted.
@@ -48,6 +51,7 @@ class EngineConfig:
     dtype: torch.dtype
     block_size: int = 16
     enable_prefix_caching: bool = True
+    kv_cache_dtype: str | None = None
     policy: str = "fcfs"
     watermark: float = 0.01
     overlap: bool = False
@@ -61,6 +65,18 @@ class EngineConfig:
         size = self.block_size
         if not is_int(size) or size < 8 or size & (size - 1):
             raise QuireError(f"block_size={size!r}: must be a power of two of at least 8")
+        if self.kv_cache_dtype not in (None, *FORMATS):
+            raise QuireError(
+                f"kv_cache_dtype={self.kv_cache_dtype!r}: must be one of {', '.join(FORMATS)}, or "
+                "None for the model's own dtype"
+            )
+        if self.kv_cache_dtype == "fp8" and runs_triton(self.device):
+            capability = torch.cuda.get_device_capability(self.device)
+            if capability < (8, 9):
+                raise QuireError(
+                    f"kv_cache_dtype='fp8': E4M3 needs a GPU of compute capability 8.9 and up, and "
+                    f"this one has {capability[0]}.{capability[1]}: use 'int8'"
+                )
         if not 0 <= self.watermark < 1:
             raise QuireError(f"watermark={self.watermark!r}: must lie in [0, 1)")
 
@@ -68,6 +84,11 @@ class EngineConfig:
     def max_in_flight(self) -> int:
         """Steps that may be queued on the device at once."""
         return 2 if self.overlap else 1
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Type of the cache's keys and values, or of their codes."""
+        return self.dtype if self.kv_cache_dtype is None else FORMATS[self.kv_cache_dtype]
 
     @property
     def max_blocks_per_request(self) -> int:

@@ -43,6 +43,7 @@ class LLM:
             GPU, on a CPU enough for every running request at full length, within 4 GiB.
         gpu_memory_utilization: share of the GPU's memory that the engine may use.
         enable_prefix_caching: keep the blocks of ended requests for those that begin alike.
+        kv_cache_dtype: "int8" or "fp8" halves the cache and more; by default it has `dtype`.
         policy: "fcfs", "priority" or "fair": who runs first, who is preempted.
         overlap: schedule a step while the one before it runs; by default on a GPU.
         cuda_graphs: replay captured decode steps; by default where Triton's kernels run,
@@ -68,6 +69,7 @@ class LLM:
         num_blocks: int | None = None,
         gpu_memory_utilization: float = 0.9,
         enable_prefix_caching: bool = True,
+        kv_cache_dtype: str | None = None,
         policy: str = "fcfs",
         overlap: bool | None = None,
         cuda_graphs: bool | None = None,
@@ -87,6 +89,7 @@ class LLM:
             dtype=default_dtype(chosen_device, dtype),
             block_size=block_size,
             enable_prefix_caching=enable_prefix_caching,
+            kv_cache_dtype=kv_cache_dtype,
             policy=policy,
             overlap=chosen_device.type == "cuda" if overlap is None else overlap,
             cuda_graphs=runs_triton(chosen_device) if cuda_graphs is None else cuda_graphs,

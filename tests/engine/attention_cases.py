@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from quire.attention.interface import AttentionBatch, HostBatch
+from quire.kv.quantized import dequantize, quantize
 from quire.kv.storage import LayerKV
 
 NAN = float("nan")
@@ -52,11 +53,13 @@ def make_step(
     window: int | None = None,
     heads_first: bool = False,
     first_block: int = 1,
+    kv_dtype: torch.dtype | None = None,
 ) -> Step:
     """Draw a step whose sequences lie in shuffled blocks between blocks of NaN.
 
     What lies behind a sequence's end in its last block is NaN too, and behind its blocks
-    the block table names blocks that hold NaN. The null block holds NaN.
+    the block table names blocks that hold NaN. The null block holds NaN. With a `kv_dtype` the
+    cache holds codes, and its NaN lie in the scales.
     """
     generator = torch.Generator(device).manual_seed(len(new) + sum(lengths))
     num_heads, num_kv_heads = heads
@@ -110,7 +113,14 @@ def make_step(
         host=HostBatch(starts, lengths, rows, table),
     )
     keys, values = (torch.cat(list(parts)) for parts in zip(*fresh, strict=True))
-    return Step(batch, LayerKV(key, value), query.to(dtype), (keys, values), window)
+    kv = LayerKV(key, value) if kv_dtype is None else as_codes(key, value, kv_dtype)
+    return Step(batch, kv, query.to(dtype), (keys, values), window)
+
+
+def as_codes(key: Tensor, value: Tensor, kv_dtype: torch.dtype) -> LayerKV:
+    """Quantise whole blocks, in their layout."""
+    (key, key_scale), (value, value_scale) = (quantize(x, kv_dtype) for x in (key, value))
+    return LayerKV(key, value, key_scale.contiguous(), value_scale.contiguous())
 
 
 def oracle(step: Step) -> Tensor:
@@ -134,7 +144,16 @@ def oracle(step: Step) -> Tensor:
         if step.window is not None:
             seen &= torch.arange(length, device=output.device)[None, :] > position - step.window
         for head in range(step.query.shape[1] if length > 0 else 0):
-            key, value = (x[block, head // group, offset].double() for x in (kv.key, kv.value))
+            key, value = (
+                x[block, head // group, offset].double()
+                if scale is None
+                else dequantize(
+                    x[block, head // group, offset],
+                    scale[block, head // group, offset],
+                    torch.float64,
+                )
+                for x, scale in ((kv.key, kv.key_scale), (kv.value, kv.value_scale))
+            )
             scores = step.query[begin:end, head].double() @ key.T * step.scale
             weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
             output[begin:end, head] = weights @ value
@@ -148,6 +167,32 @@ def error(output: Tensor, expected: Tensor) -> float:
 
 
 TINY = {
+    "INT8, decode": {
+        "new": [1, 1, 1],
+        "lengths": [1, 70, 33],
+        "heads": (4, 2),
+        "kv_dtype": torch.int8,
+    },
+    "INT8, small blocks": {
+        "new": [1, 7, 2],
+        "lengths": [3, 30, 2],
+        "heads": (4, 2),
+        "block_size": 8,
+        "kv_dtype": torch.int8,
+    },
+    "INT8, mixed, window": {
+        "new": [7, 1, 20, 1, 9],
+        "lengths": [7, 90, 20, 5, 40],
+        "heads": (8, 2),
+        "window": 11,
+        "kv_dtype": torch.int8,
+    },
+    "FP8, mixed": {
+        "new": [7, 1, 20, 1, 9],
+        "lengths": [7, 30, 20, 5, 40],
+        "heads": (4, 2),
+        "kv_dtype": torch.float8_e4m3fn,
+    },
     "decode, several blocks": {"new": [1, 1, 1], "lengths": [1, 70, 33], "heads": (4, 2)},
     "decode, no key at all": {"new": [1, 1], "lengths": [0, 20], "heads": (4, 4)},
     "decode, splits": {"new": [1, 1], "lengths": [200, 16], "heads": (5, 1)},

@@ -7,6 +7,7 @@ JSON object: the traceback of each check, or null.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from quire.kernels.qkv import norm_rotate_torch, norm_rotate_triton
 from quire.kernels.sampling import greedy_triton, sample_torch, sample_triton
 from quire.kernels.skinny_matrix import matrix_linear
 from quire.kernels.softmax import softmax_triton
+from quire.kv.quantized import LARGEST
 from quire.kv.storage import LayerKV
 from quire.layers.rope import RotaryTable, Rotation
 from quire.models.config import RopeConfig
@@ -162,6 +164,53 @@ def check_heads(
     assert all(torch.equal(a, b) for a, b in zip(untouched, views, strict=True))
 
 
+def heads_as_codes(device: str) -> None:
+    """Codes and scales are those of the twin; a code that lies on an edge may be the next."""
+    num_tokens, num_heads, num_kv_heads, block_size = 3, 5, 2, 8
+    for head_size in sizes(device, tiny=(16, 6), real=(64, 128)):
+        for dtype, code in itertools.product(DTYPES, LARGEST):
+            if code.is_floating_point and not takes_fp8(device):
+                continue
+            width = (num_heads + 2 * num_kv_heads) * head_size
+            qkv = draw(device, num_tokens, width, dtype=dtype)
+            qkv[1, -head_size:] = 0  # a value of zeros has a scale of zero
+            table = RotaryTable(RopeConfig(1e4), head_size, 50, dtype, torch.device(device))
+            rotation = Rotation(table, torch.tensor([0, 49, 17], device=device))
+            slots = torch.tensor([9, 31, 16], device=device)
+            kv, expected = (
+                code_cache((4, block_size, num_kv_heads, head_size), code, device) for _ in range(2)
+            )
+            _, key, value = norm_rotate_triton(
+                qkv, None, EPS, rotation, num_heads, num_kv_heads, kv, slots
+            )
+            expected.write(slots, key, value)
+            for part, twin in zip(kv.tensors[2:], expected.tensors[2:], strict=True):
+                torch.testing.assert_close(part, twin, rtol=1e-6, atol=0)
+            assert (kv.tensors[2] > 0).sum() == num_tokens * num_kv_heads
+            everything = torch.arange(4, device=device)
+            for found, twin in zip(
+                kv.dequantized(everything, torch.float64),
+                expected.dequantized(everything, torch.float64),
+                strict=True,
+            ):
+                of = twin.abs().amax(-1, keepdim=True) if code == torch.int8 else twin.abs()
+                step = 1.01 / 127 if code == torch.int8 else 1 / 8
+                assert ((found - twin).abs() <= step * of).all()
+                assert (found != twin).float().mean() < 0.02
+
+
+def code_cache(shape: tuple[int, ...], code: torch.dtype, device: str) -> LayerKV:
+    key, value = (torch.zeros(shape, device=device).to(code).transpose(1, 2) for _ in range(2))
+    num_blocks, block_size, num_kv_heads, _ = shape
+    scales = (torch.zeros(num_blocks, num_kv_heads, block_size, device=device) for _ in range(2))
+    return LayerKV(key, value, *scales)
+
+
+def takes_fp8(device: str) -> bool:
+    """Whether FP8 is rounded as it should be: the interpreter cuts it off."""
+    return device == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def few_rows(device: str) -> None:
     shapes = ((11, 96), (6, 130)) if device == "cpu" else ((4096, 1024), (1030, 3072))
     for dtype in DTYPES:
@@ -286,6 +335,7 @@ CHECKS: dict[str, Check] = {
         silu_mul,
         softmax,
         heads,
+        heads_as_codes,
         few_rows,
         matrix,
         greedy,

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from quire.kv.quantized import FORMATS, LARGEST
+
 HALF, FLOAT, INT, LONG = "*bf16", "*fp32", "*i32", "*i64"
 CACHE_STRIDES = {
     f"{of}_{by}_stride": "i32" for of in ("key", "value") for by in ("block", "head", "offset")
@@ -31,6 +33,7 @@ class Served:
     arguments: dict[str, str]
     constants: dict[str, object]
     options: dict[str, int] = field(default_factory=dict)
+    oldest: int = 80  # compute capability it can be compiled for
 
 
 FEW_ROWS = {"x": HALF, "weight": HALF, "bias": HALF, "out": HALF, "size": "i32"}
@@ -42,6 +45,10 @@ ATTENDED = {
     "lengths": INT, "query_starts": INT, "scale": "fp32", "query_stride": "i32",
     "block_stride": "i32", "head_stride": "i32", "offset_stride": "i32", "table_stride": "i32",
 }  # fmt: skip
+UNSCALED = {"key_scale": None, "value_scale": None}
+SCALES = {"key_scale": FLOAT, "value_scale": FLOAT}
+OLDEST = {"int8": 80, "fp8": 89}  # E4M3 came with Ada and Hopper
+CODES = {"int8": "*i8", "fp8": "*fp8e4nv"}
 DECODED = {**ATTENDED, "partials": FLOAT, "sums": FLOAT, "arrivals": INT}
 DECODE = {
     "GROUP": 4, "PADDED": 4, "ROWS": 16, "HEAD_SIZE": 128, "PAGE": 16, "TILE": 16, "MIN_TILES": 2,
@@ -58,6 +65,42 @@ def few_rows(rows: int, depth: int, tile: tuple[int, int, int], adds_bias: bool)
         "block_depth": block_depth,
     }  # fmt: skip
     return Served("linear._few_rows_kernel", FEW_ROWS, constants, {"num_warps": num_warps})
+
+
+def code_kernels(name: str) -> list[Served]:
+    """The kernels that write or read the cache, for a cache of codes."""
+    cache = {**SCALES, "key": CODES[name], "value": CODES[name]}
+    oldest = OLDEST[name]
+    return [
+        Served(
+            "qkv._norm_rotate_kernel",
+            {
+                "qkv": HALF, "head_norm_weight": HALF, "eps": "fp32", "cos": HALF, "sin": HALF,
+                "positions": LONG, "key_cache": CODES[name], "value_cache": CODES[name],
+                "slots": LONG, **SCALES, **CACHE_STRIDES,
+            },
+            {
+                "num_heads": 32, "num_kv_heads": 8, "head_size": 128, "half_block": 64,
+                "heads_per_program": 4, "block_size": 16, "normalises": True, "writes": True,
+                "largest_code": LARGEST[FORMATS[name]],
+            },
+            oldest=oldest,
+        ),
+        Served(
+            "paged_decode._paged_decode",
+            {**DECODED, **cache},
+            {**DECODE, "sequences": None, "window": None},
+            {"num_warps": 1},
+            oldest,
+        ),
+        Served(
+            "prefill._prefill",
+            {**ATTENDED, **cache, "tiles": INT},
+            {**PREFILL, "PAGE": 16},
+            {"num_warps": 4},
+            oldest,
+        ),
+    ]  # fmt: skip
 
 
 SERVED = [
@@ -94,6 +137,7 @@ SERVED = [
             **CACHE_STRIDES,
         },
         {
+            **UNSCALED, "largest_code": 0.0,
             "num_heads": 32, "num_kv_heads": 8, "head_size": 128, "half_block": 64,
             "heads_per_program": 4, "block_size": 16, "normalises": True, "writes": True,
         },
@@ -130,7 +174,7 @@ SERVED = [
         Served(
             "paged_decode._paged_decode",
             {**DECODED, **lists},
-            {**DECODE, **none},
+            {**DECODE, **UNSCALED, **none},
             {"num_warps": 1},
         )
         for lists, none in (
@@ -142,15 +186,16 @@ SERVED = [
     Served(
         "prefill._prefill",
         {**ATTENDED, "tiles": INT},
-        {**PREFILL, "PAGE": 16},
+        {**PREFILL, **UNSCALED, "PAGE": 16},
         {"num_warps": 4},
     ),
     Served(
         "prefill._prefill",
         {**ATTENDED, "tiles": INT, "key": DESCRIPTOR, "value": DESCRIPTOR},
-        {**PREFILL, "PAGE": None},
+        {**PREFILL, **UNSCALED, "PAGE": None},
         {"num_warps": 4},
     ),
+    *(served for name in CODES for served in code_kernels(name)),
     Served("sampling._best_kernel", {**BEST, "tokens": LONG}, {"num_parts": 75, "block": 128}),
 ]  # fmt: skip
 # Compute capability → bytes of shared memory a program may take.
@@ -216,6 +261,7 @@ def main() -> None:
             f"{i}-{capability}": compile_served(i, capability)
             for i in range(len(SERVED))
             for capability in TARGETS
+            if capability >= SERVED[i].oldest
         },
     }
     print(json.dumps(report))
@@ -232,8 +278,15 @@ def report() -> dict[str, dict[str, dict[str, object]]]:
     return loaded
 
 
-@pytest.mark.parametrize("capability", TARGETS)
-@pytest.mark.parametrize("index", range(len(SERVED)), ids=[s.kernel for s in SERVED])
+@pytest.mark.parametrize(
+    ("index", "capability"),
+    [
+        pytest.param(i, capability, id=f"{served.kernel}-{i}-{capability}")
+        for i, served in enumerate(SERVED)
+        for capability in TARGETS
+        if capability >= served.oldest
+    ],
+)
 def test_kernel_compiles(
     index: int, capability: int, report: dict[str, dict[str, dict[str, object]]]
 ) -> None:

@@ -91,6 +91,7 @@ class AttentionBackend(Protocol):
 
     graph_safe: bool  # whether CUDA graphs may capture it
     writes_by_slot: bool  # `write` only stores at the slots: a fused kernel may do it instead
+    reads_scales: bool  # whether it serves a cache of codes and scales (`quire.kv.quantized`)
 
     def build(self, batch: AttentionBatch, window: int | None) -> Any:
         """Prepare what every layer of the group needs; the result is passed to the others."""
@@ -111,6 +112,8 @@ class AttentionBackend(Protocol):
         """Attend with queries [num_tokens, num_heads, head_size]; returns the same shape.
 
         `fresh_kv` are the step's own keys and values, already written: a sequence that
-        starts in this step may be read from there, without the detour over its blocks.
+        starts in this step may be read from there, without the detour over its blocks. Not so
+        with a cache of codes: every key is read as it is stored, or what a request answers
+        would depend on how its prompt was cut.
         """
         ...

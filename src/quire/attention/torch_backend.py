@@ -59,6 +59,7 @@ class TorchAttention:
 
     graph_safe = False
     writes_by_slot = True
+    reads_scales = True
 
     def __init__(self) -> None:
         """Choose among torch's own kernels, for the whole process."""
@@ -80,9 +81,7 @@ class TorchAttention:
 
     def write(self, key: Tensor, value: Tensor, kv: LayerKV, metadata: TorchMetadata) -> None:
         """Store keys and values [num_tokens, num_kv_heads, head_size] at their slots."""
-        keys, values = kv.slots
-        keys.index_copy_(0, metadata.slots, key)
-        values.index_copy_(0, metadata.slots, value)
+        kv.write(metadata.slots, key, value)
 
     def forward(
         self,
@@ -161,15 +160,31 @@ def _blocks(ids: NDArray[np.int32], device: torch.device) -> Tensor | slice:
     return torch.from_numpy(ids).to(device)
 
 
-def _gather(cache: Tensor, blocks: Tensor | slice, num_sequences: int) -> Tensor:
-    """Return the keys or values of blocks, [num_sequences, num_kv_heads, positions, head_size]."""
-    by_position = cache.transpose(1, 2)  # [num_blocks, block_size, num_kv_heads, head_size]
-    if isinstance(blocks, slice):
-        found = by_position[blocks]
+def _gather(
+    kv: LayerKV,
+    blocks: Tensor | slice,
+    num_sequences: int,
+    first: int,
+    last: int,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Return keys and values at positions [first, last) of the sequences in `blocks`.
+
+    Each is [num_sequences, num_kv_heads, last - first, head_size]; `dtype` is what codes are
+    turned back into.
+    """
+    _, num_kv_heads, block_size, head_size = kv.key.shape
+    if kv.key_scale is not None:
+        found = kv.dequantized(blocks, dtype)
+    elif isinstance(blocks, slice):
+        if num_sequences == 1:  # one view of the cache, which costs a step least
+            begin = blocks.start * block_size + first
+            return [x.narrow(2, begin, last - first) for x in kv.heads]
+        found = [x.transpose(1, 2)[blocks] for x in (kv.key, kv.value)]
     else:  # whole blocks as long rows: far faster than indexing four dimensions
-        found = by_position.flatten(1).index_select(0, blocks)
-    shape = (num_sequences, -1, cache.shape[1], cache.shape[3])
-    return found.view(shape).transpose(1, 2)
+        found = [x.transpose(1, 2).flatten(1).index_select(0, blocks) for x in (kv.key, kv.value)]
+    shape = (num_sequences, -1, num_kv_heads, head_size)
+    return [x.view(shape).transpose(1, 2)[:, :, first:last] for x in found]
 
 
 def _attend_chunk(
@@ -180,13 +195,10 @@ def _attend_chunk(
     fresh_kv: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """Several query tokens of one sequence: [tokens, num_heads, head_size]."""
-    if chunk.fresh and fresh_kv is not None:
+    if chunk.fresh and fresh_kv is not None and kv.key_scale is None:
         keys, values = (x[chunk.begin : chunk.end].transpose(0, 1)[None] for x in fresh_kv)
     else:
-        keys, values = (
-            _gather(x, chunk.blocks, 1)[:, :, chunk.first_key : chunk.length]
-            for x in (kv.key, kv.value)
-        )
+        keys, values = _gather(kv, chunk.blocks, 1, chunk.first_key, chunk.length, query.dtype)
     attended = F.scaled_dot_product_attention(
         query[chunk.begin : chunk.end].transpose(0, 1)[None],
         keys,
@@ -206,9 +218,7 @@ def _attend_single(query: Tensor, kv: LayerKV, decode: _Decode, scale: float) ->
     key is read once for all of them.
     """
     num_sequences, num_heads, head_size = query.shape
-    keys, values = (
-        _gather(x, decode.blocks, num_sequences)[:, :, : decode.longest] for x in (kv.key, kv.value)
-    )
+    keys, values = _gather(kv, decode.blocks, num_sequences, 0, decode.longest, query.dtype)
     grouped = query.reshape(num_sequences, keys.shape[1], -1, head_size)
     attended = F.scaled_dot_product_attention(
         grouped, keys, values, attn_mask=decode.mask, scale=scale

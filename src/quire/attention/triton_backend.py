@@ -78,6 +78,7 @@ class TritonAttention:
 
     graph_safe = True
     writes_by_slot = True
+    reads_scales = True
 
     def __init__(self, settings: Tuning | None = None) -> None:
         """Take launch settings, by default those of the tuned table for the GPU."""
@@ -89,9 +90,7 @@ class TritonAttention:
 
     def write(self, key: Tensor, value: Tensor, kv: LayerKV, metadata: TritonMetadata) -> None:
         """Store keys and values [num_tokens, num_kv_heads, head_size] at their slots."""
-        keys, values = kv.slots
-        keys.index_copy_(0, metadata.batch.slots, key)
-        values.index_copy_(0, metadata.batch.slots, value)
+        kv.write(metadata.batch.slots, key, value)
 
     def forward(
         self,
@@ -112,7 +111,8 @@ class TritonAttention:
             paged_decode(
                 output, query, kv, batch, plan.decodes, plan.scratch, scale, window, settings.decode
             )
-        for source, tiles in ((fresh_kv or kv, plan.fresh), (kv, plan.chunks)):
+        fresh = fresh_kv if fresh_kv is not None and kv.key_scale is None else kv
+        for source, tiles in ((fresh, plan.fresh), (kv, plan.chunks)):
             if len(tiles) > 0:
                 prefill(output, query, source, batch, tiles, scale, window, settings.prefill)
         return output

@@ -40,11 +40,22 @@ def _tile_block(table, tile, length, TILE: tl.constexpr, PAGE: tl.constexpr):
 
 
 @jit
+def _scale_offset(block, tile, num_kv_heads, TILE: tl.constexpr, PAGE: tl.constexpr):
+    """Return where the scales of a tile's blocks are: a number, or one a position."""
+    if TILE <= PAGE:
+        return block.to(tl.int64) * num_kv_heads * PAGE + tile * TILE % PAGE
+    else:
+        return tl.reshape(block.to(tl.int64) * num_kv_heads * PAGE, [TILE])
+
+
+@jit
 def _paged_decode(
     output,  # [num_tokens, num_heads, HEAD_SIZE], contiguous
     query,  # the same shape
     key,  # [num_blocks, num_kv_heads, PAGE, HEAD_SIZE], strided
     value,
+    key_scale,  # float32 [num_blocks, num_kv_heads, PAGE], contiguous; None: no codes
+    value_scale,
     block_table,
     rows,
     lengths,
@@ -103,6 +114,9 @@ def _paged_decode(
     inside = (place % PAGE)[:, None] * offset_stride + column[None, :]
     keys = key + kv_head * head_stride + inside
     values = value + kv_head * head_stride + inside
+    if key_scale is not None:
+        inside_scales = kv_head * PAGE + place % PAGE
+        key_scales, value_scales = key_scale + inside_scales, value_scale + inside_scales
 
     maximum = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -110,9 +124,12 @@ def _paged_decode(
     block = _tile_block(table, begin, length, TILE, PAGE)
     for tile in tl.range(begin, end, num_stages=STAGES):
         offset = block.to(tl.int64) * block_stride + tile * TILE % PAGE * offset_stride
+        scale_offset = _scale_offset(block, tile, num_kv_heads, TILE, PAGE)
         block = _tile_block(table, tile + 1, length, TILE, PAGE)
-        k = tl.load(keys + offset)
+        k = tl.load(keys + offset).to(q.dtype)
         scores = tl.dot(q, k.T, input_precision="ieee") * scale
+        if key_scale is not None:  # one factor a key, hence one a column
+            scores *= tl.load(key_scales + scale_offset)[None, :]
         seen = tile * TILE + place < length
         if window is not None:
             seen &= tile * TILE + place >= first
@@ -124,7 +141,9 @@ def _paged_decode(
         # A block may hold anything behind the sequence's end, and 0 · NaN is not 0.
         v = tl.load(values + offset, mask=seen[:, None], other=0.0)
         mixed = mixed * shrink[:, None]
-        mixed = tl.dot(weights.to(v.dtype), v, mixed, input_precision="ieee")
+        if value_scale is not None:
+            weights *= tl.load(value_scales + scale_offset, mask=seen, other=0.0)[None, :]
+        mixed = tl.dot(weights.to(q.dtype), v.to(q.dtype), mixed, input_precision="ieee")
         maximum = new_maximum
 
     if EARLY:  # not before: the next kernel's programs would take places unevenly
@@ -252,6 +271,8 @@ def paged_decode(
         query,
         kv.key,
         kv.value,
+        kv.key_scale,
+        kv.value_scale,
         batch.block_table,
         batch.rows,
         batch.lengths,

@@ -34,9 +34,19 @@ def _load(source, start, table, length, first_row, kv_head, block_stride, offset
 
 
 @jit
-def _attend(q, maximum, total, mixed, keys, values, table, begin, end, length, first_row, kv_head,
-            positions, window, scale, block_stride, offset_stride,
-            MASKED: tl.constexpr, HEAD_SIZE: tl.constexpr, PAGE: tl.constexpr,
+def _load_scale(source, start, table, length, kv_head, num_kv_heads,
+                PAGE: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """Load the scales of positions [start, start + TILE): [TILE]; 0 behind the sequence's end."""
+    place = start + tl.arange(0, TILE)
+    block = tl.load(table + place // PAGE, mask=place < length, other=0)
+    offset = (block.to(tl.int64) * num_kv_heads + kv_head) * PAGE + place % PAGE
+    return tl.load(source + offset, mask=place < length, other=0.0)
+
+
+@jit
+def _attend(q, maximum, total, mixed, keys, values, key_scale, value_scale, table, begin, end,
+            length, first_row, kv_head, num_kv_heads, positions, window, scale, block_stride,
+            offset_stride, MASKED: tl.constexpr, HEAD_SIZE: tl.constexpr, PAGE: tl.constexpr,
             TILE: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Walk over the tiles that begin in [begin, end); returns the running softmax.
 
@@ -46,7 +56,10 @@ def _attend(q, maximum, total, mixed, keys, values, table, begin, end, length, f
     for start in tl.range(begin, end, TILE, num_stages=STAGES):
         k = _load(keys, start, table, length, first_row, kv_head, block_stride, offset_stride,
                   HEAD_SIZE, PAGE, TILE)  # fmt: skip
-        scores = tl.dot(q, k.T, input_precision="ieee")
+        scores = tl.dot(q, k.to(q.dtype).T, input_precision="ieee")
+        if key_scale is not None:  # one factor a key, hence one a column
+            scores *= _load_scale(key_scale, start, table, length, kv_head, num_kv_heads,
+                                  PAGE, TILE)[None, :]  # fmt: skip
         place = start + tl.arange(0, TILE)
         if MASKED:
             seen = place[None, :] <= positions[:, None]
@@ -64,7 +77,12 @@ def _attend(q, maximum, total, mixed, keys, values, table, begin, end, length, f
                   HEAD_SIZE, PAGE, TILE)  # fmt: skip
         if MASKED:  # behind the sequence's end may lie anything, and 0 · NaN is not 0
             v = tl.where(place[:, None] < length, v, 0.0)
-        mixed = tl.dot(weights.to(v.dtype), v, mixed * shrink[:, None], input_precision="ieee")
+        if value_scale is not None:
+            weights *= _load_scale(value_scale, start, table, length, kv_head, num_kv_heads,
+                                   PAGE, TILE)[None, :]  # fmt: skip
+        mixed = tl.dot(
+            weights.to(q.dtype), v.to(q.dtype), mixed * shrink[:, None], input_precision="ieee"
+        )
         maximum = new_maximum
     return maximum, total, mixed
 
@@ -75,6 +93,8 @@ def _prefill(
     query,  # the same shape
     key,  # [num_blocks, num_kv_heads, PAGE, HEAD_SIZE], strided; fresh: a descriptor of tiles of
     value,  # [num_tokens, num_kv_heads * HEAD_SIZE], and PAGE is None
+    key_scale,  # float32 [num_blocks, num_kv_heads, PAGE], contiguous; None: no codes
+    value_scale,
     block_table,
     rows,
     lengths,
@@ -130,19 +150,19 @@ def _prefill(
         edge = tl.minimum(tl.cdiv(tl.maximum(last - window, 0), TILE) * TILE, whole)
         edge = tl.maximum(edge, begin)
         maximum, total, mixed = _attend(
-            q, maximum, total, mixed, key, value, table, begin, edge, length, query_start, kv_head,
-            positions, window, scale, block_stride, offset_stride,
-            True, HEAD_SIZE, PAGE, TILE, 1,
+            q, maximum, total, mixed, key, value, key_scale, value_scale, table, begin, edge,
+            length, query_start, kv_head, num_kv_heads, positions, window, scale, block_stride,
+            offset_stride, True, HEAD_SIZE, PAGE, TILE, 1,
         )  # fmt: skip
     maximum, total, mixed = _attend(
-        q, maximum, total, mixed, key, value, table, edge, whole, length, query_start, kv_head,
-        positions, window, scale, block_stride, offset_stride,
-        False, HEAD_SIZE, PAGE, TILE, STAGES,
+        q, maximum, total, mixed, key, value, key_scale, value_scale, table, edge, whole,
+        length, query_start, kv_head, num_kv_heads, positions, window, scale, block_stride,
+        offset_stride, False, HEAD_SIZE, PAGE, TILE, STAGES,
     )  # fmt: skip
     maximum, total, mixed = _attend(
-        q, maximum, total, mixed, key, value, table, tl.maximum(edge, whole), last, length,
-        query_start, kv_head, positions, window, scale, block_stride, offset_stride,
-        True, HEAD_SIZE, PAGE, TILE, 1,
+        q, maximum, total, mixed, key, value, key_scale, value_scale, table,
+        tl.maximum(edge, whole), last, length, query_start, kv_head, num_kv_heads, positions,
+        window, scale, block_stride, offset_stride, True, HEAD_SIZE, PAGE, TILE, 1,
     )  # fmt: skip
     out = output + step_token * num_kv_heads * GROUP * HEAD_SIZE + heads
     mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]
@@ -176,9 +196,11 @@ def prefill(
     num_heads, head_size = query.shape[1:]
     if isinstance(source, LayerKV):
         key, value, page = source.key, source.value, batch.block_size
+        scales = source.key_scale, source.value_scale
         num_kv_heads, strides = key.shape[1], key.stride()[:3]
     else:
         num_kv_heads, page, strides = source[0].shape[1], None, (0, 0, 0)
+        scales = None, None
         key, value = (
             TensorDescriptor.from_tensor(x.flatten(1), [tuning.keys, head_size]) for x in source
         )
@@ -188,6 +210,7 @@ def prefill(
         query,
         key,
         value,
+        *scales,
         batch.block_table,
         batch.rows,
         batch.lengths,

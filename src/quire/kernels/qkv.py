@@ -6,10 +6,11 @@ and values go to their slots of the paged cache on the way.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from quire.kernels.norm import rms_norm_torch
 from quire.kernels.runtime import jit, serves, starts_early, tl, triton
+from quire.kv.quantized import LARGEST
 from quire.kv.storage import LayerKV
 from quire.layers.rope import Rotation, rotate
 
@@ -57,15 +58,14 @@ def norm_rotate_torch(
     """`norm_rotate` in torch; qkv stays as it was."""
     head_size = qkv.shape[1] // (num_heads + 2 * num_kv_heads)
     heads = qkv.view(qkv.shape[0], -1, head_size)
-    rotated, value = heads.split([num_heads + num_kv_heads, num_kv_heads], dim=1)
+    num_rotated = num_heads + num_kv_heads
+    rotated, value = heads.narrow(1, 0, num_rotated), heads.narrow(1, num_rotated, num_kv_heads)
     if head_norm_weight is not None:
-        rotated = F.rms_norm(rotated, (head_size,), None, eps) * head_norm_weight
+        rotated = rms_norm_torch(rotated, head_norm_weight, eps)
     rotated = rotate(rotated, *rotation.gathered)
-    query, key = rotated.split([num_heads, num_kv_heads], dim=1)
+    query, key = rotated.narrow(1, 0, num_heads), rotated.narrow(1, num_heads, num_kv_heads)
     if kv is not None and slots is not None:
-        keys, values = kv.slots
-        keys.index_copy_(0, slots, key)
-        values.index_copy_(0, slots, value)
+        kv.write(slots, key, value)
     return query, key, value
 
 
@@ -85,6 +85,7 @@ def norm_rotate_triton(
     writes = kv is not None and slots is not None
     positions, cos, sin = rotation.positions, rotation.table.cos, rotation.table.sin
     key_cache, value_cache = (kv.key, kv.value) if kv is not None else (qkv, qkv)
+    scales = (kv.key_scale, kv.value_scale) if kv is not None and writes else (None, None)
     strides = (*key_cache.stride()[:3], *value_cache.stride()[:3]) if writes else (0,) * 6
     early = starts_early(qkv)
     heads_per_program = 4
@@ -97,6 +98,7 @@ def norm_rotate_triton(
         positions,
         key_cache,
         value_cache,
+        *scales,
         slots if writes else positions,
         *strides,
         num_heads=num_heads,
@@ -107,6 +109,7 @@ def norm_rotate_triton(
         block_size=key_cache.shape[2] if writes else 1,
         normalises=head_norm_weight is not None,
         writes=writes,
+        largest_code=LARGEST.get(key_cache.dtype, 0.0),
         early=early,
         num_warps=heads_per_program,
         launch_pdl=early,
@@ -114,6 +117,25 @@ def norm_rotate_triton(
     heads = qkv.view(num_tokens, all_heads, head_size)
     query, key, value = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
     return query, key, value
+
+
+@jit
+def _quantize(low, high, inside, largest_code: tl.constexpr):
+    """Divide heads, given as halves [heads, half], by their scales; return these as well."""
+    low = tl.where(inside, low.to(tl.float32), 0.0)
+    high = tl.where(inside, high.to(tl.float32), 0.0)
+    largest = tl.max(tl.maximum(tl.abs(low), tl.abs(high)), axis=1, keep_dims=True)
+    scale = largest / largest_code
+    divisor = tl.maximum(scale, 1e-30)  # SMALLEST_SCALE
+    return low / divisor, high / divisor, tl.broadcast_to(scale, low.shape)
+
+
+@jit
+def _as_code(x, cache):
+    """Round to the cache's codes."""
+    if cache.dtype.element_ty == tl.int8:
+        x = tl.floor(x + 0.5)
+    return x.to(cache.dtype.element_ty)
 
 
 @jit
@@ -126,6 +148,8 @@ def _norm_rotate_kernel(
     positions,
     key_cache,
     value_cache,
+    key_scale,
+    value_scale,
     slots,
     key_block_stride,
     key_head_stride,
@@ -141,6 +165,7 @@ def _norm_rotate_kernel(
     block_size: tl.constexpr,
     normalises: tl.constexpr,
     writes: tl.constexpr,
+    largest_code: tl.constexpr,  # of a cache of codes
     early: tl.constexpr,
 ):
     """One program a token and a few heads; each head is two halves, turned against each other."""
@@ -186,11 +211,21 @@ def _norm_rotate_kernel(
         block = slot // block_size
         offset = slot % block_size
         is_key = rotated & (head >= num_heads)
+        is_value = inside & (head >= num_rotated)
+        if key_scale is not None:
+            low, high, scale = _quantize(low, high, inside, largest_code)
+            scales = block * num_kv_heads * block_size + offset
+            first = column == 0
+            kv_head = (head - num_heads).to(tl.int64)
+            tl.store(key_scale + scales + kv_head * block_size + column, scale, is_key & first)
+            kv_head = (head - num_rotated).to(tl.int64)
+            tl.store(value_scale + scales + kv_head * block_size + column, scale, is_value & first)
+            low = _as_code(low, key_cache)
+            high = _as_code(high, key_cache)
         kv_head = (head - num_heads).to(tl.int64)
         entry = block * key_block_stride + kv_head * key_head_stride + offset * key_offset_stride
         tl.store(key_cache + entry + column, low, is_key)
         tl.store(key_cache + entry + column + half, high, is_key)
-        is_value = inside & (head >= num_rotated)
         kv_head = (head - num_rotated).to(tl.int64)
         entry = (
             block * value_block_stride + kv_head * value_head_stride + offset * value_offset_stride

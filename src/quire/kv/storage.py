@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from quire.errors import QuireError
+from quire.kv.quantized import dequantize, quantize
 from quire.kv.spec import KVCacheSpec
 
 
@@ -25,6 +26,8 @@ class LayerKV:
 
     key: Tensor  # [num_blocks, num_kv_heads, block_size, head_size], strided
     value: Tensor  # the same
+    key_scale: Tensor | None = None  # float32 [num_blocks, num_kv_heads, block_size]: key and
+    value_scale: Tensor | None = None  # value are codes (`quire.kv.quantized`); None: they are not
 
     @cached_property
     def slots(self) -> tuple[Tensor, Tensor]:
@@ -32,6 +35,42 @@ class LayerKV:
         num_blocks, num_kv_heads, block_size, head_size = self.key.shape
         shape = (num_blocks * block_size, num_kv_heads, head_size)
         return self.key.transpose(1, 2).view(shape), self.value.transpose(1, 2).view(shape)
+
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """Everything a block consists of, each tensor's first dimension being blocks."""
+        parts = (self.key, self.value, self.key_scale, self.value_scale)
+        # Not every operation on a device takes FP8; as bytes they all do.
+        return [_as_bytes(x) for x in parts if x is not None]
+
+    def write(self, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Store keys and values [num_tokens, num_kv_heads, head_size] at int64 `slots`."""
+        for x, place, scales in zip(
+            (key, value), self.slots, (self.key_scale, self.value_scale), strict=True
+        ):
+            if scales is None:
+                place.index_copy_(0, slots, x)
+            else:
+                codes, scale = quantize(x, place.dtype)
+                _as_bytes(place).index_copy_(0, slots, _as_bytes(codes))
+                block_size = scales.shape[2]
+                scales[slots // block_size, :, slots % block_size] = scale
+
+    def dequantized(self, blocks: Tensor | slice, dtype: torch.dtype) -> list[Tensor]:
+        """Return keys and values of n blocks of codes, [n, block_size, num_kv_heads, head_size]."""
+        assert self.key_scale is not None
+        assert self.value_scale is not None
+        found = []
+        for cache, scales in ((self.key, self.key_scale), (self.value, self.value_scale)):
+            codes = _as_bytes(cache.transpose(1, 2))[blocks].view(cache.dtype)
+            found.append(dequantize(codes, scales.transpose(1, 2)[blocks], dtype))
+        return found
+
+    @cached_property
+    def heads(self) -> tuple[Tensor, Tensor]:
+        """Key and value as views [1, num_kv_heads, num_blocks * block_size, head_size]."""
+        key, value = self.slots
+        return key.transpose(0, 1)[None], value.transpose(0, 1)[None]
 
 
 class KVStorage:
@@ -63,20 +102,26 @@ class KVStorage:
         for spec in specs:
             shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_size)
             key, value = (_zeros(shape, spec.dtype, device).transpose(1, 2) for _ in range(2))
-            self.layers.append(LayerKV(key, value))
+            kv = LayerKV(key, value)
+            if spec.has_scales:
+                scale_shape = (num_blocks, spec.num_kv_heads, block_size)
+                kv.key_scale, kv.value_scale = (
+                    _zeros(scale_shape, torch.float32, device) for _ in range(2)
+                )
+            self.layers.append(kv)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all layers' keys and values."""
-        return sum(kv.key.nbytes + kv.value.nbytes for kv in self.layers)
+        """Bytes of all layers' keys and values, scales included."""
+        return sum(x.nbytes for kv in self.layers for x in kv.tensors)
 
     def copy_blocks(self, copies: Sequence[Sequence[tuple[int, int]]]) -> None:
         """Copy whole blocks in every layer of a group; `copies[group]` are (from, to)."""
         for kv, group in zip(self.layers, self._groups, strict=True):
             if group < len(copies) and copies[group]:
                 sources, targets = torch.tensor(copies[group], device=kv.key.device).T
-                kv.key[targets] = kv.key[sources]
-                kv.value[targets] = kv.value[sources]
+                for x in kv.tensors:
+                    x[targets] = x[sources]
 
 
 def bytes_per_block(specs: Sequence[KVCacheSpec], block_size: int) -> int:
@@ -108,6 +153,10 @@ def _require_room(num_blocks: int, block_bytes: int, device: torch.device) -> No
             f"and the GPU has {free / 1e9:.1f} GB free: lower num_blocks to at most "
             f"{free // block_bytes}"
         )
+
+
+def _as_bytes(x: Tensor) -> Tensor:
+    return x.view(torch.uint8) if x.dtype.itemsize == 1 else x
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
