@@ -27,7 +27,7 @@ if [ ! -x $venv/bin/python ]; then
     free=$(df -Pk . | awk 'NR == 2 { print $4 }')
     [ "$free" -ge 4000000 ] || stop "$((free / 1000)) MB free here; the environment and the build need 4 GB"
 
-    if ! "$python" -m venv $venv 2>/dev/null; then
+    if ! "$python" -m venv $venv >/dev/null 2>&1; then
         rm -rf $venv
         # Debian splits venv off; as root we can fetch it, otherwise say what to fetch.
         version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
@@ -35,7 +35,7 @@ if [ ! -x $venv/bin/python ]; then
             say "installing $version-venv"
             { apt-get update && apt-get install -y --no-install-recommends "$version-venv"; } >/dev/null 2>&1 || true
         fi
-        "$python" -m venv $venv 2>/dev/null || {
+        "$python" -m venv $venv >/dev/null 2>&1 || {
             rm -rf $venv
             stop "$python cannot make a virtual environment; install its venv module (Debian: apt install $version-venv)"
         }
