@@ -30,11 +30,8 @@ def autograde(root: Path) -> Path:
             f"the notebook is of variant {submission.variant}, graded as {grader.variant}"
         )
     report = grader.grade(submission)
-    # Students' words are in it, so nothing of it is rendered as HTML.
-    content = report.gradescope() | {"output_format": "text"}
     target = root / "results" / "results.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf8")
+    report.write(target)
     return target
 
 

@@ -265,6 +265,13 @@ def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}"[:MAX_TEXT] + where
 
 
+def _become(user: int) -> None:
+    """Give up root's rights for good, for those of a user who owns nothing."""
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
+
+
 def _limit(limits: dict[str, int]) -> None:
     """Lower this process's limits for good, before any of the reader's code runs."""
     import resource
@@ -275,7 +282,7 @@ def _limit(limits: dict[str, int]) -> None:
 
 def main() -> None:
     """Serve requests from standard input until it ends."""
-    limits, packages = json.loads(sys.argv[1])
+    limits, packages, user = json.loads(sys.argv[1])
     sys.path.extend(packages)
     # The reader's prints go nowhere: the pipe belongs to the protocol.
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -283,6 +290,8 @@ def main() -> None:
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
     _limit(limits)
+    if user is not None:
+        _become(user)
 
     def ask(request: dict[str, Any]) -> dict[str, Any]:
         replies.write(json.dumps({"ask": request}).encode() + b"\n")

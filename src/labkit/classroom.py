@@ -241,7 +241,7 @@ def _died(job: Job, settings: Settings) -> Record:
     record = Record(
         lab=lab.slug,
         student=handin.student,
-        file=handin.name,
+        file=handin.file_name,
         attempt=handin.attempt,
         submitted=handin.submitted.isoformat() if handin.submitted else None,
         marked_late=handin.marked_late,

@@ -127,7 +127,8 @@ def _work_in(notebook: Path) -> tuple[Lab, dict[str, Any]]:
 
     content = load_notebook(notebook)
     slug = content.get("metadata", {}).get("labkit", {}).get("lab")
-    return load_lab(slug if isinstance(slug, str) else notebook.stem), content
+    name = slug if isinstance(slug, str) else notebook.stem
+    return load_lab(name, notebook.parent), content
 
 
 def _save(options: argparse.Namespace) -> int:

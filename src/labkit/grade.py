@@ -22,7 +22,7 @@ from labkit.lab import Lab, Task, import_hidden
 from labkit.notebook import Submission
 from labkit.predecessors import Relay, interface_of
 from labkit.report import BROKEN, Outcome, Report
-from labkit.sandbox import Child, ChildLost, Limits, Surroundings
+from labkit.sandbox import Child, ChildLost, Limits, StartTooSlow, Surroundings
 from labkit.subject import Subject, in_child
 from labkit.variants import PUBLIC_SEED, CourseKey, choose
 
@@ -142,10 +142,18 @@ class _Bench:
         """Run one test; return None if it passes, else the reason in words."""
         if self._given_up is not None:
             return self._given_up
-        child = self._child or self._new_child()
         try:
-            if self._relay is not None:
+            child = self._child or self._new_child()
+        except StartTooSlow as slow:
+            self._end()
+            return f"{BROKEN}: {slow}"
+        if self._relay is not None:
+            try:
                 self._relay.reset()
+            except ChildLost as lost:  # no cell of the reader's has run yet
+                self._end()
+                return f"{BROKEN}: loading the reference: {lost}"
+        try:
             reply = child.request(self._message)
         except ChildLost as lost:
             self._give_up(child, f"running the cell: {lost}", cell_is_at_fault=True)
@@ -153,7 +161,7 @@ class _Bench:
         if "error" in reply:
             return f"running the cell: {reply['error']}"
         complaint = self._judge(function, Subject(in_child(child)))
-        if child.is_lost:
+        if child.is_lost or (self._relay is not None and self._relay.is_lost):
             self._give_up(child, complaint or "", cell_is_at_fault=False)
         return complaint
 
@@ -174,10 +182,14 @@ class _Bench:
             return subject.last_complaint or f"{BROKEN}: {type(error).__name__}: {error}"
         return None
 
-    def _give_up(self, child: Child, words: str, *, cell_is_at_fault: bool) -> None:
-        """Count a lost child; decide whether the task's other tests are worth another."""
+    def _end(self) -> None:
+        """End both children; the next test starts others."""
         self._stack.close()
         self._child = self._relay = None
+
+    def _give_up(self, child: Child, words: str, *, cell_is_at_fault: bool) -> None:
+        """Count a lost child; decide whether the task's other tests are worth another."""
+        self._end()
         self._lost += 1
         if cell_is_at_fault:
             self._given_up = self.fatal = words

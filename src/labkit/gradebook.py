@@ -104,9 +104,7 @@ class Result:
                     }
                 )
         lines = [content.get("output", ""), *self._rules()]
-        content |= {"tests": tests, "output": "\n".join(filter(None, lines))}
-        # A student's own words must not be rendered as HTML, which is the default here.
-        return content | {"output_format": "text"}
+        return content | {"tests": tests, "output": "\n".join(filter(None, lines))}
 
 
 def results_of(

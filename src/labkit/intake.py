@@ -31,6 +31,7 @@ MAX_TOTAL = 8 << 30  # bytes that one zip may unpack to
 CANVAS = re.compile(r"(?P<student>[^_]+)(?P<late>_LATE)?_(?P<user>\d+)_(?P<id>\d+)_(?P<name>.+)")
 CANVAS_ATTEMPT = re.compile(r"-(\d+)\.(?:ipynb|json)$")
 MOODLE = re.compile(r"(?P<student>.+)_(?P<id>\d+)_assignsubmission_file_?.*")
+NBGRADER = re.compile(r"(?:^|/)submitted/(?P<student>[^/]+)/[^/]+/[^/]+$")
 GRADESCOPE = re.compile(r"submission_(?P<id>\d+)")
 
 
@@ -49,12 +50,17 @@ class HandIn:
     @property
     def fits(self) -> bool:
         """Whether its name ends as that of a notebook or submit file."""
-        return PurePosixPath(self.member or self.path.name).suffix in SUFFIXES
+        return PurePosixPath(self.file_name).suffix in SUFFIXES
 
     @property
     def name(self) -> str:
         """The file as a message should name it."""
         return str(self.path) if self.member is None else f"{self.path.name}: {self.member}"
+
+    @property
+    def file_name(self) -> str:
+        """The name that the student gave the file, as the student may read it."""
+        return PurePosixPath((self.member or self.path.name).replace("\\", "/")).name
 
     def read(self) -> bytes:
         """The file's bytes; those of a file beyond the limit are not read but cut.
@@ -98,7 +104,7 @@ def _in_folder(folder: Path, lab: Lab) -> Iterator[HandIn]:
         inside = PurePosixPath(path.relative_to(folder).as_posix())
         if path.is_file() and not path.is_symlink() and not _hidden(inside):
             # A folder named on the command line may itself bear the student's name.
-            yield _named(folder.name / inside, path, None, _file_time(path), lab)
+            yield _named(folder.resolve().name / inside, path, None, _file_time(path), lab)
 
 
 def _in_zip(path: Path, lab: Lab, problems: list[str]) -> Iterator[HandIn]:
@@ -163,6 +169,9 @@ def _named(
             marked_late=canvas["late"] is not None,
             from_course_system=True,
         )
+    nbgrader = NBGRADER.search(inside.as_posix())
+    if nbgrader:
+        return HandIn(nbgrader["student"], path, member, 0, submitted)
     folders = [part for part in reversed(inside.parent.parts) if part not in (lab.slug, ".", "")]
     for part in folders:
         moodle = MOODLE.fullmatch(part)

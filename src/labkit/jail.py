@@ -13,6 +13,7 @@ import glob
 import importlib.util
 import os
 import shutil
+import stat
 import sys
 import sysconfig
 import tempfile
@@ -21,7 +22,7 @@ from pathlib import Path
 
 # All that bubblewrap is given, so all that it can pass on.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-NOBODY = "65534"
+NOBODY = 65534
 LABKIT = Path(__file__).resolve().parent
 CHILD = LABKIT / "child.py"
 
@@ -86,6 +87,27 @@ def package_paths(packages: tuple[str, ...], withheld: tuple[str, ...]) -> dict[
 
 
 @functools.cache
+def user_without_bubblewrap(packages: tuple[str, ...], withheld: tuple[str, ...]) -> int | None:
+    """Which user a child becomes under --unsafe-local: nobody, where root starts it.
+
+    None where it stays who started it: another user than root, or root on a machine whose
+    interpreter or packages nobody may read, such as one installed in root's home.
+    """
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return None
+    needed = [Path(path) for path in _standard_library()]
+    needed += [path.resolve() for path in package_paths(packages, withheld).values()]
+    return NOBODY if all(_anyone_may_read(path) for path in needed) else None
+
+
+def _anyone_may_read(path: Path) -> bool:
+    """Whether every user may list or read `path` and walk down to it."""
+    wanted = stat.S_IROTH | (stat.S_IXOTH if path.is_dir() else 0)
+    walked = all(parent.stat().st_mode & stat.S_IXOTH for parent in path.parents)
+    return walked and path.stat().st_mode & wanted == wanted
+
+
+@functools.cache
 def copy_without(folder: Path, withheld: tuple[str, ...]) -> tempfile.TemporaryDirectory[str]:
     """Copy a package, each of its modules `withheld` (as imported) replaced by an empty one.
 
@@ -127,7 +149,7 @@ def command(
     """
     interpreter = os.path.realpath(sys.executable)
     made = [bubblewrap, "--unshare-all", "--die-with-parent", "--new-session"]
-    made += ["--uid", NOBODY, "--gid", NOBODY, "--hostname", "lab", "--cap-drop", "ALL"]
+    made += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "lab", "--cap-drop", "ALL"]
     made += ["--seccomp", str(filter_fd)]
     shown = _system_libraries()
     for name in ("/lib", "/lib64"):

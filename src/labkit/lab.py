@@ -2,7 +2,8 @@
 
 A lab is a folder with `lab.toml`, `master.py`, `checks.py`, `hidden/`, `mutants/`,
 `second.py` and `rubric.md`. In a clone these are `labs/<slug>/`; a wheel carries what a
-reader needs (`lab.toml`, `checks.py`) under `labkit/_data/<slug>/`.
+reader needs (`lab.toml`, `checks.py`) under `labkit/_data/<slug>/`, and a course's own lab
+brings both beside its notebook.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -117,18 +119,15 @@ def labs_folder() -> Path:
     return packaged if packaged.is_dir() else package.parents[1] / "labs"
 
 
-def load_lab(name: str | Path) -> Lab:
+def load_lab(name: str | Path, *beside: Path) -> Lab:
     """Read a lab, given its slug or its folder.
+
+    A slug that labkit does not bring is looked for in the working folder and in `beside`.
 
     Raises:
         LabError: no such lab, or `lab.toml` contradicts itself.
     """
-    folder = Path(name)
-    if not (folder / "lab.toml").is_file():
-        folder = labs_folder() / str(name)
-    if not (folder / "lab.toml").is_file():
-        known = ", ".join(sorted(p.parent.name for p in labs_folder().glob("*/lab.toml")))
-        raise LabError(f"no lab {str(name)!r}: give a folder with a lab.toml or one of: {known}")
+    folder = _folder_of(name, beside)
     raw = tomllib.loads((folder / "lab.toml").read_text("utf8"))
     tasks = tuple(_task(entry) for entry in raw["tasks"])
     written = tuple(Written(**entry) for entry in raw.get("written", []))
@@ -151,6 +150,21 @@ def load_lab(name: str | Path) -> Lab:
         if total != task.points:
             raise LabError(f"the tests of {task.name} give {total:g} of its {task.points:g} points")
     return lab
+
+
+def _folder_of(name: str | Path, beside: Sequence[Path]) -> Path:
+    for folder in (Path(name), labs_folder() / str(name)):
+        if (folder / "lab.toml").is_file():
+            return folder
+    for folder in (Path.cwd(), *beside):
+        file = folder / "lab.toml"
+        if file.is_file() and tomllib.loads(file.read_text("utf8"))["slug"] == str(name):
+            return folder
+    known = ", ".join(sorted(p.parent.name for p in labs_folder().glob("*/lab.toml")))
+    raise LabError(
+        f"no lab {str(name)!r}: give a folder with a lab.toml or one of: {known}; a course's own "
+        "lab needs the lab.toml and checks.py that came with its notebook, beside it"
+    )
 
 
 def _task(entry: dict[str, Any]) -> Task:

@@ -70,6 +70,11 @@ class Relay:
         self._interface = interface
         self._cells = cells
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the reference's child is gone: what the reader's cell asked of it ended it."""
+        return self._child.is_lost
+
     def reset(self) -> None:
         """Load the reference anew: no object of an earlier test is left."""
         self._child.request({"op": "load", "cells": self._cells})

@@ -35,7 +35,7 @@ class Record:
 
     lab: str
     student: str
-    file: str
+    file: str  # its name alone: the feedback page shows it
     attempt: int
     submitted: str | None  # ISO 8601, local
     marked_late: bool
@@ -99,7 +99,7 @@ def record_of(
     return Record(
         lab=report.lab.slug,
         student=handin.student,
-        file=handin.name,
+        file=handin.file_name,
         attempt=handin.attempt,
         submitted=handin.submitted.isoformat() if handin.submitted else None,
         marked_late=handin.marked_late,

@@ -2,6 +2,8 @@
 
 It holds the starter of the course's variant, a page that says how to work, and `AGENTS.md`, which
 asks an assistant that opens the folder to be a tutor. No solution and no hidden test is in it.
+A lab that labkit does not bring along comes with its `lab.toml` and `checks.py`, which
+`labkit.check` needs; the first names the hidden tests and the sentences that they judge.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from labkit.build import build_notebook, notebook_text, repository_url
-from labkit.lab import Lab
+from labkit.lab import Lab, labs_folder
 from labkit.zips import write_zip
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -25,16 +27,19 @@ def release_files(lab: Lab, variant: str | None = None) -> dict[str, bytes]:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
+    brought = () if lab.folder.parent == labs_folder().resolve() else ("lab.toml", "checks.py")
     readme = template.render(
         lab=lab,
         total=f"{lab.automatic_points + lab.written_points:g}",
         hours=f"{sum(task.minutes for task in lab.tasks) / 60:.1f}",
         repository=repository_url(),
+        brought=brought,
     )
     return {
         f"{lab.slug}/{lab.slug}.ipynb": notebook_text(build_notebook(lab, variant)).encode(),
         f"{lab.slug}/README.md": readme.encode(),
         f"{lab.slug}/AGENTS.md": (TEMPLATES / "AGENTS.md").read_bytes(),
+        **{f"{lab.slug}/{name}": (lab.folder / name).read_bytes() for name in brought},
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from labkit.lab import HiddenTest, Lab, Task
 
 BROKEN = "the grader itself failed here, tell your instructor"
-UNSAFE = "graded without a sandbox (--unsafe-local): the code ran with the grader's own rights"
+UNSAFE = "graded without a sandbox (--unsafe-local): the code could read files and use the network"
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,10 @@ class Report:
             "output": "\n".join(lines),
             "visibility": "visible",
             "stdout_visibility": "hidden",
+            # Students' words are in it, so nothing of it is rendered as HTML.
+            "output_format": "text",
+            "test_output_format": "text",
+            "test_name_format": "text",
             "tests": tests,
             "extra_data": {"lab": self.lab.slug, "variant": self.variant},
         }

@@ -24,7 +24,7 @@ from labkit.child import from_wire
 from labkit.jail import NoSandbox, find_bubblewrap
 from labkit.syscalls import UnknownMachine, filter_program
 
-__all__ = ["Child", "ChildLost", "Limits", "NoSandbox"]
+__all__ = ["Child", "ChildLost", "Limits", "NoSandbox", "StartTooSlow"]
 
 ENDED = "the process ended: it crashed, or the code ended it"
 START_SECONDS = 30.0  # for the interpreter to answer, on a busy machine too
@@ -37,6 +37,10 @@ Helper = Callable[[Any], Request]
 
 class ChildLost(RuntimeError):
     """The child gave no usable answer; the message says why, for the reader."""
+
+
+class StartTooSlow(RuntimeError):
+    """A child did not answer in time before any code was sent to it: the machine is busy."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ def _start(
     if unsafe_local:
         found = jail.package_paths(packages, withheld).values()
         outside = sorted({str(path.parent) for path in found})
-        script = json.dumps([limits.of_process(), outside])
+        user = jail.user_without_bubblewrap(packages, withheld)
+        script = json.dumps([limits.of_process(), outside, user])
         return _open([sys.executable, *arguments, str(jail.CHILD), script], ())
     bubblewrap = find_bubblewrap()
     try:
@@ -94,7 +99,7 @@ def _start(
         file.write(program)
         file.seek(0)
         command = jail.command(bubblewrap, packages, withheld, file.fileno())
-        script = json.dumps([limits.of_process(), ["/packages"]])
+        script = json.dumps([limits.of_process(), ["/packages"], None])
         return _open([*command, *arguments, "/child.py", script], (file.fileno(),))
 
 
@@ -127,12 +132,13 @@ class Child:
         Args:
             surroundings: what the reader's code may import beside the standard library.
             limits: what it may use.
-            unsafe_local: run without bubblewrap, with the caller's own rights.
+            unsafe_local: run without bubblewrap, as `jail.user_without_bubblewrap` says.
             helper: answers what the stand-ins in the child ask; its argument is whatever the
                 child sent, so it must look before it acts.
 
         Raises:
             NoSandbox: bubblewrap is missing or refused.
+            StartTooSlow: it is neither, and the child did not answer in time.
         """
         self._limits = limits or Limits()
         self._helper = helper
@@ -147,6 +153,11 @@ class Child:
         try:
             self.request({"op": "load", "cells": []}, seconds=START_SECONDS)
         except ChildLost:
+            if self.is_out_of_time:
+                self.close()
+                raise StartTooSlow(
+                    f"the sandbox did not start within {START_SECONDS:g} s: the machine is busy"
+                ) from None
             stderr = self._process.stderr
             said = stderr.read().decode(errors="replace").strip() if stderr else ""
             self.close()

@@ -125,7 +125,7 @@ def read_work(path: Path) -> Work:
         raise SaveError(f"{path} is damaged: it is not valid JSON") from None
     if type(content) is not dict or "labkit" not in content or type(content.get("lab")) is not str:
         raise SaveError(f"{path} is not a file of `labkit save`")
-    lab = load_lab(content["lab"])
+    lab = load_lab(content["lab"], path.parent)
 
     def texts(key: str) -> dict[str, str]:
         found = content.get(key)

@@ -62,7 +62,8 @@ def test_it_grades_as_gradescope_runs_it(autograder: Path, small_lab: Lab) -> No
     results = _results(autograder)
     assert results["score"] == 90
     assert sum(test["max_score"] for test in results["tests"]) == 90
-    assert results["output_format"] == "text"
+    for key in ("output_format", "test_output_format", "test_name_format"):
+        assert results[key] == "text"
     assert "The rule explained: handed in" in results["output"]
 
 

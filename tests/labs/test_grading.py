@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
+
 import pytest
 
-from labkit import grade
+from labkit import grade, sandbox
 from labkit.build import reference_cells
 from labkit.grade import Grader, grade_submission
-from labkit.lab import Lab
+from labkit.lab import Lab, labs_folder, load_lab
 from labkit.notebook import Submission
 from labkit.report import BROKEN, UNSAFE
-from labkit.sandbox import Limits
+from labkit.sandbox import Child, Limits, Request
 from labkit.subject import Subject
 from labkit.variants import CourseKey, choose
 
@@ -87,6 +90,79 @@ def test_without_a_sandbox_the_report_says_so(lab: Lab) -> None:
     assert report.score == 15
     assert report.text().startswith(UNSAFE)
     assert UNSAFE in report.gradescope()["output"]
+
+
+def _lose_the_request(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """End the child that gets the request of that number, as a machine out of memory does."""
+    left = itertools.count(1 - number)
+    request = Child.request
+
+    def counted(self: Child, message: Request, seconds: float | None = None) -> Request:
+        if message.get("cells") != [] and next(left) == 0:
+            self._process.kill()
+        return request(self, message, seconds)
+
+    monkeypatch.setattr(Child, "request", counted)
+
+
+def test_a_reference_that_does_not_load_is_not_the_cells_fault(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _lose_the_request(monkeypatch, 1)
+    task = lab.task("engine")
+    report = Grader(lab).grade(Submission(cells=reference_cells(lab)), [task])
+    assert [words.split(":")[:2] for words in report.broken] == [[BROKEN, " loading the reference"]]
+    assert report.score == task.points - task.tests[0].points
+
+
+def test_a_reference_that_is_lost_costs_the_test_that_lost_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _lose_the_request(monkeypatch, 4)  # the reference loads, the cell loads, it calls, it asks
+    task = lab.task("engine")
+    report = Grader(lab).grade(Submission(cells=reference_cells(lab)), [task])
+    assert [o.points for o in report.outcomes] == [0, *(t.points for t in task.tests[1:])]
+    assert "the reference's penalise: the process ended" in report.reasons("engine")[0]
+
+
+def test_a_machine_too_busy_is_not_the_cells_fault(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "START_SECONDS", 0.0)
+    report = Grader(lab).grade(Submission(cells=reference_cells(lab)), [lab.task("sampler")])
+    assert report.broken == [
+        f"{BROKEN}: the sandbox did not start within 0 s: the machine is busy"
+    ] * len(lab.task("sampler").tests)
+
+
+ANYTHING = ("None", "[None]", "'x'")
+BUILT = sorted(path.parent.name for path in labs_folder().glob("*/*.ipynb"))
+
+
+class _Answers(ast.NodeTransformer):
+    """Puts one answer in place of what every function does."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        if node.name != "__init__":
+            node.body = ast.parse(f"return {self.answer}").body
+        return node
+
+
+@pytest.mark.parametrize("answer", ANYTHING)
+@pytest.mark.parametrize("slug", BUILT)
+def test_no_answer_breaks_a_hidden_test(slug: str, answer: str) -> None:
+    """Whatever a task's functions give, the fault is told as theirs."""
+    lab = load_lab(slug)
+    grader, reference = Grader(lab), reference_cells(lab)
+    for task in lab.tasks:
+        changed = ast.unparse(_Answers(answer).visit(ast.parse(reference[task.name])))
+        cells = reference | {task.name: f"# task: {task.name}\n{changed}"}
+        report = grader.grade(Submission(cells=cells), [task])
+        assert report.broken == []
+        assert report.score < task.points
 
 
 def test_a_test_that_fails_by_itself_is_the_graders_fault(

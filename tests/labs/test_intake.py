@@ -28,6 +28,7 @@ def _zip(path: Path, files: dict[str, str]) -> Path:
         ("Ada Lovelace_1234_assignsubmission_file_/sub/lab.json", "Ada Lovelace_1234"),
         ("export/submission_5678/lab.ipynb", "submission_5678"),
         ("submitted/ada/autoregressive-decoding/autoregressive-decoding.ipynb", "ada"),
+        ("course/submitted/ada/lab 1/autoregressive-decoding.ipynb", "ada"),
         ("ada.ipynb", "ada"),
         ("ada.submit.json", "ada"),
         ("ada/autoregressive-decoding.ipynb", "ada"),
@@ -140,6 +141,14 @@ def test_nothing_found_and_no_such_path(lab: Lab, tmp_path: Path) -> None:
         find_handins([tmp_path], lab)
     with pytest.raises(LabError, match=r"none\.zip does not exist"):
         find_handins([tmp_path / "none.zip"], lab)
+
+
+@pytest.mark.parametrize(
+    "name", ["ada.ipynb", "Ada_1_assignsubmission_file_/ada.ipynb", "Übung\\Élodie\\ada.ipynb"]
+)
+def test_a_student_reads_the_files_own_name(lab: Lab, tmp_path: Path, name: str) -> None:
+    (handin,), _ = find_handins([_zip(tmp_path / "secret place.zip", {name: "{}"})], lab)
+    assert handin.file_name == "ada.ipynb"
 
 
 @pytest.mark.parametrize(

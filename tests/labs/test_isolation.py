@@ -7,16 +7,25 @@ import os
 import socket
 import struct
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from labkit import jail
+from labkit import jail, sandbox
 from labkit.child import from_wire, to_wire
 from labkit.predecessors import Relay, interface_of
-from labkit.sandbox import Child, ChildLost, Limits, NoSandbox, Surroundings, printable
+from labkit.sandbox import (
+    Child,
+    ChildLost,
+    Limits,
+    NoSandbox,
+    StartTooSlow,
+    Surroundings,
+    printable,
+)
 from labkit.syscalls import DENIED, UnknownMachine, filter_program
 
 NUMPY = Surroundings(("numpy",))
@@ -293,6 +302,64 @@ def test_without_bubblewrap_grading_refuses(monkeypatch: pytest.MonkeyPatch) -> 
         Child(NUMPY)
     with Child(NUMPY, unsafe_local=True) as child:
         assert _ask(child, "import numpy\nreturn numpy.int64(3)") == 3
+
+
+def _as_root(monkeypatch: pytest.MonkeyPatch, uid: int) -> int | None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    jail.user_without_bubblewrap.cache_clear()
+    found = jail.user_without_bubblewrap((), ())
+    jail.user_without_bubblewrap.cache_clear()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("uid", "folder", "library", "user"),
+    [(0, 0o755, 0o755, 65534), (0, 0o700, 0o755, None), (0, 0o755, 0o750, None),
+     (1000, 0o755, 0o755, None)],
+)  # fmt: skip
+def test_root_becomes_nobody_where_nobody_can_read_what_the_child_needs(
+    monkeypatch: pytest.MonkeyPatch, uid: int, folder: int, library: int, user: int | None
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as home:  # pytest's own folders are closed
+        inside = Path(home, "library")
+        inside.mkdir()
+        inside.chmod(library)
+        Path(home).chmod(folder)
+        monkeypatch.setattr(jail, "_standard_library", lambda: [str(inside)])
+        assert _as_root(monkeypatch, uid) == user
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_child_that_became_nobody_has_lost_roots_rights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    secret.chmod(0o600)
+    body = f"""
+import os
+tried = []
+for act in (lambda: open({str(secret)!r}), os.fork, lambda: os.setuid(0),
+            lambda: os.kill({os.getpid()}, 0)):
+    try:
+        act()
+    except OSError as error:
+        tried.append(type(error).__name__)
+return [os.getuid(), os.getgid(), os.getgroups(), tried]
+"""
+    monkeypatch.setattr(jail, "user_without_bubblewrap", lambda packages, withheld: jail.NOBODY)
+    with Child(Surroundings(), LIMITS, unsafe_local=True) as child:
+        uid, gid, groups, tried = _ask(child, body)
+    assert (uid, gid, groups) == (65534, 65534, [])
+    assert tried == ["PermissionError", "BlockingIOError", "PermissionError", "PermissionError"]
+
+
+def test_a_machine_too_busy_to_start_a_child_is_told_from_one_that_cannot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sandbox, "START_SECONDS", 0.0)
+    with pytest.raises(StartTooSlow, match="the machine is busy"):
+        Child(NUMPY)
 
 
 # ---- the reference behind stand-ins

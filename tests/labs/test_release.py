@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import labkit
 from labkit.build import build_notebook, reference_cells
 from labkit.cli import main
-from labkit.lab import Lab
+from labkit.lab import Lab, LabError
 from labkit.release import release_files
 from labkit.variants import CourseKey, read_key
+from labkit.work import read_work
 
 
 @pytest.fixture(params=["window", "quantized", "shared"])
@@ -53,6 +56,31 @@ def test_an_assistant_is_told_to_be_a_tutor(files: dict[str, bytes], lab: Lab) -
     assert "labkit.save()" in readme
     assert "| `sampler`: An exact sampler with a quota | core | 20 | 60 |\n" in readme
     assert "100 points, about 5.4 hours" in readme
+
+
+def test_a_courses_own_lab_brings_its_checks(
+    small_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Released from anywhere, worked on in the folder of the release."""
+    out = tmp_path / "out"
+    assert main(["release", str(small_lab.folder), "--out", str(out)]) == 0
+    folder = out / small_lab.slug
+    assert {path.name for path in folder.iterdir()} == {
+        f"{small_lab.slug}.ipynb", "README.md", "AGENTS.md", "lab.toml", "checks.py",
+    }  # fmt: skip
+    assert "upload both" in (folder / "README.md").read_text("utf8")
+    monkeypatch.chdir(folder)
+    namespace: dict[str, Any] = {"LAB": f"{small_lab.slug}/{small_lab.default_variant}"}
+    exec(reference_cells(small_lab)["fit"], namespace)
+    labkit.check("fit", namespace)
+    with pytest.raises(labkit.CheckFailed, match="fit is not defined"):
+        labkit.check("fit", {"LAB": namespace["LAB"]})
+    monkeypatch.chdir(tmp_path)  # from elsewhere the notebook's folder says it
+    notebook = folder / f"{small_lab.slug}.ipynb"
+    assert main(["submit", str(notebook)]) == 0
+    assert read_work(folder / f"{small_lab.slug}.submit.json").lab.slug == small_lab.slug
+    with pytest.raises(LabError, match=r"needs the lab\.toml and checks\.py that came with"):
+        labkit.check("fit", namespace)
 
 
 def test_the_command_releases_what_the_key_chooses(
