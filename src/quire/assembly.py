@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,9 +17,10 @@ from quire.engine import LLMEngine
 from quire.errors import QuireError
 from quire.kernels.runtime import runs_triton
 from quire.kv.block_pool import BlockPool, LRUBlockPool
-from quire.kv.kv_cache_manager import PagedKVCacheManager
+from quire.kv.kv_cache_manager import KVCacheManager, PagedKVCacheManager
 from quire.kv.spec import KVCacheSpec, layer_specs
 from quire.kv.storage import KVStorage, require_one_request
+from quire.kv.windowed_manager import WindowedKVCacheManager
 from quire.models.config import ModelConfig
 from quire.models.decoder import Decoder
 from quire.models.loader import initialize_random, load_weights
@@ -44,6 +48,13 @@ def build_engine(
         num_blocks: blocks of the cache, the null block among them; None measures what fits.
     """
     backend = (components.attention or _default_attention(config.device))()
+    if config.kv_window is not None:
+        model_config = _with_window(model_config, config.kv_window)
+    if config.kv_sinks > 0 and not getattr(backend, "sees_sinks", False):
+        raise QuireError(
+            f"kv_sinks={config.kv_sinks}: {type(backend).__name__} does not look at "
+            "AttentionBatch.sinks; let it do so and set sees_sinks = True"
+        )
     model = Decoder(model_config, backend, config.max_model_len, config.dtype, config.device)
     if folder is None:
         initialize_random(model)
@@ -66,9 +77,8 @@ def build_engine(
 
     make_pool = components.block_pool or LRUBlockPool
     pools: list[BlockPool] = [make_pool(num_blocks) for _ in range(max(layer_groups) + 1)]
-    manager = (components.kv_cache_manager or PagedKVCacheManager)(
-        pools, config.block_size, config.enable_prefix_caching
-    )
+    make_manager = components.kv_cache_manager or _default_manager(config, specs, layer_groups)
+    manager = make_manager(pools, config.block_size, config.enable_prefix_caching)
     scheduler = (components.scheduler or TokenBudgetScheduler)(config, manager)
     sampler = (components.sampler or _default_sampler(config.device))()
     runner = ModelRunner(config, model, storage, backend, sampler, layer_groups)
@@ -79,6 +89,26 @@ def _group_layers(specs: list[KVCacheSpec]) -> list[int]:
     """Number the distinct specs in order of appearance; return each layer's number."""
     numbers: dict[KVCacheSpec, int] = {}
     return [numbers.setdefault(spec, len(numbers)) for spec in specs]
+
+
+def _with_window(model_config: ModelConfig, window: int) -> ModelConfig:
+    """Return a model whose layers see no further back than `window`."""
+    windows = tuple(min(own or window, window) for own in model_config.sliding_windows)
+    return replace(model_config, sliding_windows=windows)
+
+
+def _default_manager(
+    config: EngineConfig, specs: list[KVCacheSpec], layer_groups: list[int]
+) -> Callable[[list[BlockPool], int, bool], KVCacheManager]:
+    """Return the manager for the cache's options, as a class of the swap point's signature."""
+    if config.kv_window is None:
+        return PagedKVCacheManager
+    windows = {group: spec.window for group, spec in zip(layer_groups, specs, strict=True)}
+    return partial(
+        WindowedKVCacheManager,
+        windows=[windows[group] for group in range(len(windows))],
+        sinks=config.kv_sinks,
+    )
 
 
 def _default_attention(device: torch.device) -> type[AttentionBackend]:

@@ -37,6 +37,9 @@ class EngineConfig:
             a new one.
         kv_cache_dtype: "int8" or "fp8" keeps codes of eight bits and a scale a token and head
             (`quire.kv.quantized`); None keeps keys and values in `dtype`.
+        kv_window: a query sees the last `kv_window` positions, its own among them, and blocks
+            that no query sees any more are released; None: all positions.
+        kv_sinks: beside its window a query sees the first `kv_sinks` positions.
         policy: who runs first and who is preempted, a name of `quire.policy.POLICIES`.
         watermark: share of the blocks that admitting a request leaves free, so that those
             that run can grow before anyone is preempted.
@@ -52,6 +55,8 @@ class EngineConfig:
     block_size: int = 16
     enable_prefix_caching: bool = True
     kv_cache_dtype: str | None = None
+    kv_window: int | None = None
+    kv_sinks: int = 0
     policy: str = "fcfs"
     watermark: float = 0.01
     overlap: bool = False
@@ -65,6 +70,15 @@ class EngineConfig:
         size = self.block_size
         if not is_int(size) or size < 8 or size & (size - 1):
             raise QuireError(f"block_size={size!r}: must be a power of two of at least 8")
+        if self.kv_window is not None and (not is_int(self.kv_window) or self.kv_window < 1):
+            raise QuireError(f"kv_window={self.kv_window!r}: must be an integer of at least 1")
+        if not is_int(self.kv_sinks) or self.kv_sinks < 0:
+            raise QuireError(f"kv_sinks={self.kv_sinks!r}: must be an integer of at least 0")
+        if self.kv_sinks > 0 and self.kv_window is None:
+            raise QuireError(
+                f"kv_sinks={self.kv_sinks} without kv_window: without a window every position is "
+                "seen anyway"
+            )
         if self.kv_cache_dtype not in (None, *FORMATS):
             raise QuireError(
                 f"kv_cache_dtype={self.kv_cache_dtype!r}: must be one of {', '.join(FORMATS)}, or "

@@ -44,6 +44,8 @@ class LLM:
         gpu_memory_utilization: share of the GPU's memory that the engine may use.
         enable_prefix_caching: keep the blocks of ended requests for those that begin alike.
         kv_cache_dtype: "int8" or "fp8" halves the cache and more; by default it has `dtype`.
+        kv_window: a query sees the last so many positions; blocks before them are released.
+        kv_sinks: with a window, the first so many positions are seen as well and kept.
         policy: "fcfs", "priority" or "fair": who runs first, who is preempted.
         overlap: schedule a step while the one before it runs; by default on a GPU.
         cuda_graphs: replay captured decode steps; by default where Triton's kernels run,
@@ -70,6 +72,8 @@ class LLM:
         gpu_memory_utilization: float = 0.9,
         enable_prefix_caching: bool = True,
         kv_cache_dtype: str | None = None,
+        kv_window: int | None = None,
+        kv_sinks: int = 0,
         policy: str = "fcfs",
         overlap: bool | None = None,
         cuda_graphs: bool | None = None,
@@ -90,6 +94,8 @@ class LLM:
             block_size=block_size,
             enable_prefix_caching=enable_prefix_caching,
             kv_cache_dtype=kv_cache_dtype,
+            kv_window=kv_window,
+            kv_sinks=kv_sinks,
             policy=policy,
             overlap=chosen_device.type == "cuda" if overlap is None else overlap,
             cuda_graphs=runs_triton(chosen_device) if cuda_graphs is None else cuda_graphs,

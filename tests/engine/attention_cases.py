@@ -54,6 +54,7 @@ def make_step(
     heads_first: bool = False,
     first_block: int = 1,
     kv_dtype: torch.dtype | None = None,
+    sinks: int = 0,
 ) -> Step:
     """Draw a step whose sequences lie in shuffled blocks between blocks of NaN.
 
@@ -111,6 +112,7 @@ def make_step(
         block_size=block_size,
         max_length=table.shape[1] * block_size,
         host=HostBatch(starts, lengths, rows, table),
+        sinks=sinks,
     )
     keys, values = (torch.cat(list(parts)) for parts in zip(*fresh, strict=True))
     kv = LayerKV(key, value) if kv_dtype is None else as_codes(key, value, kv_dtype)
@@ -142,7 +144,8 @@ def oracle(step: Step) -> Tensor:
         position = torch.arange(length - (end - begin), length, device=output.device)[:, None]
         seen = torch.arange(length, device=output.device)[None, :] <= position
         if step.window is not None:
-            seen &= torch.arange(length, device=output.device)[None, :] > position - step.window
+            key = torch.arange(length, device=output.device)[None, :]
+            seen &= (key > position - step.window) | (key < step.batch.sinks)
         for head in range(step.query.shape[1] if length > 0 else 0):
             key, value = (
                 x[block, head // group, offset].double()
@@ -167,6 +170,36 @@ def error(output: Tensor, expected: Tensor) -> float:
 
 
 TINY = {
+    "sinks, decode": {
+        "new": [1, 1, 1, 1],
+        "lengths": [200, 40, 12, 3],
+        "heads": (8, 2),
+        "window": 50,
+        "sinks": 4,
+    },
+    "sinks, over a tile": {
+        "new": [1, 40],
+        "lengths": [200, 190],
+        "heads": (4, 2),
+        "window": 20,
+        "sinks": 37,
+        "block_size": 8,
+    },
+    "sinks, prompts": {
+        "new": [90, 30, 1],
+        "lengths": [90, 80, 99],
+        "heads": (4, 2),
+        "window": 11,
+        "sinks": 3,
+    },
+    "INT8, sinks": {
+        "new": [20, 1],
+        "lengths": [80, 99],
+        "heads": (4, 2),
+        "window": 11,
+        "sinks": 3,
+        "kv_dtype": torch.int8,
+    },
     "INT8, decode": {
         "new": [1, 1, 1],
         "lengths": [1, 70, 33],

@@ -54,7 +54,15 @@ DECODE = {
     "GROUP": 4, "PADDED": 4, "ROWS": 16, "HEAD_SIZE": 128, "PAGE": 16, "TILE": 16, "MIN_TILES": 2,
     "STAGES": 3, "MOST": 64, "CHUNK": 2,
 }  # fmt: skip
-PREFILL = {"window": None, "GROUP": 4, "ROWS": 64, "HEAD_SIZE": 128, "TILE": 64, "STAGES": 3}
+PREFILL = {
+    "window": None,
+    "sinks": None,
+    "GROUP": 4,
+    "ROWS": 64,
+    "HEAD_SIZE": 128,
+    "TILE": 64,
+    "STAGES": 3,
+}
 DESCRIPTOR = "tensordesc<bf16[64, 128]>"
 
 
@@ -89,7 +97,7 @@ def code_kernels(name: str) -> list[Served]:
         Served(
             "paged_decode._paged_decode",
             {**DECODED, **cache},
-            {**DECODE, "sequences": None, "window": None},
+            {**DECODE, "sequences": None, "window": None, "sinks": None},
             {"num_warps": 1},
             oldest,
         ),
@@ -174,7 +182,7 @@ SERVED = [
         Served(
             "paged_decode._paged_decode",
             {**DECODED, **lists},
-            {**DECODE, **UNSCALED, **none},
+            {**DECODE, **UNSCALED, "sinks": None, **none},
             {"num_warps": 1},
         )
         for lists, none in (
@@ -193,6 +201,18 @@ SERVED = [
         "prefill._prefill",
         {**ATTENDED, "tiles": INT, "key": DESCRIPTOR, "value": DESCRIPTOR},
         {**PREFILL, **UNSCALED, "PAGE": None},
+        {"num_warps": 4},
+    ),
+    Served(
+        "paged_decode._paged_decode",
+        {**DECODED, "window": "i32", "sinks": "i32"},
+        {**DECODE, **UNSCALED, "sequences": None},
+        {"num_warps": 1},
+    ),
+    Served(
+        "prefill._prefill",
+        {**ATTENDED, "tiles": INT, "window": "i32", "sinks": "i32"},
+        {**PREFILL_TILES, **UNSCALED, "PAGE": 16},
         {"num_warps": 4},
     ),
     *(served for name in CODES for served in code_kernels(name)),

@@ -44,6 +44,7 @@ class AttentionBatch:
     block_size: int
     max_length: int  # no sequence of this engine is longer
     host: HostBatch | None
+    sinks: int = 0  # a query sees positions [0, sinks) beside its window, where it has one
 
     @classmethod
     def of(
@@ -91,6 +92,7 @@ class AttentionBackend(Protocol):
 
     graph_safe: bool  # whether CUDA graphs may capture it
     writes_by_slot: bool  # `write` only stores at the slots: a fused kernel may do it instead
+    sees_sinks: bool  # whether it serves `AttentionBatch.sinks`
     reads_scales: bool  # whether it serves a cache of codes and scales (`quire.kv.quantized`)
 
     def build(self, batch: AttentionBatch, window: int | None) -> Any:

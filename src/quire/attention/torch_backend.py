@@ -59,6 +59,7 @@ class TorchAttention:
 
     graph_safe = False
     writes_by_slot = True
+    sees_sinks = True
     reads_scales = True
 
     def __init__(self) -> None:
@@ -108,17 +109,20 @@ def _chunk(batch: AttentionBatch, i: int, window: int | None) -> _Chunk:
     begin, end = batch.host.query_starts[i : i + 2]
     length, device = batch.host.lengths[i], batch.positions.device
     start = length - (end - begin)  # position of the first query
-    first_key = 0 if window is None else max(0, start - window + 1)
+    first_seen = 0 if window is None else max(0, start - window + 1)
+    first_key = 0 if batch.sinks > 0 else first_seen
     first_block = first_key // batch.block_size
-    table = batch.host.block_table[batch.host.rows[i]]
-    blocks = _blocks(table[first_block : -(-length // batch.block_size)], device)
+    table = batch.host.block_table[batch.host.rows[i], : -(-length // batch.block_size)]
+    if first_key < first_seen:
+        table = _only_seen(table, np.array(first_seen), batch)
+    blocks = _blocks(table[first_block:], device)
     mask = None
     if start > 0 or (window is not None and length > window):
         queries = torch.arange(start, length, device=device)[:, None]
         keys = torch.arange(first_key, length, device=device)[None, :]
         mask = keys <= queries
         if window is not None:
-            mask &= keys > queries - window
+            mask &= (keys > queries - window) | (keys < batch.sinks)
     skipped = first_block * batch.block_size
     return _Chunk(begin, end, start == 0, blocks, first_key - skipped, length - skipped, mask)
 
@@ -135,12 +139,14 @@ def _decode(batch: AttentionBatch, singles: list[int], window: int | None) -> _D
         ends = torch.tensor(lengths, device=device)[:, None]
         seen = keys < ends
         if window is not None:
-            seen &= keys >= ends - window
+            seen &= (keys >= ends - window) | (keys < batch.sinks)
         mask = seen[:, None, None, :]
     table = host.block_table[[host.rows[i] for i in singles], :num_blocks]
     if mask is not None:  # behind a sequence's own blocks its row holds anything
         used = -(-np.array(lengths) // batch.block_size)
         table = np.where(np.arange(num_blocks) < used[:, None], table, 0)
+        if window is not None:
+            table = _only_seen(table, np.array(lengths)[:, None] - window, batch)
     every = len(singles) == len(host.lengths)
     return _Decode(
         tokens=None
@@ -150,6 +156,15 @@ def _decode(batch: AttentionBatch, singles: list[int], window: int | None) -> _D
         longest=longest,
         mask=mask,
     )
+
+
+def _only_seen(
+    table: NDArray[np.int32], first_seen: NDArray[np.int64], batch: AttentionBatch
+) -> NDArray[np.int32]:
+    """Put the null block for blocks that lie between sinks and window: others may hold them."""
+    begins = np.arange(table.shape[-1]) * batch.block_size
+    seen = (begins + batch.block_size > first_seen) | (begins < batch.sinks)
+    return np.where(seen, table, 0)
 
 
 def _blocks(ids: NDArray[np.int32], device: torch.device) -> Tensor | slice:

@@ -78,6 +78,7 @@ class TritonAttention:
 
     graph_safe = True
     writes_by_slot = True
+    sees_sinks = True
     reads_scales = True
 
     def __init__(self, settings: Tuning | None = None) -> None:

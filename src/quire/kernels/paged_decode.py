@@ -40,6 +40,12 @@ def _tile_block(table, tile, length, TILE: tl.constexpr, PAGE: tl.constexpr):
 
 
 @jit
+def _tile(turn, sink_tiles, skipped):
+    """Return which tile comes at a turn: those of the sinks, then those of the window."""
+    return tl.where(turn < sink_tiles, turn, turn + skipped)
+
+
+@jit
 def _scale_offset(block, tile, num_kv_heads, TILE: tl.constexpr, PAGE: tl.constexpr):
     """Return where the scales of a tile's blocks are: a number, or one a position."""
     if TILE <= PAGE:
@@ -66,6 +72,7 @@ def _paged_decode(
     arrivals,  # int32 [D, num_kv_heads], zero before and after
     scale,  # of the scores, in units of log 2
     window,  # positions a query sees; None: all
+    sinks,  # positions from the first on that it sees as well; None: none
     query_stride,
     block_stride,
     head_stride,
@@ -96,12 +103,13 @@ def _paged_decode(
     table = block_table + tl.load(rows + sequence).to(tl.int64) * table_stride
     first = 0 if window is None else tl.maximum(length - window, 0)
     first_tile = first // TILE
-    num_tiles = tl.cdiv(length, TILE) - first_tile
+    sink_tiles = 0 if sinks is None else tl.minimum(tl.cdiv(sinks, TILE), first_tile)
+    num_tiles = tl.cdiv(length, TILE) - first_tile + sink_tiles
     num_splits = tl.minimum(tl.maximum(num_tiles // MIN_TILES, 1), splits)
     if split >= num_splits:
         return
-    begin = first_tile + num_tiles * split // num_splits
-    end = first_tile + num_tiles * (split + 1) // num_splits
+    begin = num_tiles * split // num_splits
+    end = num_tiles * (split + 1) // num_splits
 
     row = tl.arange(0, ROWS)
     column = tl.arange(0, HEAD_SIZE)
@@ -121,17 +129,21 @@ def _paged_decode(
     maximum = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, HEAD_SIZE], tl.float32)
-    block = _tile_block(table, begin, length, TILE, PAGE)
-    for tile in tl.range(begin, end, num_stages=STAGES):
+    skipped = first_tile - sink_tiles  # behind the sinks
+    block = _tile_block(table, _tile(begin, sink_tiles, skipped), length, TILE, PAGE)
+    for turn in tl.range(begin, end, num_stages=STAGES):
+        tile = _tile(turn, sink_tiles, skipped)
         offset = block.to(tl.int64) * block_stride + tile * TILE % PAGE * offset_stride
         scale_offset = _scale_offset(block, tile, num_kv_heads, TILE, PAGE)
-        block = _tile_block(table, tile + 1, length, TILE, PAGE)
+        block = _tile_block(table, _tile(turn + 1, sink_tiles, skipped), length, TILE, PAGE)
         k = tl.load(keys + offset).to(q.dtype)
         scores = tl.dot(q, k.T, input_precision="ieee") * scale
         if key_scale is not None:  # one factor a key, hence one a column
             scores *= tl.load(key_scales + scale_offset)[None, :]
         seen = tile * TILE + place < length
-        if window is not None:
+        if sinks is not None:
+            seen &= (tile * TILE + place >= first) | (tile * TILE + place < sinks)
+        elif window is not None:
             seen &= tile * TILE + place >= first
         scores = tl.where(seen[None, :], scores, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(scores, 1))
@@ -283,6 +295,7 @@ def paged_decode(
         scratch.arrivals,
         scale * LOG2_E,
         window,
+        batch.sinks if window is not None and batch.sinks > 0 else None,
         query.stride(0),
         *kv.key.stride()[:3],
         batch.block_table.stride(0),

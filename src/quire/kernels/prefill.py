@@ -45,7 +45,7 @@ def _load_scale(source, start, table, length, kv_head, num_kv_heads,
 
 @jit
 def _attend(q, maximum, total, mixed, keys, values, key_scale, value_scale, table, begin, end,
-            length, first_row, kv_head, num_kv_heads, positions, window, scale, block_stride,
+            length, first_row, kv_head, num_kv_heads, positions, window, sinks, scale, block_stride,
             offset_stride, MASKED: tl.constexpr, HEAD_SIZE: tl.constexpr, PAGE: tl.constexpr,
             TILE: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Walk over the tiles that begin in [begin, end); returns the running softmax.
@@ -64,7 +64,8 @@ def _attend(q, maximum, total, mixed, keys, values, key_scale, value_scale, tabl
         if MASKED:
             seen = place[None, :] <= positions[:, None]
             if window is not None:
-                seen &= place[None, :] > positions[:, None] - window
+                in_window = place[None, :] > positions[:, None] - window
+                seen &= in_window if sinks is None else in_window | (place[None, :] < sinks)
             scores = tl.where(seen, scores, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(scores, 1) * scale)
         base = new_maximum
@@ -102,6 +103,7 @@ def _prefill(
     tiles,  # int32 [number of tiles, 2]: sequence, first token of the tile within its chunk
     scale,  # of the scores, in units of log 2
     window,  # positions a query sees; None: all
+    sinks,  # positions from the first on that it sees as well; None: none
     query_stride,
     block_stride,
     head_stride,
@@ -149,20 +151,27 @@ def _prefill(
         begin = tl.maximum(first - window + 1, 0) // TILE * TILE
         edge = tl.minimum(tl.cdiv(tl.maximum(last - window, 0), TILE) * TILE, whole)
         edge = tl.maximum(edge, begin)
+        if sinks is not None:
+            maximum, total, mixed = _attend(
+                q, maximum, total, mixed, key, value, key_scale, value_scale, table, 0,
+                tl.minimum(sinks, begin), length, query_start, kv_head, num_kv_heads, positions,
+                window, sinks, scale, block_stride, offset_stride,
+                True, HEAD_SIZE, PAGE, TILE, 1,
+            )  # fmt: skip
         maximum, total, mixed = _attend(
             q, maximum, total, mixed, key, value, key_scale, value_scale, table, begin, edge,
-            length, query_start, kv_head, num_kv_heads, positions, window, scale, block_stride,
-            offset_stride, True, HEAD_SIZE, PAGE, TILE, 1,
+            length, query_start, kv_head, num_kv_heads, positions, window, sinks, scale,
+            block_stride, offset_stride, True, HEAD_SIZE, PAGE, TILE, 1,
         )  # fmt: skip
     maximum, total, mixed = _attend(
         q, maximum, total, mixed, key, value, key_scale, value_scale, table, edge, whole,
-        length, query_start, kv_head, num_kv_heads, positions, window, scale, block_stride,
+        length, query_start, kv_head, num_kv_heads, positions, window, sinks, scale, block_stride,
         offset_stride, False, HEAD_SIZE, PAGE, TILE, STAGES,
     )  # fmt: skip
     maximum, total, mixed = _attend(
         q, maximum, total, mixed, key, value, key_scale, value_scale, table,
         tl.maximum(edge, whole), last, length, query_start, kv_head, num_kv_heads, positions,
-        window, scale, block_stride, offset_stride, True, HEAD_SIZE, PAGE, TILE, 1,
+        window, sinks, scale, block_stride, offset_stride, True, HEAD_SIZE, PAGE, TILE, 1,
     )  # fmt: skip
     out = output + step_token * num_kv_heads * GROUP * HEAD_SIZE + heads
     mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]
@@ -218,6 +227,7 @@ def prefill(
         tiles,
         scale * LOG2_E,
         window,
+        batch.sinks if window is not None and batch.sinks > 0 else None,
         query.stride(0),
         *strides,
         batch.block_table.stride(0),

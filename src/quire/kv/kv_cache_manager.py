@@ -15,6 +15,7 @@ from quire.kv.block_pool import BlockPool
 from quire.request import Request
 
 BlockIds = tuple[tuple[int, ...], ...]  # per KV group
+NULL_BLOCK = 0  # in a table: nothing is kept of these positions (`WindowedKVCacheManager`)
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ class PagedKVCacheManager:
         num_blocks = -(-num_tokens // self._block_size)
         blocks = [ids[:num_blocks] for ids in self._tables[parent.request_id].blocks]
         for pool, ids in zip(self._pools, blocks, strict=True):
-            pool.acquire(ids)
+            pool.acquire(_held(ids))
         self._add_table(child, _Table(blocks, num_shared=num_blocks))
 
     def free(self, request: Request) -> None:
@@ -251,7 +252,7 @@ class PagedKVCacheManager:
         table = self._tables.pop(request.request_id, None)
         if table is not None:
             for pool, blocks in zip(self._pools, table.blocks, strict=True):
-                pool.release(reversed(blocks))
+                pool.release(reversed(_held(blocks)))
         if request.finish_reason is not None:
             self._chains.pop(request.request_id, None)
 
@@ -259,9 +260,9 @@ class PagedKVCacheManager:
         """Raise AssertionError if an invariant is broken."""
         for group, pool in enumerate(self._pools):
             pool.check()
-            held = {block for table in self._tables.values() for block in table.blocks[group]}
+            held = {b for t in self._tables.values() for b in _held(t.blocks[group])}
             assert len(held) + pool.num_free == self._num_blocks, (group, sorted(held))
-            own = [b for t in self._tables.values() for b in t.blocks[group][t.num_shared :]]
+            own = [b for t in self._tables.values() for b in _held(t.blocks[group][t.num_shared :])]
             assert len(own) == len(set(own)), (group, sorted(own))
         for table in self._tables.values():
             assert len({len(blocks) for blocks in table.blocks}) == 1, table
@@ -280,3 +281,7 @@ class PagedKVCacheManager:
         chain = self._chains.setdefault(request.request_id, [])
         extend_chain(chain, request, num_blocks, self._block_size)
         return chain[:num_blocks]
+
+
+def _held(blocks: list[int]) -> list[int]:
+    return [block for block in blocks if block != NULL_BLOCK]

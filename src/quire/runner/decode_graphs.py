@@ -142,6 +142,7 @@ class DecodeGraphs:
                     block_size=parts.config.block_size,
                     max_length=parts.config.max_model_len,
                     host=None,
+                    sinks=parts.config.kv_sinks,
                 ),
                 window,
             )

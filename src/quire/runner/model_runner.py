@@ -122,6 +122,7 @@ class ModelRunner:
                 block_size=parts.config.block_size,
                 max_length=parts.config.max_model_len,
                 host=HostBatch([0, *tokens.ends], tokens.lengths, tokens.rows_of_entries, table),
+                sinks=parts.config.kv_sinks,
             )
             attention.append(parts.backend.build(batch, window))
         step = parts.step_metadata(positions, attention, slots)
