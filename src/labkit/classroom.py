@@ -212,14 +212,9 @@ def grade_one(job: Job, settings: Settings) -> Record:
     start = time.perf_counter()
     grader = _grader(settings)
     submission = job.again or read_handin(job.handin, grader.lab)
-    read_notes = list(submission.notes)
-    if submission.variant not in (None, grader.variant):
-        submission.notes.append(
-            f"the notebook is of variant {submission.variant}, graded as {grader.variant}"
-        )
     report = grader.grade(submission)
     seconds = time.perf_counter() - start
-    record = record_of(job.handin, submission, read_notes, report, seconds)
+    record = record_of(job.handin, submission, report, seconds)
     record.file_digest, record.settings_digest = job.file_digest, job.settings_digest
     record.write(job.path)
     return record

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from labkit.lab import LabError
 
@@ -186,7 +187,7 @@ def read_times(path: Path) -> dict[str, datetime]:
         except ValueError:
             raise LabError(f"{path}, line {number}: {row['submitted']!r} is no time") from None
         local = time.astimezone() if time.tzinfo is not None else time
-        times[row["student"].strip()] = local.replace(tzinfo=None)
+        times[normalize("NFC", row["student"].strip())] = local.replace(tzinfo=None)
     return times
 
 

@@ -61,6 +61,9 @@ class Grader:
     def grade(self, submission: Submission, tasks: Iterable[Task] | None = None) -> Report:
         """Judge the tasks of a submission (all of them, or those named)."""
         report = Report(self.lab, str(self.variant), notes=list(submission.notes))
+        if submission.variant not in (None, self.variant):
+            words = f"the notebook is of variant {submission.variant}, graded as {self.variant}"
+            report.notes.append(words)
         report.unsafe = self.unsafe_local
         report.written = dict(submission.written)
         # A cell that ends its process is found out once, not again in the whole notebook.

@@ -54,6 +54,13 @@ def grade_and_publish(
     old = sum(record.settings_digest != digest for record in records.values())
     if old:
         said.append(f"{old} hand-ins were graded by other tests or another key: labkit regrade")
+    other = [record for record in records.values() if record.released not in (None, record.variant)]
+    if other:
+        said.append(
+            f"{len(other)} of {len(records)} hand-ins are of another variant than the one they "
+            f"were graded as ({other[0].released}, not {other[0].variant}): is this the course "
+            "key that the lab was released with?"
+        )
     results, said = publish(lab, records, course, out, problems=said)
     print(score_table(lab, results))
     broken = [f"{r.student}: {words}" for r in records.values() for words in r.broken]

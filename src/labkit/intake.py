@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from labkit.lab import Lab, LabError
 from labkit.notebook import MAX_BYTES
@@ -71,7 +72,7 @@ class HandIn:
         if self.member is None:
             with self.path.open("rb") as file:
                 return file.read(MAX_BYTES + 1)
-        with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+        with _opened(self.path) as archive, archive.open(self.member) as file:
             return file.read(MAX_BYTES + 1)
 
 
@@ -109,7 +110,7 @@ def _in_folder(folder: Path, lab: Lab) -> Iterator[HandIn]:
 
 def _in_zip(path: Path, lab: Lab, problems: list[str]) -> Iterator[HandIn]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     except (OSError, zipfile.BadZipFile) as error:
         problems.append(f"{path.name} cannot be read as a zip: {error}")
@@ -124,6 +125,14 @@ def _in_zip(path: Path, lab: Lab, problems: list[str]) -> Iterator[HandIn]:
         inside = PurePosixPath(entry.filename.replace("\\", "/"))
         if not _hidden(inside) and not stat.S_ISLNK(entry.external_attr >> 16):
             yield _named(inside, path, entry.filename, _entry_time(entry), lab)
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    """A zip with its names as UTF-8, which many programs write without saying so."""
+    try:
+        return zipfile.ZipFile(path, metadata_encoding="utf-8")
+    except UnicodeDecodeError:  # as the format's first version has it: code page 437
+        return zipfile.ZipFile(path)
 
 
 def _without_strays(found: list[HandIn], problems: list[str]) -> list[HandIn]:
@@ -157,6 +166,7 @@ def _named(
     inside: PurePosixPath, path: Path, member: str | None, submitted: datetime | None, lab: Lab
 ) -> HandIn:
     """Say whose a file is, from its name, else from the folders it lies in."""
+    inside = PurePosixPath(normalize("NFC", str(inside)))  # macOS takes letters and accents apart
     canvas = CANVAS.fullmatch(inside.name)
     if canvas:
         attempt = CANVAS_ATTEMPT.search(inside.name)

@@ -41,13 +41,14 @@ class Record:
     marked_late: bool
     file_digest: str
     settings_digest: str  # of the lab, the key and labkit, which decided the grade
-    variant: str
+    variant: str  # graded as
     seconds: float
     verdicts: list[Verdict] = field(default_factory=list)
     cells: dict[str, str] = field(default_factory=dict)
     written: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     read_notes: list[str] = field(default_factory=list)  # those of them from reading the file
+    released: str | None = None  # the variant that the notebook names
     problems: dict[str, str] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)  # failures of the grader itself
     unsafe: bool = False  # graded without a sandbox
@@ -89,12 +90,10 @@ def submission_of(record: Record) -> Submission:
     """The hand-in as it was read then, to be graded again without its file."""
     notes = [note for note in record.notes if note in record.read_notes]
     texts = (dict(record.cells), dict(record.written), dict(record.problems))
-    return Submission(*texts, notes, student=record.student)
+    return Submission(*texts, notes, variant=record.released, student=record.student)
 
 
-def record_of(
-    handin: HandIn, submission: Submission, read_notes: list[str], report: Report, seconds: float
-) -> Record:
+def record_of(handin: HandIn, submission: Submission, report: Report, seconds: float) -> Record:
     """Put together what is kept of a graded hand-in; the digests are the caller's to set."""
     return Record(
         lab=report.lab.slug,
@@ -114,7 +113,8 @@ def record_of(
         cells=submission.cells,
         written=submission.written,
         notes=list(report.notes),
-        read_notes=read_notes,
+        read_notes=list(submission.notes),
+        released=submission.variant,
         problems=submission.problems,
         broken=report.broken,
         unsafe=report.unsafe,

@@ -249,3 +249,28 @@ def test_two_names_that_a_folder_cannot_tell_apart(
     list(grade_class(jobs, settings, 1))
     again = plan(reversed(handins), settings, tmp_path / "out")
     assert {j.handin.student: j.path for j in again} == {j.handin.student: j.path for j in jobs}
+
+
+def test_a_class_graded_with_another_key_says_so(
+    small_lab: Lab,
+    handed_in: Path,
+    grade: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What a lost or mixed-up key looks like: said to the instructor and to each student."""
+    other = next(name for name in small_lab.variants if name != small_lab.default_variant)
+    solved = notebook_text(build_notebook(small_lab, other, solution=True))
+    for name in ("ada", "bob"):
+        (handed_in / f"{name}.ipynb").write_text(solved, "utf8")
+    words = (
+        f"2 of 3 hand-ins are of another variant than the one they were graded as ({other}, not "
+        f"{small_lab.default_variant}): is this the course key that the lab was released with?"
+    )
+    for command in ("grade", "regrade"):
+        grade(command=command)
+        assert words in capsys.readouterr().err
+        assert words in (tmp_path / "out" / "index.html").read_text("utf8")
+        note = f"the notebook is of variant {other}, graded as {small_lab.default_variant}"
+        assert note in _results(tmp_path / "out", "ada")["output"]
+        assert note not in _results(tmp_path / "out", "eve")["output"]

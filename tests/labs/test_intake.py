@@ -42,6 +42,35 @@ def test_whose_a_file_is(lab: Lab, tmp_path: Path, name: str, student: str) -> N
     assert problems == []
 
 
+@pytest.mark.parametrize(
+    ("name", "written", "student"),
+    [
+        ("Élodie Ünal.ipynb", "utf8", "Élodie Ünal"),
+        ("E\u0301lodie.ipynb", "utf8", "Élodie"),  # an accent of its own, as macOS writes it
+        ("王小明_7_assignsubmission_file_/lab.ipynb", "utf8", "王小明_7"),
+        ("Élodie.ipynb", "cp437", "Élodie"),
+    ],
+)
+@pytest.mark.parametrize("says_so", [True, False])
+def test_names_in_any_script(
+    lab: Lab, tmp_path: Path, name: str, written: str, student: str, says_so: bool
+) -> None:
+    """Zips hold names in UTF-8, with the bit that says so or without it, or in code page 437."""
+    path = tmp_path / "class.zip"
+    raw = name.encode(written)
+    placeholder = "x" * len(raw)
+    _zip(path, {placeholder: "{}"})
+    data = path.read_bytes().replace(placeholder.encode(), raw)
+    if says_so and written == "utf8":
+        at = data.index(b"PK\1\2")  # the flags of the list of contents and of the file itself
+        for place in (6, at + 8):
+            flags = int.from_bytes(data[place : place + 2], "little") | 0x800
+            data = data[:place] + flags.to_bytes(2, "little") + data[place + 2 :]
+    path.write_bytes(data)
+    (handin,), problems = find_handins([path], lab)
+    assert (handin.student, handin.read(), problems) == (student, b"{}", [])
+
+
 def test_canvas_says_late_and_counts_attempts(lab: Lab, tmp_path: Path) -> None:
     path = _zip(
         tmp_path / "class.zip",

@@ -2,7 +2,8 @@
 
     PYTHONPATH=src python tests/labs/attacks/attack_suite.py [NAME…]
 
-prints one row an attack: what it tries, what it earned, what the report says. A submission is
+prints one row an attack: what it tries, what it earned, what harm was seen, what stopped it; the
+instructor's page on threats shows that output (book/instructors/output/attacks.txt). A submission is
 one task cell under a head of comments: what it `tries`, the `outcome` in words, the points that
 its plain code `earns`, and what the report `says`, as a regular expression.
 """
@@ -16,7 +17,7 @@ import socket
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from labkit.variants import CourseKey, choose
 SUBMISSIONS = Path(__file__).parent / "submissions"
 SLUG = "autoregressive-decoding"
 HEAD = re.compile(r"^# (tries|outcome|earns|says|seconds|key|with|task): (.*)$", re.M)
+HEADER = "| attack | tries | earned, of what plain code earns | harm | why |\n|---|---|---|---|---|"
 SECRET = "what only the grader may read"
 KEY = CourseKey(b"a key of the tests, 32 bytes long")
 WRONG_PREDECESSORS = {
@@ -182,12 +184,16 @@ def rows(names: list[str]) -> Iterator[list[str]]:
             yield [attack.name, attack.head["tries"], points, harm, attack.head["outcome"]]
 
 
+def line(row: Sequence[str]) -> str:
+    """One row of the table."""
+    return f"| {' | '.join(row)} |"
+
+
 def main() -> None:
     """Print the table in Markdown."""
-    print("| attack | tries | points, of what its plain code earns | harm | outcome |")
-    print("|---|---|---|---|---|")
+    print(HEADER)
     for row in rows(sys.argv[1:]):
-        print(f"| {' | '.join(row)} |", flush=True)
+        print(line(row), flush=True)
 
 
 if __name__ == "__main__":

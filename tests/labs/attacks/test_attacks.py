@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from attack_suite import SECRET, SLUG, Attack, Host, load_attacks, run, secrets_of
+from attack_suite import HEADER, SECRET, SLUG, Attack, Host, line, load_attacks, run, secrets_of
 
 from labkit.lab import load_lab
 
 ATTACKS = load_attacks()
+TABLE = Path(__file__).resolve().parents[3] / "book" / "instructors" / "output" / "attacks.txt"
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,16 @@ def test_there_are_attacks_enough_and_each_is_described() -> None:
     assert len(ATTACKS) >= 25
     for attack in ATTACKS:
         assert {"tries", "outcome", "earns", "says", "task"} <= set(attack.head), attack.name
+
+
+def test_the_page_shows_every_attack_and_what_it_earns() -> None:
+    """With the test below, which runs them, this holds the page's table to the suite."""
+    rows = [HEADER]
+    for attack in ATTACKS:
+        earned = f"{attack.earns:g} of {attack.earns:g}"
+        head = attack.head
+        rows.append(line([attack.name, head["tries"], earned, "none", head["outcome"]]))
+    assert TABLE.read_text("utf8") == "\n".join(rows) + "\n"
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
