@@ -54,15 +54,8 @@ DECODE = {
     "GROUP": 4, "PADDED": 4, "ROWS": 16, "HEAD_SIZE": 128, "PAGE": 16, "TILE": 16, "MIN_TILES": 2,
     "STAGES": 3, "MOST": 64, "CHUNK": 2,
 }  # fmt: skip
-PREFILL = {
-    "window": None,
-    "sinks": None,
-    "GROUP": 4,
-    "ROWS": 64,
-    "HEAD_SIZE": 128,
-    "TILE": 64,
-    "STAGES": 3,
-}
+PREFILL_TILES = {"GROUP": 4, "ROWS": 64, "HEAD_SIZE": 128, "TILE": 64, "STAGES": 3}
+PREFILL = {**PREFILL_TILES, "window": None, "sinks": None}
 DESCRIPTOR = "tensordesc<bf16[64, 128]>"
 
 

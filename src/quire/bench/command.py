@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from quire.analysis import Hardware, catalog_config, catalog_json, find_hardware
-from quire.bench import cpu, divergence, engine, kernels, linear, pitfalls, steps
+from quire.bench import cache_compression, cpu, divergence, engine, kernels, linear, pitfalls, steps
 from quire.bench.measurement import Measurement, Row
 from quire.config import default_device, default_dtype
 from quire.errors import QuireError
@@ -22,6 +22,7 @@ TITLES = {
     "cpu": "Output tokens per second on a CPU, quire against transformers' generate",
     "steps": "Time of a prefill step over prompt length, of a decode step over batch size",
     "linear": "Matrix products of one decoder layer over the number of tokens at once",
+    "cache-compression": "Perplexity of held-out text over the size of the KV cache",
     "pitfalls": "One matrix-vector product timed rightly and with one mistake at a time",
     "divergence": "Greedy outputs that change with the batch a request is in",
 }
@@ -70,6 +71,8 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
     if args.name == "engine":
         models = engine.MODELS if args.model == DEFAULT_MODEL else (args.model,)
         return engine.run(models, device)
+    if args.name == "cache-compression":
+        return cache_compression.run(args.model, device)
     if args.name == "kernels":
         return kernels.run(device)
     if args.name == "pitfalls":
