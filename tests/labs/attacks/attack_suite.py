@@ -2,10 +2,10 @@
 
     PYTHONPATH=src python tests/labs/attacks/attack_suite.py [NAME…]
 
-prints one row an attack: what it tries, what it earned, what harm was seen, what stopped it; the
-instructor's page on threats shows that output (book/instructors/output/attacks.txt). A submission is
-one task cell under a head of comments: what it `tries`, the `outcome` in words, the points that
-its plain code `earns`, and what the report `says`, as a regular expression.
+prints one row an attack: what it tries, what it earned, what harm was seen, what stopped it.
+The instructor's page on threats shows that output (book/instructors/output/attacks.txt). A
+submission is one task cell under a head of comments: what it `tries`, the `outcome` in words, the
+points that its plain code `earns`, and what the report `says`, as a regular expression.
 """
 
 from __future__ import annotations
