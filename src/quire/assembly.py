@@ -24,10 +24,13 @@ from quire.kv.windowed_manager import WindowedKVCacheManager
 from quire.models.config import ModelConfig
 from quire.models.decoder import Decoder
 from quire.models.loader import initialize_random, load_weights
+from quire.offload.manager import OffloadingKVCacheManager
+from quire.offload.scheduler import OffloadingScheduler
+from quire.offload.storage import HostBlocks
 from quire.runner.memory import default_num_blocks
 from quire.runner.model_runner import ModelRunner
 from quire.sampling.sampler import Sampler, TorchSampler
-from quire.scheduler import TokenBudgetScheduler
+from quire.scheduler import Scheduler, TokenBudgetScheduler
 from quire.trace import Trace
 
 
@@ -74,12 +77,14 @@ def build_engine(
         )
     require_one_request(num_blocks, config.max_blocks_per_request, config.block_size)
     storage = KVStorage(specs, layer_groups, num_blocks, config.block_size, config.device)
+    if config.num_host_blocks > 0:
+        storage.host = HostBlocks(storage, layer_groups, config.num_host_blocks)
 
     make_pool = components.block_pool or LRUBlockPool
     pools: list[BlockPool] = [make_pool(num_blocks) for _ in range(max(layer_groups) + 1)]
     make_manager = components.kv_cache_manager or _default_manager(config, specs, layer_groups)
     manager = make_manager(pools, config.block_size, config.enable_prefix_caching)
-    scheduler = (components.scheduler or TokenBudgetScheduler)(config, manager)
+    scheduler = _make_scheduler(config, components, manager)
     sampler = (components.sampler or _default_sampler(config.device))()
     runner = ModelRunner(config, model, storage, backend, sampler, layer_groups)
     return LLMEngine(config, model_config, scheduler, runner, tokenizer, trace)
@@ -101,6 +106,8 @@ def _default_manager(
     config: EngineConfig, specs: list[KVCacheSpec], layer_groups: list[int]
 ) -> Callable[[list[BlockPool], int, bool], KVCacheManager]:
     """Return the manager for the cache's options, as a class of the swap point's signature."""
+    if config.num_host_blocks > 0:
+        return partial(OffloadingKVCacheManager, num_host_blocks=config.num_host_blocks)
     if config.kv_window is None:
         return PagedKVCacheManager
     windows = {group: spec.window for group, spec in zip(layer_groups, specs, strict=True)}
@@ -109,6 +116,20 @@ def _default_manager(
         windows=[windows[group] for group in range(len(windows))],
         sinks=config.kv_sinks,
     )
+
+
+def _make_scheduler(
+    config: EngineConfig, components: Components, manager: KVCacheManager
+) -> Scheduler:
+    """Make the scheduler; the second tier needs quire's own manager and scheduler."""
+    if config.num_host_blocks == 0:
+        return (components.scheduler or TokenBudgetScheduler)(config, manager)
+    if components.scheduler is not None or not isinstance(manager, OffloadingKVCacheManager):
+        raise QuireError(
+            f"num_host_blocks={config.num_host_blocks} with a scheduler or kv_cache_manager of "
+            "your own: only quire's hand transfers on; take one of the two away"
+        )
+    return OffloadingScheduler(config, manager)
 
 
 def _default_attention(device: torch.device) -> type[AttentionBackend]:

@@ -40,6 +40,8 @@ class EngineConfig:
         kv_window: a query sees the last `kv_window` positions, its own among them, and blocks
             that no query sees any more are released; None: all positions.
         kv_sinks: beside its window a query sees the first `kv_sinks` positions.
+        num_host_blocks: blocks of a second tier in host memory, for each KV group; cached
+            blocks go there when the first is full (`quire.offload`).
         policy: who runs first and who is preempted, a name of `quire.policy.POLICIES`.
         watermark: share of the blocks that admitting a request leaves free, so that those
             that run can grow before anyone is preempted.
@@ -57,6 +59,7 @@ class EngineConfig:
     kv_cache_dtype: str | None = None
     kv_window: int | None = None
     kv_sinks: int = 0
+    num_host_blocks: int = 0
     policy: str = "fcfs"
     watermark: float = 0.01
     overlap: bool = False
@@ -78,6 +81,20 @@ class EngineConfig:
             raise QuireError(
                 f"kv_sinks={self.kv_sinks} without kv_window: without a window every position is "
                 "seen anyway"
+            )
+        if not is_int(self.num_host_blocks) or self.num_host_blocks < 0:
+            raise QuireError(
+                f"num_host_blocks={self.num_host_blocks!r}: must be an integer of at least 0"
+            )
+        if self.num_host_blocks > 0 and not self.enable_prefix_caching:
+            raise QuireError(
+                f"num_host_blocks={self.num_host_blocks} with enable_prefix_caching=False: blocks "
+                "are found in host memory by their prefix"
+            )
+        if self.num_host_blocks > 0 and self.kv_window is not None:
+            raise QuireError(
+                f"num_host_blocks={self.num_host_blocks} with kv_window={self.kv_window}: what "
+                "lies behind the window is dropped, not offloaded; choose one of them"
             )
         if self.kv_cache_dtype not in (None, *FORMATS):
             raise QuireError(

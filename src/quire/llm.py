@@ -46,6 +46,8 @@ class LLM:
         kv_cache_dtype: "int8" or "fp8" halves the cache and more; by default it has `dtype`.
         kv_window: a query sees the last so many positions; blocks before them are released.
         kv_sinks: with a window, the first so many positions are seen as well and kept.
+        num_host_blocks: blocks in host memory for cached ones that the cache has no room for;
+            they are loaded when a prompt, or a preempted request, begins with them.
         policy: "fcfs", "priority" or "fair": who runs first, who is preempted.
         overlap: schedule a step while the one before it runs; by default on a GPU.
         cuda_graphs: replay captured decode steps; by default where Triton's kernels run,
@@ -74,6 +76,7 @@ class LLM:
         kv_cache_dtype: str | None = None,
         kv_window: int | None = None,
         kv_sinks: int = 0,
+        num_host_blocks: int = 0,
         policy: str = "fcfs",
         overlap: bool | None = None,
         cuda_graphs: bool | None = None,
@@ -96,6 +99,7 @@ class LLM:
             kv_cache_dtype=kv_cache_dtype,
             kv_window=kv_window,
             kv_sinks=kv_sinks,
+            num_host_blocks=num_host_blocks,
             policy=policy,
             overlap=chosen_device.type == "cuda" if overlap is None else overlap,
             cuda_graphs=runs_triton(chosen_device) if cuda_graphs is None else cuda_graphs,

@@ -7,6 +7,7 @@ sent to another process. Their order is the scheduler's, the same on every rank.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from quire.sampling.params import SamplingParams
 
@@ -40,6 +41,16 @@ class ScheduledEntry:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """Copy a block between the cache and host memory (`quire.offload`)."""
+
+    group: int  # KV group
+    kind: Literal["save", "load"]
+    source: int  # save: the block; load: the host's slot
+    target: int  # the other one
+
+
+@dataclass(frozen=True)
 class SchedulerOutput:
     """One step's work, and what the scheduler decided on the way."""
 
@@ -52,6 +63,7 @@ class SchedulerOutput:
     hit_tokens: dict[str, int] = field(default_factory=dict)  # of new requests: found cached
     num_free_blocks: int = 0  # after this step's reservations, in the fullest KV group
     finish_reasons: dict[str, str] = field(default_factory=dict)  # of `finished_ids`
+    transfers: tuple[Transfer, ...] = ()  # carried out in order, before all else of the step
 
     @property
     def num_tokens(self) -> int:

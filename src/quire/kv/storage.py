@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from quire.errors import QuireError
 from quire.kv.quantized import dequantize, quantize
 from quire.kv.spec import KVCacheSpec
+
+if TYPE_CHECKING:
+    from quire.offload.storage import HostBlocks
 
 
 @dataclass
@@ -98,6 +102,7 @@ class KVStorage:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.layers: list[LayerKV] = []
+        self.host: HostBlocks | None = None  # the tier below, where there is one
         self._groups = layer_groups
         for spec in specs:
             shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_size)

@@ -65,6 +65,9 @@ class ModelRunner:
     def execute(self, output: SchedulerOutput) -> PendingStep:
         """Queue one step: forward pass, logits, sampling. Returns without waiting."""
         updates = self._parts.batch.update(output)
+        if output.transfers:
+            assert self._parts.storage.host is not None, "transfers without num_host_blocks"
+            self._parts.storage.host.carry_out(output.transfers)
         if any(output.block_copies):
             self._parts.storage.copy_blocks(output.block_copies)
         if not output.entries:
