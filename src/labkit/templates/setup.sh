@@ -26,7 +26,7 @@ if grep -q '^torch' "$root/source/requirements.txt"; then
 fi
 "${pip[@]}" -r "$root/source/requirements.txt"
 
-chmod -R go-rwx "$root/source"
+chmod -R go-rwx "$root/source" # --unsafe-local runs a submission as nobody, see labkit/jail.py
 if ! bwrap --unshare-all --ro-bind / / true; then
     echo "bubblewrap cannot make namespaces on this machine; grading refuses to run unless the" >&2
     echo "bundle was made with --unsafe-local, which leans on the container of each submission" >&2

@@ -51,6 +51,11 @@ class Attack:
     head: dict[str, str]
 
     @property
+    def title(self) -> str:
+        """The name in words, which a narrow column can break."""
+        return self.name.replace("_", " ")
+
+    @property
     def earns(self) -> float:
         """Points of its plain code."""
         return float(self.head["earns"])
@@ -181,7 +186,7 @@ def rows(names: list[str]) -> Iterator[list[str]]:
             result = run(attack, host)
             points = f"{result.report.score:g} of {attack.earns:g}"
             harm = "; ".join([*result.leaks, *result.damage]) or "none"
-            yield [attack.name, attack.head["tries"], points, harm, attack.head["outcome"]]
+            yield [attack.title, attack.head["tries"], points, harm, attack.head["outcome"]]
 
 
 def line(row: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ def test_the_page_shows_every_attack_and_what_it_earns() -> None:
     for attack in ATTACKS:
         earned = f"{attack.earns:g} of {attack.earns:g}"
         head = attack.head
-        rows.append(line([attack.name, head["tries"], earned, "none", head["outcome"]]))
+        rows.append(line([attack.title, head["tries"], earned, "none", head["outcome"]]))
     assert TABLE.read_text("utf8") == "\n".join(rows) + "\n"
 
 
