@@ -54,7 +54,9 @@ def crowd(rate: float, count: int = 24) -> list[Arrival]:
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority", "fair"])
 @pytest.mark.parametrize(("seats", "budget"), [(3, 4096), (6, 64), (4, 16)])
-def test_the_model_schedules_what_the_engine_schedules(policy, seats, budget):
+def test_the_model_schedules_what_the_engine_schedules(
+    policy: str, seats: int, budget: int
+) -> None:
     arrivals = crowd(rate=40)
     real = replay(engine(seats, budget, policy), arrivals, STEP_TIME)
     model = serve(arrivals, SchedulerModel(seats, budget, policy), STEP_TIME)
@@ -63,13 +65,13 @@ def test_the_model_schedules_what_the_engine_schedules(policy, seats, budget):
 
 
 @pytest.mark.parametrize("gate", [Gate("static", 4), Gate("dynamic", 4, 0.05)])
-def test_gates_let_the_same_requests_through(gate):
+def test_gates_let_the_same_requests_through(gate: Gate) -> None:
     real = replay(engine(4, 4096), TIMELINE, STEP_TIME, gate)
     model = serve(TIMELINE, SchedulerModel(4, 4096), STEP_TIME, gate)
     assert model == real
 
 
-def test_littles_law_holds_of_the_engine():
+def test_littles_law_holds_of_the_engine() -> None:
     arrivals = crowd(rate=40)
     check_littles_law(replay(engine(4, 64), arrivals, STEP_TIME))
 
@@ -110,7 +112,9 @@ def check_run(run: Run, seats: int, budget: int) -> None:
     kind=st.sampled_from(["continuous", "static", "dynamic"]),
     policy=st.sampled_from(["fcfs", "priority", "fair"]),
 )
-def test_every_run_computes_each_position_once(data, seats, budget, kind, policy):
+def test_every_run_computes_each_position_once(
+    data: list[tuple[int, int, int]], seats: int, budget: int, kind: str, policy: str
+) -> None:
     arrivals = [Arrival(t / 100, p, o, client=str(p % 2)) for t, p, o in sorted(data)]
     gate = Gate(kind, batch=seats, window=0.03)
     run = serve(arrivals, SchedulerModel(seats, budget, policy), STEP_TIME, gate)
@@ -118,7 +122,7 @@ def test_every_run_computes_each_position_once(data, seats, budget, kind, policy
     check_littles_law(run)
 
 
-def test_a_gate_opens_on_an_empty_server_only():
+def test_a_gate_opens_on_an_empty_server_only() -> None:
     run = serve(TIMELINE, SchedulerModel(4, 4096), STEP_TIME, Gate("static", 4))
     ends = [times[-1] for times in run.token_times]
     first = [next(s.begin for s in run.steps if i in {e[0] for e in s.entries}) for i in range(10)]
@@ -126,7 +130,7 @@ def test_a_gate_opens_on_an_empty_server_only():
     assert min(first[8:]) >= max(ends[4:8])
 
 
-def test_dynamic_batching_waits_no_longer_than_its_window():
+def test_dynamic_batching_waits_no_longer_than_its_window() -> None:
     arrivals = [Arrival(0.0, 10, 2), Arrival(9.0, 10, 2)]
     static = serve(arrivals, SchedulerModel(2, 99), STEP_TIME, Gate("static", 2))
     dynamic = serve(arrivals, SchedulerModel(2, 99), STEP_TIME, Gate("dynamic", 2, 0.5))
@@ -134,7 +138,7 @@ def test_dynamic_batching_waits_no_longer_than_its_window():
     assert dynamic.steps[0].begin == 0.5
 
 
-def test_a_fair_share_for_the_client_with_one_request():
+def test_a_fair_share_for_the_client_with_one_request() -> None:
     flood = [Arrival(0.0, 64, 4, client="a") for _ in range(30)] + [Arrival(0.001, 64, 4, "b")]
     times = {
         policy: serve(flood, SchedulerModel(2, 64, policy), STEP_TIME).ttft(30)
@@ -143,19 +147,19 @@ def test_a_fair_share_for_the_client_with_one_request():
     assert times["fair"] < times["fcfs"] / 4
 
 
-def test_interpolation():
+def test_interpolation() -> None:
     points = ((1.0, 2.0), (3.0, 6.0), (5.0, 5.0))
     assert [interpolate(points, x) for x in (0, 1, 2, 3, 4, 5, 9)] == [2, 2, 4, 6, 5.5, 5, 5]
     assert interpolate(points[:2], 4) == 8
     assert interpolate(points[:1], 7) == 2
 
 
-def test_percentiles_are_values_that_occurred():
+def test_percentiles_are_values_that_occurred() -> None:
     values = [5.0, 1.0, 4.0, 2.0, 3.0]
     assert [percentile(values, q) for q in (0, 0.2, 0.21, 0.5, 0.99, 1)] == [1, 1, 2, 3, 5, 5]
 
 
-def test_goodput_counts_requests_that_met_both_targets():
+def test_goodput_counts_requests_that_met_both_targets() -> None:
     arrivals = [Arrival(0.0, 10, 3), Arrival(0.0, 10, 3)]
     run = Run(arrivals, [], [[1.0, 2.0, 3.0], [2.0, 2.5, 3.0]])
     assert run.attainment(ttft=1.5, tpot=1.0) == 0.5
@@ -163,14 +167,14 @@ def test_goodput_counts_requests_that_met_both_targets():
     assert run.attainment(ttft=2.0, tpot=1.0) == 1.0
 
 
-def test_the_rate_changes_nothing_but_times():
+def test_the_rate_changes_nothing_but_times() -> None:
     slow = poisson_arrivals(5, LENGTHS, seed=1)
     fast = at_rate(slow, 10)
     assert [a.time * 10 for a in fast] == pytest.approx([a.time for a in slow])
     assert [a.prompt_tokens for a in fast] == [a.prompt_tokens for a in slow]
 
 
-def test_a_replay_refuses_an_engine_that_overlaps():
+def test_a_replay_refuses_an_engine_that_overlaps() -> None:
     llm = LLM("quire-mini-draft", device="cpu", overlap=True)
     with pytest.raises(QuireError, match="overlap"):
         replay(llm, TIMELINE, STEP_TIME)

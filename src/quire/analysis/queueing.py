@@ -171,7 +171,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """From the first arrival to the last token."""
-        return self.steps[-1].end - min(arrival.time for arrival in self.arrivals)
+        return max(times[-1] for times in self.token_times) - self.arrivals[0].time
 
     @property
     def output_tokens_per_second(self) -> float:

@@ -9,7 +9,19 @@ from pathlib import Path
 import torch
 
 from quire.analysis import Hardware, catalog_config, catalog_json, find_hardware
-from quire.bench import cache_compression, cpu, divergence, engine, kernels, linear, pitfalls, steps
+from quire.bench import (
+    cache_compression,
+    cpu,
+    divergence,
+    engine,
+    kernels,
+    linear,
+    load,
+    overlap,
+    pitfalls,
+    spike,
+    steps,
+)
 from quire.bench.measurement import Measurement, Row
 from quire.config import default_device, default_dtype
 from quire.errors import QuireError
@@ -24,6 +36,9 @@ TITLES = {
     "linear": "Matrix products of one decoder layer over the number of tokens at once",
     "cache-compression": "Perplexity of held-out text over the size of the KV cache",
     "pitfalls": "One matrix-vector product timed rightly and with one mistake at a time",
+    "spike": "The longest gap between tokens when a long prompt arrives, over the step's budget",
+    "overlap": "A decode step with the host's work before it, and behind it",
+    "load": "Goodput and latencies under Poisson arrivals, over their rate",
     "divergence": "Greedy outputs that change with the batch a request is in",
 }
 
@@ -83,6 +98,8 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
         dtypes = ("float32", "bfloat16") if device.type == "cuda" else ("float32",)
         return divergence.run(catalog_config(args.model) or args.model, device, dtypes)
     catalogued = catalog_config(args.model)
+    if args.name in ("spike", "overlap", "load"):
+        return _measure_batching(args.name, catalogued or args.model, device)
     config = catalogued or ModelConfig.from_folder(resolve_checkpoint(args.model))
     if args.name == "linear":
         layers = 4 if device.type == "cuda" else config.num_layers
@@ -98,6 +115,21 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
         tuple(batch for batch in steps.BATCHES if batch <= largest),
         steps.PROMPTS if on_gpu else steps.PROMPTS[:3],
     )
+
+
+def _measure_batching(name: str, model: str | ModelConfig, device: torch.device) -> list[Row]:
+    """Run a benchmark of the chapter "Batching" at sizes that suit the device."""
+    on_gpu = device.type == "cuda"
+    if name == "spike" and on_gpu:
+        return spike.run(model, device, 32, 8192, (16384, 4096, 2048, 1024, 512, 256))
+    if name == "spike":
+        return spike.run(model, device, 4, 1024, (2048, 512, 128, 32))
+    if name == "overlap":
+        return overlap.run(model, device, (1, 16, 64, 256) if on_gpu else (1, 8))
+    if on_gpu:
+        return load.run(model, device, (4, 8, 16, 24, 32, 40), seconds=8)
+    short = [(prompt // 8, output // 8) for prompt, output in load.LENGTHS]
+    return load.run(model, device, (5, 20, 40), seconds=3, max_num_seqs=16, lengths=short)
 
 
 def _hardware(device: torch.device) -> Hardware | None:
