@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from explorable_host import base, data, make_data, open_explorable  # noqa: F401 (fixtures)
 from filelock import FileLock
 from serve import make_server
 

@@ -150,17 +150,23 @@ export class Explorable extends HTMLElement {
 
   /** Ask for a number first; `reveal(guess)` returns the verdict and may show the rest.
    *
-   * The reader can enter a prediction once; nothing of the answer is in the page before. */
-  gate({ question, label, reveal }) {
-    const input = html("input", { type: "number", min: "0", step: "any", inputmode: "decimal",
-      required: true, name: "prediction" });
+   * With `choices` the reader picks one of these words instead; `zero` lets 0 be a guess.
+   * A prediction is entered once; nothing of the answer is in the page before. */
+  gate({ question, label, reveal, choices, zero = false }) {
+    const input = choices
+      ? html("select", { name: "prediction" }, html("option", { value: "" }, "choose …"),
+        ...choices.map((choice) => html("option", { value: choice }, choice)))
+      : html("input", { type: "number", min: "0", step: "any", inputmode: "decimal",
+        required: true, name: "prediction" });
     const button = html("button", {}, "Commit and reveal");
     const error = html("p", { class: "error", role: "alert" });
+    const complaint = choices ? "Choose one: a guess is enough."
+      : `Enter a number ${zero ? "of at least" : "greater than"} 0: a rough guess is enough.`;
     const form = html("form", { class: "row", novalidate: true, onsubmit: (event) => {
       event.preventDefault();
-      const guess = input.valueAsNumber;
-      if (!(guess > 0)) {
-        error.textContent = "Enter a number greater than 0: a rough guess is enough.";
+      const guess = choices ? input.value : input.valueAsNumber;
+      if (choices ? guess === "" : !(guess > 0 || (zero && guess === 0))) {
+        error.textContent = complaint;
         input.focus();
         return;
       }

@@ -4,8 +4,8 @@
  * computed at each step, with FLOPs and bytes from `quire.analysis`. The columns without a
  * cache are the same run recomputed from its first token at every step. */
 
-import { Explorable, amount, compare, field, html, key, number, reducedMotion, svg, visible }
-  from "./base.js";
+import { Explorable, amount, compare, html, key, number, svg, visible } from "./base.js";
+import { Stepper } from "./stepper.js";
 
 const WIDTH = 360, HEIGHT = 170, LEFT = 8, BOTTOM = 22, TOP = 14;
 const MEASURES = [
@@ -34,7 +34,6 @@ class DecodeStepper extends Explorable {
   build(data) {
     this.data = data;
     this.step = 0;
-    this.timer = null;
     const prompt = data.prompt_tokens.length, last = data.steps.length;
     this.totals = this.accumulate();
     this.player = html("div", { hidden: true });
@@ -73,12 +72,7 @@ class DecodeStepper extends Explorable {
 
   buildPlayer() {
     const last = this.data.steps.length;
-    this.slider = html("input", { type: "range", min: 0, max: last, step: 1, value: 0,
-      oninput: () => { this.stop(); this.show(this.slider.valueAsNumber, true); } });
-    this.back = html("button", { onclick: () => this.move(-1) }, "◀ Back");
-    this.next = html("button", { onclick: () => this.move(1) }, "Step ▶");
-    this.playButton = html("button", { onclick: () => this.play() },
-      reducedMotion() ? "Show all steps" : "Play");
+    this.stepper = new Stepper({ last, show: (step, announce) => this.show(step, announce) });
     this.text = html("div", { class: "text mono", tabindex: "0", role: "group",
       "aria-label": "Prompt and text written so far" });
     this.status = html("p", {});
@@ -88,8 +82,7 @@ class DecodeStepper extends Explorable {
     this.chart = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img",
       style: "max-width: 28rem" });
     this.player.append(
-      html("div", { class: "row" }, this.back, this.next, this.playButton),
-      field("Step", this.slider),
+      this.stepper.buttons, this.stepper.field,
       this.status,
       this.text,
       html("div", { class: "strips" },
@@ -107,7 +100,7 @@ class DecodeStepper extends Explorable {
     );
     for (const child of [...this.player.children].slice(1)) child.style.marginTop = "1rem";
     this.player.hidden = false;
-    this.show(0, false);
+    this.stepper.go(0, false);
   }
 
   footnote() {
@@ -126,40 +119,12 @@ class DecodeStepper extends Explorable {
       style: "height: 1.25rem", "aria-hidden": "true" }, ...cells) };
   }
 
-  move(by) {
-    this.stop();
-    this.show(Math.min(Math.max(this.step + by, 0), this.data.steps.length), true);
-  }
-
-  play() {
-    const last = this.data.steps.length;
-    if (reducedMotion()) { this.show(last, true); return; }
-    if (this.timer) { this.stop(); this.say(this.status.textContent); return; }
-    if (this.step === last) this.show(0, false);
-    this.playButton.textContent = "Pause";
-    this.timer = setInterval(() => {
-      this.show(this.step + 1, this.step + 1 === last);
-      if (this.step === last) this.stop();
-    }, 350);
-  }
-
-  stop() {
-    clearInterval(this.timer);
-    this.timer = null;
-    if (!reducedMotion()) this.playButton.textContent = "Play";
-  }
-
-  disconnectedCallback() { clearInterval(this.timer); }
+  disconnectedCallback() { this.stepper?.stop(); }
 
   show(step, announce) {
     this.step = step;
     const { prompt_tokens: prompt, steps } = this.data;
     const current = steps[step - 1];
-    this.slider.value = step;
-    this.slider.setAttribute("aria-valuetext", `step ${step} of ${steps.length}`);
-    // Not `disabled`: a button that disables itself loses the keyboard's focus.
-    this.back.setAttribute("aria-disabled", String(step === 0));
-    this.next.setAttribute("aria-disabled", String(step === steps.length));
     this.text.replaceChildren(html("span", { class: "prompt" }, prompt.join("")),
       ...steps.slice(0, step).map((each, i) =>
         i === step - 1

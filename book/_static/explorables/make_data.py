@@ -3,10 +3,10 @@
     python book/_static/explorables/make_data.py
 
 writes `data/decode-stepper.json` (a trace of a real run), `data/latency-calculator.json`
-(models, devices and the opening question) and `data/sampler-playground.json` (the logits
-of real next tokens), each from scratch and the same every time. Run it after a change of
-the shipped model, of `hardware.toml` or of a formula; `tests/site/test_explorables.py`
-fails until then.
+(models, devices and the opening question), `data/sampler-playground.json` (the logits
+of real next tokens), and what the modules `record_*.py` beside this one record, each from
+scratch and the same every time. Run it after a change of the shipped model, of the
+scheduler, of `hardware.toml` or of a formula; `tests/site/` fails until then.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import base64
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ from quire.models.config import ModelConfig
 from quire.models.loader import resolve_checkpoint
 from quire.sampling.sampler import SamplerOutput, TorchSampler
 from quire.sampling.tensors import SamplingTensors
+
+sys.path.insert(0, str(Path(__file__).parent))
+from record_cache import block_table_player, prefix_cache_explorer
 
 FOLDER = Path(__file__).with_name("data")
 MODEL = "quire-mini"
@@ -257,6 +261,8 @@ MAKERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "decode-stepper": decode_stepper,
     "latency-calculator": latency_calculator,
     "sampler-playground": sampler_playground,
+    "block-table-player": block_table_player,
+    "prefix-cache-explorer": prefix_cache_explorer,
 }
 
 
