@@ -87,7 +87,7 @@ class OneDNN(Unquantized):
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
         """One matrix product; "none" asks for no activation after it."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
+        product: Tensor = torch.ops.mkldnn._linear_pointwise.default(
             x, layer.weight, layer.bias, "none", [], ""
         )
         return product
