@@ -1,0 +1,222 @@
+"""Hidden tests of `BlockPool`: the same calls to an oracle, the same answers."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from .driving import Pair
+from .pool_oracle import PoolOracle
+
+CLIENTS = ["ada", "bob"]
+PERMUTATIONS = st.permutations(range(6))
+USES = st.lists(st.integers(0, 3), min_size=6, max_size=6)
+
+
+def _pool(student, num_blocks, quota=100):
+    return Pair(student, PoolOracle(num_blocks, quota), "BlockPool", num_blocks, quota)
+
+
+def _named(pool, count, clients=("ada",)):
+    """Allocate and publish; return the blocks. Names are b"n0", b"n1", …"""
+    blocks = pool.call("allocate", count)
+    for i, block in enumerate(blocks):
+        pool.call("publish", block, b"n%d" % i, clients[i % len(clients)])
+    return blocks
+
+
+def _compare_all(pool, names=12):
+    pool.call("num_free")
+    for block in range(1, len(pool.oracle.blocks) + 1):
+        pool.call("references", block)
+        pool.call("name", block)
+    for i in range(names):
+        pool.call("lookup", b"n%d" % i)
+
+
+@given(num_blocks=st.integers(2, 9), first=st.integers(0, 8), more=st.integers(1, 4))
+def test_all_or_nothing(student, variant, num_blocks, first, more):
+    """Too few free blocks: NoFreeBlocks, and none was taken."""
+    pool = _pool(student, num_blocks)
+    first = min(first, num_blocks - 1)
+    taken = pool.call("allocate", first)
+    left = num_blocks - 1 - first
+    pool.call("allocate", left + more, because=f"{left} are free")
+    pool.call("num_free", because="the failed allocate took none")
+    pool.call("allocate", left, because="all that is left")
+    if taken:
+        pool.call("release", taken[:1])
+        pool.call("allocate", 1)
+
+
+@given(order=PERMUTATIONS, extra=st.lists(st.integers(0, 5), max_size=8))
+def test_references(student, variant, order, extra):
+    """A block is free when its last reference is gone."""
+    pool = _pool(student, 9)
+    blocks = pool.call("allocate", 6)
+    pool.call("acquire", [blocks[i] for i in extra])
+    for i in order:
+        for _ in range(1 + extra.count(i)):
+            pool.call("release", [blocks[i]])
+            pool.call("num_free")
+        pool.call("references", blocks[i])
+
+
+@given(order=PERMUTATIONS, uses=USES, nameless=st.sets(st.integers(0, 5)))
+@example(order=[5, 4, 3, 2, 1, 0], uses=[0, 0, 1, 1, 2, 2], nameless={0, 3})
+def test_order_of_eviction(student, variant, order, uses, nameless):
+    """Nameless blocks by id, then the least used, then the longest free."""
+    pool = _pool(student, 8)
+    blocks = pool.call("allocate", 6)
+    for i, block in enumerate(blocks):
+        if i not in nameless:
+            pool.call("publish", block, b"n%d" % i, CLIENTS[i % 2])
+    for i in order:
+        for _ in range(uses[i]):
+            pool.call("acquire", [blocks[i]])
+            pool.call("release", [blocks[i]])
+        pool.call("lookup", b"n%d" % i)
+    pool.call("release", [blocks[i] for i in order])
+    for _ in range(7):
+        pool.call("allocate", 1)
+
+
+@given(order=PERMUTATIONS, uses=USES, quota=st.integers(0, 3), one_client=st.booleans())
+def test_quota(student, variant, order, uses, quota, one_client):
+    """A client keeps at most its quota of free named blocks: those that would go last."""
+    pool = _pool(student, 9, quota)
+    blocks = _named(pool, 6, CLIENTS[:1] if one_client else CLIENTS)
+    for i, block in enumerate(blocks):
+        for _ in range(uses[i]):
+            pool.call("acquire", [block])
+            pool.call("release", [block])
+    for i in order:
+        pool.call("release", [blocks[i]])
+        pool.call("num_free", because="a block without its name is free all the same")
+        for j in range(6):
+            pool.call("lookup", b"n%d" % j)
+    for _ in range(2):
+        pool.call("allocate", 1)
+
+
+def test_quota_spares_held_blocks(student, variant):
+    """Blocks with a reference take no part in the quota, whoever else uses them."""
+    pool = _pool(student, 9, 2)
+    blocks = _named(pool, 5)
+    pool.call("acquire", blocks[:3])
+    pool.call("release", blocks)
+    for i in range(5):
+        pool.call("lookup", b"n%d" % i, because="3 are held, 2 are free: within the quota")
+    pool.call("release", blocks[2:3])
+    for i in range(5):
+        pool.call("lookup", b"n%d" % i, because="one more is free, and it has been used")
+
+
+@given(order=PERMUTATIONS, found=st.sets(st.integers(0, 5)), again=st.sets(st.integers(0, 5)))
+@example(order=[0, 1, 2, 3, 4, 5], found={0}, again={0})
+def test_found_and_held(student, variant, order, found, again):
+    """A free block that is acquired is free no longer, and not given out."""
+    pool = _pool(student, 8)
+    blocks = _named(pool, 6, CLIENTS)
+    pool.call("release", [blocks[i] for i in order])
+    pool.call("acquire", [blocks[i] for i in sorted(found)])
+    pool.call("num_free", because=f"{len(found)} of 7 are held")
+    pool.call("acquire", [blocks[i] for i in sorted(found & again)])
+    pool.call("allocate", 7 - len(found), because="all but those that were found")
+    for i in sorted(found):
+        pool.call("lookup", b"n%d" % i)
+        pool.call("references", blocks[i])
+
+
+@given(count=st.integers(1, 5), seed_of_order=st.integers(0, 99))
+def test_a_block_given_out_loses_its_name(student, variant, count, seed_of_order):
+    """What is given out is found no longer, is not used, and may be named anew."""
+    pool = _pool(student, 6)
+    blocks = _named(pool, 5)
+    for block in blocks[:2]:
+        pool.call("acquire", [block])
+    pool.call("release", [*blocks, *blocks[:2]])
+    taken = pool.call("allocate", count)
+    for i in range(5):
+        pool.call("lookup", b"n%d" % i)
+    for i, block in enumerate(taken):
+        pool.call("name", block, because="it was given out")
+        pool.call("publish", block, b"new %d" % i, "bob")
+        pool.call("lookup", b"new %d" % i)
+    random.Random(seed_of_order).shuffle(taken)
+    pool.call("release", taken)
+    pool.call("allocate", 5, because="uses are counted from the new name on")
+
+
+def test_the_first_name_stays(student, variant):
+    """A name that is taken, or a block that has one: nothing changes."""
+    pool = _pool(student, 5)
+    one, two, _ = pool.call("allocate", 3)
+    pool.call("publish", one, b"a", "ada")
+    pool.call("acquire", [one])
+    pool.call("publish", two, b"a", "bob", because="the name is taken")
+    pool.call("lookup", b"a")
+    pool.call("name", two)
+    pool.call("publish", one, b"b", "bob", because="the block has a name")
+    pool.call("lookup", b"b")
+    pool.call("name", one)
+    pool.call("publish", two, b"c", "bob")
+    pool.call("release", [one, one, two])
+    pool.call("allocate", 4, because="block 1 was used once, and still is after the second name")
+
+
+def test_refuses(student, variant):
+    """ValueError, and nothing has changed."""
+    pool = _pool(student, 6)
+    one, two, three = pool.call("allocate", 3)
+    pool.call("acquire", [two])
+    pool.call("publish", three, b"n0", "ada")
+    pool.call("release", [three])
+    for blocks, why in (
+        ([one, one], "one reference, named twice"),
+        ([two, two, two], "two references, named three times"),
+        ([two, three], "the last is free"),
+        ([one, 5], "the last was never given out"),
+        ([one, 0], "0 is no block of the pool"),
+        ([one, 6], "6 is no block of the pool"),
+    ):
+        pool.call("release", blocks, because=why)
+        _compare_all(pool, names=1)
+    for blocks, why in (
+        ([one, 5], "nobody knows what free block 5 holds"),
+        ([three, 4], "nobody knows what free block 4 holds"),
+        ([two, 0], "0 is no block of the pool"),
+        ([two, 6], "6 is no block of the pool"),
+    ):
+        pool.call("acquire", blocks, because=why)
+        _compare_all(pool, names=1)
+    for block in (three, 5, 0, 6):
+        pool.call("publish", block, b"n1", "ada", because="it has no reference")
+        pool.call("lookup", b"n1")
+    pool.call("allocate", 3, because="a refused acquire is no use")
+
+
+DAY = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 11), st.integers(0, 11)), max_size=30)
+
+
+@given(num_blocks=st.integers(3, 9), quota=st.integers(0, 4), day=DAY)
+def test_any_day(student, variant, num_blocks, quota, day):
+    """Any order of calls, those that are refused included."""
+    pool = _pool(student, num_blocks, quota)
+    for operation, first, second in day:
+        block = 1 + first % (num_blocks - 1)
+        if operation == 0:
+            pool.call("allocate", first % 4)
+        elif operation == 1:
+            pool.call("release", [block])
+        elif operation == 2:
+            pool.call("publish", block, b"n%d" % second, CLIENTS[second % 2])
+        elif operation == 3:
+            found = pool.call("lookup", b"n%d" % second)
+            pool.call("acquire", [found or block])
+        else:
+            pool.call("release", [block, 1 + second % (num_blocks - 1)])
+        pool.call("num_free")
+    _compare_all(pool)

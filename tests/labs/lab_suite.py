@@ -1,0 +1,113 @@
+"""What holds of every lab: both solutions earn everything, the starter nothing, mutants die.
+
+A lab's test file derives a class from `LabSuite` and names the lab's folder.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+
+import labkit
+from labkit.build import build_notebook, drift, given_cells, reference_cells
+from labkit.lab import Lab, load_lab
+from labkit.verify import (
+    load_mutants,
+    map_problems,
+    own_problems,
+    submission_of,
+    verify_mutant,
+    verify_solution,
+    verify_starter,
+)
+
+SOLUTIONS = ["master.py", "second.py"]
+
+
+class LabSuite:
+    """The tests, for the lab `slug`."""
+
+    slug: ClassVar[str]
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Give a test each of the lab's mutants, tasks, variants or solutions by its argument."""
+        lab = load_lab(self.slug)
+        if "mutant" in metafunc.fixturenames:
+            metafunc.parametrize("mutant", load_mutants(lab), ids=lambda mutant: mutant.name)
+        if "task" in metafunc.fixturenames:
+            metafunc.parametrize("task", [task.name for task in lab.tasks])
+        if "variant" in metafunc.fixturenames:
+            metafunc.parametrize("variant", list(lab.variants))
+        if "file" in metafunc.fixturenames:
+            metafunc.parametrize("file", SOLUTIONS)
+
+    @pytest.fixture
+    def lab(self) -> Lab:
+        return load_lab(self.slug)
+
+    def test_the_starter_is_what_the_master_gives(self, lab: Lab) -> None:
+        assert drift(lab) is None
+
+    def test_points_and_tiers_add_up(self, lab: Lab) -> None:
+        assert lab.automatic_points + lab.written_points == 100
+        assert sum(task.points for task in lab.tasks if task.tier == "depth") == 30
+        assert 3 <= len(lab.tasks) <= 5
+        assert len(lab.variants) >= 3
+
+    def test_every_hidden_test_cites_a_sentence(self, lab: Lab) -> None:
+        assert map_problems(lab) == []
+
+    def test_solutions_earn_every_point_in_every_variant(self, lab: Lab, file: str) -> None:
+        rows = verify_solution(lab, file, {})
+        assert len(rows) == len(lab.variants)
+        assert [row.problem for row in rows] == [None] * len(rows)
+        assert {row.total for row in rows} == {lab.automatic_points}
+
+    def test_the_starter_earns_nothing(self, lab: Lab) -> None:
+        row = verify_starter(lab, {})
+        assert row.problem is None
+        assert row.total == 0
+
+    def test_there_are_mutants_enough(self, lab: Lab) -> None:
+        mutants = load_mutants(lab)
+        assert len(mutants) >= 10
+        assert {task for m in mutants for task in m.cells} == {task.name for task in lab.tasks}
+        assert {mutant.variant for mutant in mutants} == set(lab.variants)
+
+    def test_every_mutant_dies(self, lab: Lab, mutant: Any) -> None:
+        row = verify_mutant(lab, mutant, {})
+        assert row.problem is None, mutant.bug
+        assert row.total < lab.automatic_points
+
+    def test_the_engines_own_parts_earn_at_most_40(self, lab: Lab) -> None:
+        assert own_problems(lab, load_mutants(lab)) == []
+
+    def test_public_checks_fail_on_the_starter_in_words(self, lab: Lab, task: str) -> None:
+        cells = submission_of(lab, build_notebook(lab)).cells
+        with pytest.raises(labkit.CheckFailed) as failed:
+            labkit.check(task, _namespace(lab, lab.default_variant, cells))
+        words = str(failed.value)
+        assert words.startswith(f"{task}: 0 of ")
+        assert f"NotImplementedError: write {task}" in words
+        assert "called " in words
+
+    def test_public_checks_pass_on_the_solutions(
+        self, lab: Lab, file: str, variant: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        namespace = _namespace(lab, variant, reference_cells(lab, variant, file))
+        for task in lab.tasks:
+            labkit.check(task.name, namespace)
+            printed = capsys.readouterr().out
+            assert printed.startswith(f"{task.name}: ")
+            assert "✗" not in printed
+
+
+def _namespace(lab: Lab, variant: str, cells: dict[str, str]) -> dict[str, Any]:
+    """A notebook's namespace after its cells."""
+    namespace: dict[str, Any] = {"LAB": f"{lab.slug}/{variant}"}
+    for _, source in given_cells(lab, variant):
+        exec(source, namespace)
+    for source in cells.values():
+        exec(source, namespace)
+    return namespace
