@@ -83,6 +83,7 @@ def test_a_head_size_that_no_kernel_serves_is_refused(head_size: int, itemsize: 
 REAL = {
     "decode": {"new": [1] * 5, "lengths": [1, 5000, 0, 777, 16], "heads": (32, 8)},
     "decode, many": {"new": [1] * 70, "lengths": list(range(1, 3500, 50)), "heads": (8, 2)},
+    "decode, one long": {"new": [1], "lengths": [9000], "heads": (8, 2)},  # of 33 splits
     "decode, window": {"new": [1] * 3, "lengths": [3000, 99, 40], "heads": (32, 8), "window": 100},
     "prompts": {"new": [300, 129, 7], "lengths": [300, 129, 7], "heads": (32, 8)},
     "mixed": {

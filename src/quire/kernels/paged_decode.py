@@ -11,6 +11,7 @@ several programs, of which the last one to finish merges their partial softmaxes
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from quire.kv.storage import LayerKV
 
 LOG2_E = 1.4426950408889634
 MAX_SPLITS = 64  # as many partial results are merged
+FEW_SPLITS = 16  # fewer were never faster
 MIN_ROWS = 16  # the fewest rows of a matrix product on tensor cores
 
 
@@ -242,8 +244,10 @@ class DecodeScratch:
         """
         num_kv_heads, head_size = kv.key.shape[1], kv.key.shape[3]
         units = items * num_kv_heads
-        most = min(tuning.programs // units, longest // tuning.min_keys)
-        splits = max(min(most, MAX_SPLITS), 1)
+        # Reading takes keys / splits, merging splits: the sum is least at a root. Measured, 16
+        # were best up to 2,000 keys, 32 at 8,000 and 64 at 32,000.
+        worth = min(max(math.isqrt(longest // 8), FEW_SPLITS), MAX_SPLITS)
+        splits = max(min(tuning.programs // units, longest // tuning.min_keys, worth), 1)
         padded = triton.next_power_of_2(query.shape[1] // num_kv_heads)
         return cls(
             partials=query.new_empty(units * splits * padded * head_size, dtype=torch.float32),
@@ -272,9 +276,8 @@ def paged_decode(
         sequences: int32 [D], the sequences to attend for; None: all R, where sequence i has
             token i.
     """
-    num_heads, head_size = query.shape[1:]
-    num_kv_heads, page = kv.key.shape[1:3]
-    group = num_heads // num_kv_heads
+    num_kv_heads, page, head_size = kv.key.shape[1:]
+    group = query.shape[1] // num_kv_heads
     padded = triton.next_power_of_2(group)
     early = starts_early(query)
     items = batch.lengths.shape[0] if sequences is None else sequences.shape[0]
@@ -307,7 +310,7 @@ def paged_decode(
         TILE=tuning.tile,
         MIN_TILES=max(tuning.min_keys // tuning.tile, 1),
         STAGES=tuning.stages,
-        MOST=MAX_SPLITS,
+        MOST=max(triton.next_power_of_2(scratch.splits), FEW_SPLITS),
         CHUNK=max(1024 * tuning.warps // (padded * head_size), 1),
         EARLY=early,
         num_warps=tuning.warps,
