@@ -7,6 +7,8 @@ serves are its own options; the others are components, made to be judged.
 
 from __future__ import annotations
 
+import gc
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,19 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quire.analysis import catalog_config
 from quire.analysis.heavy_hitters import HeavyHitterAttention
 from quire.attention.interface import AttentionBackend
 from quire.attention.torch_backend import TorchAttention, TorchMetadata
+from quire.bench.engine import VOCABULARY
 from quire.bench.measurement import Row
 from quire.bench.perplexity import heldout_texts, nats_per_token, perplexity
 from quire.config import Components
-from quire.kv.quantized import SCALE_BYTES
+from quire.kv.quantized import FORMATS, SCALE_BYTES
 from quire.kv.storage import LayerKV
 from quire.llm import LLM
+from quire.sampling.params import SamplingParams
 
 LENGTH = 1024  # tokens of a text
 NUM_TEXTS = 16
 SINKS = 4
+SPEED_MODEL = "Qwen3-0.6B"
 BUDGETS = (512, 256, 128, 64)  # tokens kept of 1,024
 
 Change = Callable[[Tensor], Tensor]  # of keys or values [num_tokens, num_kv_heads, head_size]
@@ -122,7 +128,10 @@ def variants(head_size: int, num_kv_heads: int) -> list[Variant]:
 
 
 def run(model: str, device: torch.device, num_texts: int = NUM_TEXTS) -> list[Row]:
-    """Judge every variant on `num_texts` texts of 1,024 tokens, in float32."""
+    """Judge every variant on `num_texts` texts of 1,024 tokens, in float32.
+
+    On a GPU only what its kernels serve, and how fast a model of real size decodes with it.
+    """
     rows: list[Row] = []
     exact: float | None = None
     texts: list[list[int]] = []
@@ -152,12 +161,50 @@ def run(model: str, device: torch.device, num_texts: int = NUM_TEXTS) -> list[Ro
             )
         )
         del llm
-    return rows
+    return rows + speed_rows(device) if device.type == "cuda" else rows
+
+
+def speed_rows(device: torch.device) -> list[Row]:
+    """Tokens per second of 64 sequences of 4,096 tokens that decode at once, random weights."""
+    batch, prompt, num_tokens, timed = 64, 4096, 160, 96
+    params = SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True)
+    generator = random.Random(0)
+    prompts = [[generator.randrange(VOCABULARY) for _ in range(prompt)] for _ in range(batch)]
+    rates = {}
+    for name in (None, *FORMATS):
+        llm = LLM(
+            catalog_config(SPEED_MODEL) or SPEED_MODEL,
+            device=device,
+            kv_cache_dtype=name,
+            max_model_len=prompt + num_tokens,
+            max_num_seqs=batch,
+            max_num_batched_tokens=16384,
+        )
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        metrics = outputs[-1].metrics
+        assert metrics is not None
+        times = metrics.token_times  # at the end of the last one all decode
+        rates[name or "bfloat16"] = batch * timed / (times[-1] - times[-1 - timed])
+        del llm
+        gc.collect()
+        torch.cuda.empty_cache()
+    return [
+        Row(
+            f"{SPEED_MODEL.lower()}-{name}",
+            "decode_tokens_per_second",
+            rate,
+            "tokens/s",
+            {"bfloat16": rates["bfloat16"]},
+            {"batch": batch, "prompt_tokens": prompt, "output_tokens": num_tokens},
+        )
+        for name, rate in rates.items()
+    ]
 
 
 def _variants_of(model: str, device: torch.device) -> list[Variant]:
     config = LLM(model, device=device, num_blocks=256, cuda_graphs=False).model_config
-    return variants(config.head_size, config.num_kv_heads)
+    every = variants(config.head_size, config.num_kv_heads)
+    return [v for v in every if device.type == "cpu" or v.attention is None]
 
 
 def _load(model: str, device: torch.device, variant: Variant) -> LLM:

@@ -10,7 +10,10 @@ import torch
 
 from quire.analysis import Hardware, catalog_config, catalog_json, find_hardware
 from quire.bench import (
+    cache_blocks,
     cache_compression,
+    cache_offload,
+    cache_prefix,
     cpu,
     divergence,
     engine,
@@ -34,6 +37,9 @@ TITLES = {
     "cpu": "Output tokens per second on a CPU, quire against transformers' generate",
     "steps": "Time of a prefill step over prompt length, of a decode step over batch size",
     "linear": "Matrix products of one decoder layer over the number of tokens at once",
+    "cache-blocks": "Unused positions and time of decode attention over the size of a block",
+    "cache-prefix": "Time to the first token over the share of the prompt in the cache",
+    "cache-offload": "Loading a prefix or a preempted request from host memory or computing it",
     "cache-compression": "Perplexity of held-out text over the size of the KV cache",
     "pitfalls": "One matrix-vector product timed rightly and with one mistake at a time",
     "spike": "The longest gap between tokens when a long prompt arrives, over the step's budget",
@@ -86,6 +92,12 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
     if args.name == "engine":
         models = engine.MODELS if args.model == DEFAULT_MODEL else (args.model,)
         return engine.run(models, device)
+    if args.name == "cache-blocks":
+        return cache_blocks.run(device)
+    if args.name == "cache-prefix":
+        return cache_prefix.run(args.model, device)
+    if args.name == "cache-offload":
+        return cache_offload.run(args.model, device)
     if args.name == "cache-compression":
         return cache_compression.run(args.model, device)
     if args.name == "kernels":

@@ -1,0 +1,172 @@
+"""`quire bench cache-offload`: load a prefix or compute it again; swap a request or start anew."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from typing import Any
+
+import torch
+
+from quire.analysis import catalog_config
+from quire.bench.measurement import Row
+from quire.bench.timing import median_seconds, synchronize
+from quire.kv.spec import layer_specs
+from quire.kv.storage import bytes_per_block
+from quire.llm import LLM
+from quire.models.config import ModelConfig
+from quire.offload.manager import OffloadingKVCacheManager
+from quire.sampling.params import SamplingParams
+from quire.trace import Trace
+
+BLOCK_SIZE = 16
+FIRST = SamplingParams(max_tokens=1, temperature=0)
+
+
+def run(model: str, device: torch.device) -> list[Row]:
+    """Measure both, on a model of the catalog with random weights or a shipped one."""
+    config: ModelConfig | str = catalog_config(model) or model
+    rows = load_rows(config, device)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return rows + preemption_rows(config, device)
+
+
+def load_rows(config: ModelConfig | str, device: torch.device) -> list[Row]:
+    """Time to the first token of a prompt that lies in host memory, over its length.
+
+    Two prompts, each as large as the cache, are served in turn, so that each has driven the
+    other out when it comes again. After the first round both are in host memory and nothing
+    is saved any more. The baseline is an engine without a second tier, on the same prompts.
+    """
+    contexts = (1024, 4096, 16384) if device.type == "cuda" else (128, 256, 512, 1024)
+    longest = max(contexts)
+    generator = random.Random(0)
+    seconds: dict[tuple[bool, int], float] = {}
+    counts: dict[int, int] = {}
+    for loads in (True, False):
+        for context in contexts:
+            llm = _load(
+                config,
+                device,
+                max_model_len=context + BLOCK_SIZE,
+                max_num_seqs=1,
+                max_num_batched_tokens=longest,
+                num_blocks=context // BLOCK_SIZE + 2,
+                num_host_blocks=2 * context // BLOCK_SIZE if loads else 0,
+                cuda_graphs=False,
+            )
+            vocabulary = llm.model_config.vocab_size
+            prompts = [[generator.randrange(vocabulary) for _ in range(context)] for _ in range(2)]
+            turns = iter(range(1000))
+
+            def first_token(llm: LLM = llm, turns: Any = turns, prompts: Any = prompts) -> None:
+                llm.generate(prompts[next(turns) % 2], FIRST, use_tqdm=False)
+
+            seconds[loads, context] = median_seconds(first_token, device, warmup=4, repeats=7)
+            if loads:
+                # Of 11 turns all but the first two load; the first block and the last stay.
+                counts[context] = manager_of(llm).num_loaded_tokens // 9
+                assert counts[context] >= context - 3 * BLOCK_SIZE, "prompts were not loaded"
+            block_bytes = bytes_per_block(
+                layer_specs(llm.model_config, llm.config.cache_dtype), BLOCK_SIZE
+            )
+            del llm
+    rows = []
+    for context in contexts:
+        num_bytes = counts[context] // BLOCK_SIZE * block_bytes
+        rows.append(
+            Row(
+                f"load-{context}",
+                "ttft",
+                seconds[True, context],
+                "s",
+                {"recompute": seconds[False, context]},
+                {
+                    "context": context,
+                    "loaded_tokens": counts[context],
+                    "bytes": num_bytes,
+                    "gb_per_s": num_bytes / seconds[True, context] / 1e9,
+                },
+            )
+        )
+    return rows
+
+
+def preemption_rows(config: ModelConfig | str, device: torch.device) -> list[Row]:
+    """Serve more requests at once than the cache has room for, three ways.
+
+    `recompute`: without prefix caching, a preempted request computes everything again.
+    `cached`: it finds what of its blocks nobody has taken. `swap`: and what was taken, in host
+    memory. Beside the time stand the positions computed, which no load of the machine changes.
+    """
+    on_gpu = device.type == "cuda"
+    num_requests, prompt, output = (48, 1024, 256) if on_gpu else (12, 192, 96)
+    blocks_each = (prompt + output) // BLOCK_SIZE
+    sizes: dict[str, Any] = {
+        "max_model_len": prompt + output,
+        "max_num_seqs": num_requests,
+        "max_num_batched_tokens": 8192 if on_gpu else 1024,
+        "num_blocks": num_requests * blocks_each * 3 // 4,
+    }
+    ways: dict[str, dict[str, Any]] = {
+        "recompute": {"enable_prefix_caching": False},
+        "cached": {},
+        "swap": {"num_host_blocks": num_requests * blocks_each},
+    }
+    rows = []
+    params = SamplingParams(max_tokens=output, temperature=0, ignore_eos=True)
+    for way, options in ways.items():
+        trace = Trace()
+        llm = _load(config, device, trace=trace, **sizes, **options)
+        vocabulary = llm.model_config.vocab_size
+        times = []
+        for turn in range(2 if on_gpu else 3):  # the first one warms up
+            generator = random.Random(turn)
+            prompts = [
+                [generator.randrange(vocabulary) for _ in range(prompt)]
+                for _ in range(num_requests)
+            ]
+            trace.steps.clear()
+            synchronize(device)
+            begin = time.perf_counter()
+            llm.generate(prompts, params, use_tqdm=False)
+            synchronize(device)
+            times.append(time.perf_counter() - begin)
+        steps = [step.scheduled for step in trace.steps]
+        transfers = [transfer for step in steps for transfer in step.transfers]
+        rows.append(
+            Row(
+                f"preempt-{way}",
+                "seconds",
+                min(times[1:]),
+                "s",
+                {},
+                {
+                    "requests": num_requests,
+                    "prompt_tokens": prompt,
+                    "output_tokens": output,
+                    "needed_positions": num_requests * (prompt + output - 1),
+                    "computed_positions": sum(step.num_tokens for step in steps),
+                    "preemptions": sum(len(step.preempted_ids) for step in steps),
+                    "saved_blocks": sum(t.kind == "save" for t in transfers),
+                    "loaded_blocks": sum(t.kind == "load" for t in transfers),
+                },
+            )
+        )
+        del llm
+        gc.collect()
+    return rows
+
+
+def manager_of(llm: LLM) -> OffloadingKVCacheManager:
+    """Return the manager of an engine with a second tier, for its counters."""
+    manager = llm.engine._scheduler._kv  # type: ignore[attr-defined]
+    assert isinstance(manager, OffloadingKVCacheManager)
+    return manager
+
+
+def _load(config: ModelConfig | str, device: torch.device, **options: Any) -> LLM:
+    return LLM(config, device=device, block_size=BLOCK_SIZE, **options)
