@@ -276,9 +276,9 @@ labkit.check("names")
 # **Your model** has a *sliding window*: a token sees the latest `window` tokens, itself included,
 # `window` at least 1. `append` first lets go of the blocks that no token from position `length` on
 # sees, with the length from before this call: each is replaced by 0 in the table and released, and
-# may serve this very append. What was let go of stays so when `append` returns `None`. If the next
-# token after a `fork` or `truncate` would see, or lie in, a block that was let go of, that raises
-# `ValueError`, and nothing has changed.
+# may serve this very append. What was let go of stays so when `append` returns `None`, and `commit`
+# passes over it. If the next token after a `fork` or `truncate` would see, or lie in, a block that
+# was let go of, that raises `ValueError`, and nothing has changed.
 # ### END VARIANT
 # ### BEGIN VARIANT swap
 # **Your engine** *swaps* requests out to `num_host_blocks` blocks of host memory, numbered from 0.
@@ -287,9 +287,10 @@ labkit.check("names")
 # is replaced by 0 in the table and released. A block that another table holds stays where it is,
 # since moving it would free nothing. `swap_in` gives every 0 a new block and returns the moves in
 # the order of the table, `[host block, block]`; the host blocks are free again. Both return `None`,
-# and nothing has changed, when there is too little room. A request that is swapped out can only be
-# swapped in or freed: `append`, `fork` from it, `truncate`, `commit` and `swap_out` raise
-# `ValueError`, and so does `swap_in` of one that is not.
+# and nothing has changed, when there is too little room. A request with nothing to move is swapped
+# out all the same. One that is swapped out can only be swapped in or freed: `append`, `fork` from
+# it, `truncate`, `commit` and `swap_out` raise `ValueError`, and so does `swap_in` of one that is
+# not.
 # ### END VARIANT
 # ### BEGIN VARIANT beam
 # **Your engine** searches with *beams*. `reorder` takes requests, `beams`, and for each of them the
@@ -912,3 +913,151 @@ else:
     print(f"4 samples of {len(PROMPTS)} prompts: {held} blocks held, {made[-1].copies} copied")
     _, apart = samples(lambda n: SamplesInEngine(block_tables(n), n), PROMPTS * 4)
     print(f"as {4 * len(PROMPTS)} requests of their own: {apart} blocks held")
+
+# %% [markdown]
+# ## Task 5: an eviction policy (frontier, bonus)
+#
+# Task 4 showed an order that is good for one client and bad for the other. Find a better one.
+#
+# **Specification.** A `Policy` is told of every request with `served`, and names the block to
+# evict with `victim`. It is judged by the share of blocks that are found on traces of the kind
+# below, with other seeds and mixtures, driven from outside one request after another: it never sees
+# the future. The bonus is 10 points times the share of the gap that it closes, on average over the
+# traces, from the better of the two baselines to an order that knows the future.
+#
+# - `served(client, blocks, found)`: a request was served; `blocks` are its blocks in order, all of
+#   them cached now, and the first `found` of them were cached before.
+# - `victim(blocks)`: return the one of `blocks` to evict. They are cached and none of them belongs
+#   to the request that is being served.
+# - A block is found only if all before it in its request are.
+#
+# *Deliverable:* the class in the cell that begins with `# frontier:`; hand in the notebook itself.
+# Your instructor judges it with `frontier.py` of this lab's folder.
+
+# %%
+import random
+
+
+def make_trace(seed, requests=400):
+    """Requests (client, blocks) of four kinds in a mixture that drifts with time."""
+    rng = random.Random(seed)
+    fresh = iter(range(1, 1 << 30))
+    weights = [rng.uniform(0.5, 2) for _ in range(4)]
+    chats = [[next(fresh) for _ in range(3)] for _ in range(rng.randint(3, 6))]
+    shared = [[next(fresh) for _ in range(rng.randint(3, 9))] for _ in range(8)]
+    loop = [[next(fresh) for _ in range(6)] for _ in range(rng.randint(5, 9))]
+    trace, scan, popular = [], [], 0
+    for number in range(requests):
+        if number % 100 == 99:  # other templates become popular, an old conversation ends
+            popular = rng.randrange(len(shared))
+            chats[0] = [next(fresh) for _ in range(3)]
+            weights = [weight * rng.uniform(0.6, 1.7) for weight in weights]
+        kind = rng.choices(["chat", "template", "loop", "scan"], weights)[0]
+        if kind == "chat":
+            chat = rng.choice(chats)
+            chat += [next(fresh) for _ in range(rng.randint(1, 2))]
+            del chat[18:]
+            blocks = list(chat)
+        elif kind == "template":
+            near = (popular + min(rng.randrange(8), rng.randrange(8))) % len(shared)
+            blocks = [*shared[near], next(fresh), next(fresh)]
+        elif kind == "loop":
+            blocks = list(loop[number % len(loop)])
+        else:  # a long text, now and then a second time
+            scan = scan if scan and rng.random() < 0.3 else [next(fresh) for _ in range(15)]
+            blocks = list(scan)
+        trace.append((kind, blocks))
+    return trace
+
+
+def simulate(policy, trace, capacity=60):
+    """Drive a policy; return the share of blocks that were found."""
+    cached, hits, total = {}, 0, 0
+    for client, blocks in trace:
+        found = 0
+        while found < len(blocks) and blocks[found] in cached:
+            found += 1
+        needed = [block for block in blocks if block not in cached]
+        candidates = [block for block in cached if block not in blocks]
+        for _ in range(len(cached) + len(needed) - capacity):
+            block = policy.victim(candidates)
+            candidates.remove(block)
+            del cached[block]
+        cached |= dict.fromkeys(needed)
+        policy.served(client, blocks, found)
+        hits, total = hits + found, total + len(blocks)
+    return hits / total
+
+
+class LeastRecent:
+    """The baseline that engines use: whatever was served longest ago; of a request, its end."""
+
+    def __init__(self):
+        self.order, self.clock = {}, 0
+
+    def served(self, client, blocks, found):
+        for block in reversed(blocks):
+            self.clock += 1
+            self.order[block] = self.clock
+
+    def victim(self, blocks):
+        return min(blocks, key=self.order.__getitem__)
+
+
+class LeastUsed(LeastRecent):
+    """The other baseline, the order of task 1: the fewest times found, then the oldest."""
+
+    def __init__(self):
+        super().__init__()
+        self.uses = {}
+
+    def served(self, client, blocks, found):
+        super().served(client, blocks, found)
+        for place, block in enumerate(blocks):
+            self.uses[block] = self.uses.get(block, 0) + 1 if place < found else 0
+
+    def victim(self, blocks):
+        return min(blocks, key=lambda block: (self.uses[block], self.order[block]))
+
+
+class Clairvoyant:
+    """Evicts what is asked for latest, knowing the trace: what the gap is measured to."""
+
+    def __init__(self, trace):
+        self.times, self.now = {}, 0
+        for number, (_, blocks) in enumerate(trace):
+            for place, block in enumerate(blocks):
+                self.times.setdefault(block, []).append((number, place))
+
+    def served(self, client, blocks, found):
+        self.now += 1
+        for block in blocks:
+            self.times[block].pop(0)
+
+    def victim(self, blocks):
+        return max(blocks, key=lambda block: self.times[block][0] if self.times[block] else (1e9,))
+
+
+# %%
+# frontier: policy
+class Policy(LeastRecent):
+    """Begin here: so far this is the first baseline, and closes nothing of the gap."""
+
+
+# %%
+def report(make_policy, seeds):
+    """Print the shares found on some traces; return the bonus."""
+    closed = []
+    print("seed  least recent  least used  yours  knowing the future")
+    for seed in seeds:
+        trace = make_trace(seed)
+        old, used = simulate(LeastRecent(), trace), simulate(LeastUsed(), trace)
+        yours, best = simulate(make_policy(), trace), simulate(Clairvoyant(trace), trace)
+        closed.append((yours - max(old, used)) / (best - max(old, used)))
+        print(f"{seed % 10_000:4}  {old:12.1%}  {used:10.1%}  {yours:5.1%}  {best:18.1%}")
+    bonus = min(10.0, max(0.0, 10 * sum(closed) / len(closed)))
+    print(f"bonus: {bonus:.1f} of 10")
+    return bonus
+
+
+bonus = report(Policy, seeds=range(5))

@@ -1,0 +1,105 @@
+"""Judge the frontier task: a reader's eviction policy on traces of a seed of the course.
+
+    python labs/paged-kv-cache/frontier.py NOTEBOOK [--course-key-file FILE]
+
+The cell with the line `# frontier: policy` runs in the sandbox that grading uses, and is driven
+from here request by request, so it sees neither the traces nor this process. Traces, baselines
+and the bonus are those of the notebook's own cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from labkit.build import read_cells
+from labkit.lab import load_lab
+from labkit.sandbox import Child, Limits, Surroundings
+from labkit.subject import Subject, Wrong, in_child
+from labkit.variants import choose, read_key
+
+LAB = load_lab(Path(__file__).parent)
+TRACES = 3
+MARK = "# frontier: policy"
+
+
+class Driven:
+    """A reader's `Policy` in its child; an answer that is no candidate is a complaint."""
+
+    def __init__(self, student: Subject) -> None:
+        """Make the policy."""
+        self._student = student
+        self._policy = student.new("Policy")
+
+    def served(self, client: str, blocks: list[int], found: int) -> None:
+        """Tell it of a request."""
+        self._policy.call("served", client, blocks, found)
+
+    def victim(self, blocks: list[int]) -> int:
+        """Ask it for a block."""
+        block = self._policy.call("victim", blocks)
+        if type(block) is not int or block not in blocks:
+            self._student.fail(f"called .victim({blocks})\nexpected one of them\ngot {block!r}")
+        return int(block)
+
+
+def judge(source: str, seed: int) -> float:
+    """Return the bonus of a policy's cell on the traces of a seed.
+
+    Raises:
+        Wrong: the code raised, gave no candidate, or its child was lost.
+    """
+    namespace: dict[str, Any] = {}
+    given = next(
+        cell.source
+        for cell in read_cells(LAB.folder / "master.py", LAB)
+        if "def make_trace" in cell.source
+    )
+    report = next(
+        cell.source
+        for cell in read_cells(LAB.folder / "master.py", LAB)
+        if "def report" in cell.source
+    )
+    exec(given, namespace)
+    exec(report.partition("\nbonus = ")[0], namespace)
+    limits = Limits(wall_seconds=300.0, cpu_seconds=120)
+    with Child(Surroundings(LAB.packages, LAB.withheld), limits) as child:
+        loaded = child.request({"op": "load", "cells": [("given", given), ("policy", source)]})
+        if "error" in loaded:
+            raise Wrong(f"running the cell: {loaded['error']}")
+        seeds = [seed * TRACES + number for number in range(TRACES)]
+        return float(namespace["report"](lambda: Driven(Subject(in_child(child))), seeds))
+
+
+def policy_cell(notebook: Path) -> str:
+    """Return the policy's cell of a notebook.
+
+    Raises:
+        SystemExit: it has none.
+    """
+    for cell in nbformat.read(notebook, as_version=4).cells:  # type: ignore[no-untyped-call]
+        if cell.cell_type == "code" and MARK in cell.source.split("\n"):
+            return str(cell.source)
+    raise SystemExit(f"{notebook} has no cell with the line {MARK!r}")
+
+
+def main() -> None:
+    """Judge one notebook."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("--course-key-file", type=Path)
+    arguments = parser.parse_args()
+    key = None if arguments.course_key_file is None else read_key(arguments.course_key_file)
+    try:
+        judge(policy_cell(arguments.notebook), choose(LAB, key).seed)
+    except Wrong as wrong:
+        raise SystemExit(str(wrong)) from None
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        main()
