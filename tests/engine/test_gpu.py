@@ -67,6 +67,8 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[Ending]:
 
     def noted(self: DecodeGraphs, entries: Any, ending: Ending) -> torch.Tensor:
         endings.append(ending)
+        starts = [entry.start for entry in entries]
+        assert starts == sorted(starts, reverse=True)  # the longest first
         return replay(self, entries, ending)
 
     monkeypatch.setattr(DecodeGraphs, "replay", noted)
