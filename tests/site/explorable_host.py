@@ -27,6 +27,8 @@ NAMES = (
     "sampler-playground",
     "block-table-player",
     "prefix-cache-explorer",
+    "batching-timeline",
+    "load-explorer",
 )
 FALLBACK = "The static form of this figure."
 

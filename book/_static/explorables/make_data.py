@@ -42,6 +42,7 @@ from quire.sampling.sampler import SamplerOutput, TorchSampler
 from quire.sampling.tensors import SamplingTensors
 
 sys.path.insert(0, str(Path(__file__).parent))
+from record_batching import batching_timeline, load_explorer
 from record_cache import block_table_player, prefix_cache_explorer
 
 FOLDER = Path(__file__).with_name("data")
@@ -263,6 +264,8 @@ MAKERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "sampler-playground": sampler_playground,
     "block-table-player": block_table_player,
     "prefix-cache-explorer": prefix_cache_explorer,
+    "batching-timeline": batching_timeline,
+    "load-explorer": load_explorer,
 }
 
 
