@@ -1,0 +1,173 @@
+"""The public checks: a few fixed cases whose answers fit in a line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from labkit.subject import Instance, Subject, Wrong
+
+
+def _refused(student: Subject, thing: Instance, name: str, *args: Any) -> None:
+    """Expect that a call raises ValueError."""
+    said = f"called .{name}({', '.join(map(repr, args))})"
+    try:
+        got = repr(thing.call(name, *args))
+    except Wrong as wrong:
+        got = str(wrong).partition("\ngot ")[2]
+        if got.startswith("ValueError"):
+            return
+    student.fail(f"{said}\nexpected ValueError\ngot {got}")
+
+
+# ---- static
+
+
+def rectangle(student: Subject, variant: str) -> None:
+    """A batch of two runs to the end of the longer, and its empty places are counted."""
+    server = student.new("StaticScheduler", 2)
+    for name, prompt, output in (("a", 5, 1), ("b", 9, 3), ("c", 4, 3)):
+        server.expect("add", name, prompt, output, want=None)
+    _refused(student, server, "add", "a", 1, 1)
+    server.expect(
+        "schedule", want={"entries": [["a", 0, 5], ["c", 0, 4]], "padding": 1},
+        because="4 is nearer to 5 than 9 is; the row of c is one position short",
+    )  # fmt: skip
+    server.expect("update", [], want=[])
+    why = "a has finished, and its row is computed all the same"
+    server.expect("schedule", want={"entries": [["c", 4, 1]], "padding": 1}, because=why)
+    server.expect("update", ["c"], want=["a", "c"], because="c said its end")
+    server.expect("schedule", want={"entries": [["b", 0, 9]], "padding": 0})
+
+
+def withdrawn(student: Subject, variant: str) -> None:
+    """One that is aborted in the batch is not answered."""
+    server = student.new("StaticScheduler", 2)
+    server.expect("add", "a", 2, 2, want=None)
+    server.expect("add", "b", 2, 9, want=None)
+    for _ in range(2):
+        server.call("schedule")
+        server.call("update", [])
+    server.expect("abort", "b", want=["a"], because="a had said 2 tokens and waited for b")
+    server.expect("schedule", want={"entries": [], "padding": 0})
+
+
+# ---- continuous
+
+
+def joins(student: Subject, variant: str) -> None:
+    """Requests join when a seat is free; the last token is not computed."""
+    server = student.new("Scheduler", 2, 9, 9)
+    for name, prompt in (("a", 4), ("b", 3), ("c", 2)):
+        server.expect("add", name, "ada", 0, prompt, 2, 0, want=None)
+    _refused(student, server, "add", "a", "ada", 0, 1, 1, 0)
+    server.expect("schedule", want=[["a", 0, 0, 4], ["b", 1, 0, 3]])
+    server.expect("update", 1, ["a"], want=["a"])
+    server.expect("schedule", want=[["b", 1, 3, 1], ["c", 0, 0, 2]], because="a has ended")
+    server.expect("update", 2, [], want=["b"], because="b has said 2 tokens")
+    server.expect("schedule", want=[["c", 0, 2, 1]])
+    server.expect("schedule", want=[], because="c says its second token in the step in flight")
+
+
+def shares(student: Subject, variant: str) -> None:
+    """A client has its share of the seats, and age makes urgent."""
+    server = student.new("Scheduler", 2, 1, 2)
+    for name, client, priority in (("a", "ada", 0), ("b", "ada", 0), ("c", "bob", 1)):
+        server.expect("add", name, client, priority, 3, 1, 2, want=None)
+    why = "ada has one seat; positions 0 and 1 of each are cached"
+    server.expect("schedule", want=[["a", 0, 2, 1], ["c", 1, 2, 1]], because=why)
+    server.expect("schedule", want=[])
+    server.expect("update", 1, [], want=["a", "c"])
+    server.expect("add", "d", "ada", -1, 3, 1, 3, want=None)
+    why = "b has waited 2 calls, so its number is -1, too"
+    server.expect("schedule", want=[["b", 0, 2, 1]], because=why)
+    server.expect("abort", "b", want=None)
+    server.expect("schedule", want=[["d", 0, 2, 1]], because="one position of d is left")
+
+
+def taken_back(student: Subject, variant: str) -> None:
+    """What is trimmed is computed later; who is preempted begins anew."""
+    server = student.new("Scheduler", 1, 9, 9)
+    server.expect("add", "a", "ada", 0, 4, 3, 2, want=None)
+    server.expect("schedule", want=[["a", 0, 2, 2]])
+    server.expect("trim", "a", 1, want=None)
+    _refused(student, server, "trim", "a", 2)
+    server.expect("update", 1, [], want=[])
+    server.expect("schedule", want=[["a", 0, 3, 1]])
+    server.expect("update", 2, [], want=[])
+    server.expect("preempt", "a", want=None)
+    _refused(student, server, "preempt", "a")
+    server.expect("schedule", want=[["a", 0, 0, 5]], because="4 of the prompt, and 1 it has said")
+
+
+# ---- chunked
+
+
+def _wish(name: str, count: int, since: int = 9, **more: Any) -> dict[str, Any]:
+    fixed = {"request": name, "count": count, "decode": False, "since": since}
+    return fixed | {"client": name[0], "served": 0, "deadline": 20} | more
+
+
+def cuts(student: Subject, variant: str) -> None:
+    """Decodes first; then whole blocks, or a prompt to its end."""
+    first, second = _wish("a", 9), _wish("b", 30)
+    decodes = [_wish(name, 1, since, decode=True) for name, since in (("c", 8), ("d", 5), ("e", 8))]
+    wishes = [first, *decodes]
+    student.expect("pack", 14, 4, wishes, 10, want=[9, 1, 1, 1])
+    student.expect("pack", 11, 4, wishes, 10, want=[8, 1, 1, 1], because="8 fit, in blocks of 4")
+    student.expect("pack", 6, 4, wishes, 10, want=[0, 1, 1, 1], because="no block of 4 fits")
+    student.expect("pack", 2, 4, wishes, 10, want=[0, 1, 1, 0], because="d waits longest, then c")
+    student.expect("pack", 8, 8, [second], 10, want=[8])
+
+
+def order(student: Subject, variant: str) -> None:
+    """The rule of your variant."""
+    if variant == "fair":
+        prompts = [_wish("a1", 9), _wish("a2", 4), _wish("b", 20, served=2)]
+        student.expect("pack", 12, 4, prompts, 10, want=[8, 0, 4], because="a 0, a 4 > b 2, a 4")
+    elif variant == "deadline":
+        prompts = [
+            _wish("a", 8, deadline=12), _wish("b", 9, deadline=10), _wish("c", 8, deadline=11),
+        ]  # fmt: skip
+        why = "b would need 2 steps and has 1; c comes before a"
+        student.expect("pack", 8, 4, prompts, 10, want=[0, 0, 8], because=why)
+        student.expect("pack", 12, 4, prompts, 10, want=[0, 9, 0], because="b can be complete now")
+    else:
+        prompts = [_wish("a", 9), _wish("b", 6), _wish("c", 20, since=3), _wish("d", 20, since=2)]
+        why = "d has waited 8 steps; then b is shortest, and nothing is left"
+        student.expect("pack", 26, 4, prompts, 10, want=[0, 6, 0, 20], because=why)
+
+
+# ---- engine
+
+
+def blocks(student: Subject, variant: str) -> None:
+    """Blocks are counted by positions, and the last token needs none."""
+    memory = student.new("Memory", 4, 8, 1)
+    memory.expect("fits", 30, 3, want=True, because="positions 0 to 31")
+    memory.expect("fits", 30, 4, want=False)
+    memory.expect("place", [["a", 0, 0, 8], ["b", 1, 0, 17]], want=["b"], because="1 stays spare")
+    memory.expect("num_free", want=3)
+    memory.expect("place", [["a", 0, 8, 1], ["b", 1, 0, 8]], want=[])
+    memory.expect("num_free", want=1, because="a has 9 positions")
+    memory.expect("free", "b", want=None)
+    memory.expect("num_free", want=2)
+
+
+def gives_way(student: Subject, variant: str) -> None:
+    """The one that would lose the least gives way, and new ones wait."""
+    memory = student.new("Memory", 4, 4, 0)
+    memory.expect("place", [["a", 0, 0, 4], ["b", 1, 0, 8], ["c", 2, 0, 4]], want=[])
+    why = "c has 4 positions as a has, and came later; d is new"
+    step = [["b", 1, 8, 1], ["c", 2, 4, 1], ["d", 3, 0, 1]]
+    memory.expect("place", step, want=["c", "d"], because=why)
+    memory.expect("num_free", want=0)
+    why = "a itself has the fewest positions"
+    memory.expect("place", [["a", 0, 4, 1], ["b", 1, 9, 1]], want=["a"], because=why)
+
+
+CHECKS = {
+    "static": [rectangle, withdrawn],
+    "continuous": [joins, shares, taken_back],
+    "chunked": [cuts, order],
+    "engine": [blocks, gives_way],
+}

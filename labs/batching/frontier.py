@@ -1,0 +1,85 @@
+"""Judge the frontier task: a reader's policy on traffic of a seed of the course.
+
+    python labs/batching/frontier.py NOTEBOOK [--course-key-file FILE]
+
+The cell with the line `# frontier: policy` answers from the sandbox that grading uses, one step
+at a time. Traffic, machine and bonus are those of the notebook's own cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from labkit.build import read_cells
+from labkit.lab import load_lab
+from labkit.sandbox import Child, Limits, Surroundings
+from labkit.subject import Subject, Wrong, in_child
+from labkit.variants import choose, read_key
+
+LAB = load_lab(Path(__file__).parent)
+MARK = re.compile(r"^# frontier: policy$", re.M)
+TRACES = 10
+LIMITS = Limits(wall_seconds=280.0, cpu_seconds=200)
+
+
+def judge(source: str, seed: int) -> float:
+    """Return the bonus of a policy's cell on the traffic of a seed.
+
+    Raises:
+        Wrong: the code raised, gave no list of counts within the budget, or its child was lost.
+    """
+    cells = read_cells(LAB.folder / "master.py", LAB)
+    given = next(cell.source for cell in cells if "def traffic" in cell.source)
+    machine: dict[str, Any] = {}
+    exec(given, machine)
+    with Child(Surroundings(LAB.packages, LAB.withheld), LIMITS) as child:
+        student = Subject(in_child(child))
+        loaded = child.request({"op": "load", "cells": [("given", given), ("policy", source)]})
+        if "error" in loaded:
+            raise Wrong(f"running the cell: {loaded['error']}")
+
+        def policy(budget: int, block: int, wishes: list[dict[str, Any]], now: float) -> list[int]:
+            answer = student.call("policy", budget, block, wishes, now)
+            fits = type(answer) is list and all(type(n) is int and n >= 0 for n in answer)
+            counts = [wish["count"] for wish in wishes]
+            if not fits or len(answer) != len(counts) or not 0 < sum(answer) <= budget:
+                student.fail(f"called policy\nexpected counts within {budget}\ngot {answer!r:.200}")
+            if any(n > count for n, count in zip(answer, counts, strict=True)):
+                student.fail(f"called policy\nexpected at most {counts}\ngot {answer!r:.200}")
+            return list(answer)
+
+        return float(machine["report"](policy, range(seed * TRACES, (seed + 1) * TRACES)))
+
+
+def policy_cell(notebook: Path) -> str:
+    """Return the policy's cell of a notebook.
+
+    Raises:
+        SystemExit: it has none.
+    """
+    for cell in json.loads(notebook.read_text("utf8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and MARK.search(source):
+            return source
+    raise SystemExit(f"{notebook} has no cell with the line '# frontier: policy'")
+
+
+def main() -> None:
+    """Judge one notebook."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("--course-key-file", type=Path)
+    options = parser.parse_args()
+    key = None if options.course_key_file is None else read_key(options.course_key_file)
+    try:
+        judge(policy_cell(options.notebook), choose(LAB, key).seed)
+    except Wrong as wrong:
+        raise SystemExit(str(wrong)) from None
+
+
+if __name__ == "__main__":
+    main()
