@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from types import ModuleType
 
 import pytest
 from lab_suite import LabSuite
 
+from labkit.build import reference_cells
+from labkit.grade import Grader
 from labkit.lab import import_folder, load_lab
+from labkit.notebook import Submission
+from labkit.sandbox import Limits
 from labkit.subject import Wrong
 
 BY_REUSE = '''
@@ -70,3 +75,55 @@ def test_a_policy_that_names_no_candidate_is_told_so(
 def test_the_starter_has_the_frontier_cell(frontier: ModuleType) -> None:
     lab = load_lab("paged-kv-cache")
     assert "class Policy" in frontier.policy_cell(lab.folder / f"{lab.slug}.ipynb")
+
+
+HOSTILE = {
+    "reads the reference's pool": (
+        "self._pool = BlockPool(num_blocks, quota)\n        self._rest = self._pool._labels",
+        "AttributeError: _labels",
+    ),
+    "asks the reference for its cells": (
+        "self._pool = BlockPool(num_blocks, quota)\n"
+        "        import inspect\n        raise RuntimeError(inspect.getsource(BlockPool.allocate))",
+        "got (OSError|TypeError)",
+    ),
+    "never answers": ("while True:\n            pass", "no answer|time"),
+    "ends the process": ("import os\n        os._exit(0)", "ended"),
+    "claims to be equal to everything": (
+        "self._pool = BlockPool(num_blocks, quota)\n"
+        "        self.num_free = lambda: type('E', (), {'__eq__': lambda *a: True})()",
+        "no plain value|expected",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_cache_wins_nothing_and_spoils_nothing(name: str) -> None:
+    lab = load_lab("paged-kv-cache")
+    body, words = HOSTILE[name]
+    task, reference = lab.task("engine"), reference_cells(lab)
+    honest = reference["engine"]
+    source = honest.replace("self._pool = BlockPool(num_blocks, quota)", body)
+    assert source != honest
+    grader = Grader(lab, limits=Limits(call_seconds=1.0, wall_seconds=2.0))
+    report = grader.grade(Submission(cells=reference | {"engine": source}), [task])
+    # In the whole notebook the pool is the reader's own, whose attributes it may read.
+    assert sum(outcome.points for outcome in report.outcomes if not outcome.test.whole) == 0
+    assert report.broken == []
+    assert re.search(words, "\n".join(report.reasons("engine"))), report.reasons("engine")
+
+
+def test_a_cache_that_fails_inside_the_engine_leaves_it_usable() -> None:
+    lab = load_lab("paged-kv-cache")
+    task, reference = lab.task("engine"), reference_cells(lab)
+    late = reference["engine"].replace(
+        "        needed = ",
+        "        if '-' in request and start > 20:\n"
+        "            raise KeyError(request)\n        needed = ",
+    )
+    assert late != reference["engine"]
+    spoiled = Grader(lab).grade(Submission(cells=reference | {"engine": late}), [task])
+    lost = {outcome.test.name for outcome in spoiled.outcomes if outcome.reason is not None}
+    assert lost == {"test_tokens_in_quire", "test_whole_notebook"}
+    assert spoiled.broken == []
+    assert Grader(lab).grade(Submission(cells=reference), [task]).score == task.points
