@@ -257,8 +257,9 @@ labkit.check("names")
 # - `append` returns `{"new": blocks, "copies": [[source, target]]}`: the blocks added at the end,
 #   and the copy that must be made before the step writes. There is at most one: if the last block
 #   has room left for these tokens and may not be written, a new block takes its place in the
-#   table and the old one is released. Otherwise `copies` is empty, and with `count` 0 both are. The
-#   copy's target is the first block that an `append` takes from the pool.
+#   table, and the old one is released once all new blocks are taken, since it is copied from.
+#   Otherwise `copies` is empty, and with `count` 0 both are. The copy's target is the first block
+#   that an `append` takes from the pool.
 # - If there are too few free blocks for all of this, `append` returns `None` and the table and its
 #   length stay as they are.
 # - `fork` lets a new request, `child`, begin with the first `length` tokens of `parent`, in the
