@@ -39,16 +39,18 @@ def rectangle(student: Subject, variant: str) -> None:
     server.expect("schedule", want={"entries": [["b", 0, 9]], "padding": 0})
 
 
-def withdrawn(student: Subject, variant: str) -> None:
-    """One that is aborted in the batch is not answered."""
+def latecomer(student: Subject, variant: str) -> None:
+    """Whoever comes while a batch runs waits for the next, though a seat is free."""
     server = student.new("StaticScheduler", 2)
-    server.expect("add", "a", 2, 2, want=None)
-    server.expect("add", "b", 2, 9, want=None)
-    for _ in range(2):
-        server.call("schedule")
-        server.call("update", [])
-    server.expect("abort", "b", want=["a"], because="a had said 2 tokens and waited for b")
     server.expect("schedule", want={"entries": [], "padding": 0})
+    server.expect("update", [], want=[])
+    server.expect("add", "a", 2, 2, want=None)
+    server.expect("schedule", want={"entries": [["a", 0, 2]], "padding": 0})
+    server.expect("add", "b", 3, 1, want=None)
+    server.expect("update", [], want=[])
+    server.expect("schedule", want={"entries": [["a", 2, 1]], "padding": 0})
+    server.expect("update", [], want=["a"], because="it has said 2 tokens")
+    server.expect("schedule", want={"entries": [["b", 0, 3]], "padding": 0})
 
 
 # ---- continuous
@@ -166,7 +168,7 @@ def gives_way(student: Subject, variant: str) -> None:
 
 
 CHECKS = {
-    "static": [rectangle, withdrawn],
+    "static": [rectangle, latecomer],
     "continuous": [joins, shares, taken_back],
     "chunked": [cuts, order],
     "engine": [blocks, gives_way],

@@ -24,7 +24,6 @@ class Row:
     output: int
     said: int = 0
     done: bool = False
-    withdrawn: bool = False
 
 
 class StaticScheduler:
@@ -40,14 +39,6 @@ class StaticScheduler:
             if row.name == request:
                 raise ValueError("it is here already: " + request)
         self.line.append(Row(request, prompt, output))
-
-    def abort(self, request: str) -> list[str]:
-        """End a request early; return the requests answered now."""
-        for row in self.rows:
-            if row.name == request:
-                row.done = row.withdrawn = True
-        self.line = [row for row in self.line if row.name != request]
-        return self.close()
 
     def schedule(self) -> dict:
         """Return the next step."""
@@ -76,13 +67,9 @@ class StaticScheduler:
             if not row.done:
                 row.said += 1
                 row.done = row.said >= row.output or row.name in ended
-        return self.close()
-
-    def close(self):
-        """Answer if the batch is through."""
         if not all(row.done for row in self.rows):
             return []
-        answered, self.rows = [row.name for row in self.rows if not row.withdrawn], []
+        answered, self.rows = [row.name for row in self.rows], []
         return answered
 
 

@@ -1,9 +1,64 @@
-"""The lab on batching."""
+"""The lab on batching, and the judge of its frontier task."""
 
 from __future__ import annotations
 
+from types import ModuleType
+
+import pytest
 from lab_suite import LabSuite
+
+from labkit.lab import import_folder, load_lab
+from labkit.subject import Wrong
+
+BY_HOPE = """
+def policy(budget, block, wishes, now):
+    whole = budget  # and a step with it takes about 15 ms
+
+    def order(i):
+        wish = wishes[i]
+        late = now + wish["count"] / whole * 0.015 > wish["due"]
+        return not wish["decode"], late and wish["count"] > 300, wish["count"]
+
+    given = [0] * len(wishes)
+    for i in sorted(range(len(wishes)), key=order):
+        given[i] = min(wishes[i]["count"], budget)
+        budget -= given[i]
+    return given
+"""
 
 
 class TestBatching(LabSuite):
     slug = "batching"
+
+
+@pytest.fixture(scope="module")
+def frontier() -> ModuleType:
+    return import_folder(load_lab("batching").folder, "frontier_of_batching", "frontier")
+
+
+def test_a_policy_earns_what_it_gains_over_the_shortest_first(frontier: ModuleType) -> None:
+    assert 0 < frontier.judge(BY_HOPE, seed=4) <= 10
+
+
+def test_the_starter_has_the_frontier_cell(frontier: ModuleType) -> None:
+    lab = load_lab("batching")
+    assert "def policy" in frontier.policy_cell(lab.folder / f"{lab.slug}.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return [budget + 1] * len(wishes)", "expected counts within 256"),
+        ("return [budget] + [0] * (len(wishes) - 1)", "expected at most"),
+        ("return [0] * len(wishes)", "expected counts within 256"),
+        ("return [True] * len(wishes)", "expected counts within 256"),
+        ("raise SystemExit", "SystemExit"),
+        ("return open('/etc/passwd')", "Error"),
+    ],
+)
+def test_a_policy_without_usable_counts_is_told_so(
+    frontier: ModuleType, body: str, words: str
+) -> None:
+    source = f"def policy(budget, block, wishes, now):\n    {body}\n"
+    with pytest.raises(Wrong, match=words):
+        frontier.judge(source, seed=0)

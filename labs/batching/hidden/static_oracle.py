@@ -21,14 +21,6 @@ class StaticOracle:
             raise ValueError(request)
         self.queue.append((request, prompt, output))
 
-    def abort(self, request: str) -> list[str]:
-        """End one early."""
-        self.queue = [item for item in self.queue if item[0] != request]
-        for row in self.rows:
-            if row["name"] == request:
-                row["open"], row["answer"] = False, False
-        return self._through()
-
     def schedule(self) -> dict[str, Any]:
         """The next step."""
         if not self.rows:
@@ -52,7 +44,7 @@ class StaticOracle:
         for i in sorted(chosen):
             name, prompt, output = self.queue[i]
             row = {"name": name, "prompt": prompt, "output": output}
-            self.rows.append(row | {"said": 0, "open": True, "answer": True})
+            self.rows.append(row | {"said": 0, "open": True})
         self.queue = [item for i, item in enumerate(self.queue) if i not in chosen]
 
     def update(self, ended: list[str]) -> list[str]:
@@ -61,11 +53,8 @@ class StaticOracle:
             if row["open"]:
                 row["said"] += 1
                 row["open"] = row["name"] not in ended and row["said"] < row["output"]
-        return self._through()
-
-    def _through(self) -> list[str]:
         if any(row["open"] for row in self.rows):
             return []
-        answers = [row["name"] for row in self.rows if row["answer"]]
+        answers = [row["name"] for row in self.rows]
         self.rows = []
         return answers

@@ -66,23 +66,3 @@ def test_answers_together(student, variant):
     _run(twin, 3)
     twin.call("add", "r0", 2, 1, because="an answered request may come again")
     _run(twin, 2)
-
-
-def test_aborted(student, variant):
-    """A waiting one leaves; one of the batch stays a row without an entry and an answer."""
-    twin = _server(student, 3, [(4, 3), (4, 1), (4, 5), (4, 2)])
-    twin.call("abort", "nobody")
-    twin.call("abort", "r3")
-    _run(twin, 1)
-    twin.call("abort", "r2")
-    twin.call("add", "r2", 1, 1)
-    twin.call("add", "r3", 1, 1)
-    twin.call("schedule")
-    twin.call("abort", "r0", because="r1 had finished and is answered now")
-    twin.call("update", [])
-    _run(twin, 2)
-    twin.call("add", "x", 3, 9)
-    twin.call("schedule")
-    twin.call("abort", "x", because="the only one of its batch")
-    twin.call("update", [])
-    _run(twin, 1)

@@ -23,11 +23,6 @@ class StaticScheduler:
             raise ValueError(f"request_id={request!r} has not ended yet")
         self._waiting[request] = (prompt, output)
 
-    def abort(self, request: str) -> list[str]:
-        self._waiting.pop(request, None)
-        self._running.pop(request, None)
-        return []
-
     def schedule(self) -> dict:
         while self._waiting and len(self._running) < self._num_seats:
             request = next(iter(self._waiting))
