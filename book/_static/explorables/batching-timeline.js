@@ -16,13 +16,12 @@ const TITLES = {
 const mean = (values) => values.reduce((total, value) => total + value, 0) / values.length;
 const ms = (value) => `${number(Number(value.toPrecision(3)))} ms`;
 
-/** What users and seats see of one mode: TTFTs, gaps between tokens, the end, seats in use. */
-export function summarize({ steps, token_times: times }, arrivals, seats) {
+/** What users see of one mode: TTFT, gaps between tokens, latency, the end; all in ms. */
+export function summarize({ steps, token_times: times }, arrivals) {
   const ttfts = times.map((each, i) => each[0] - arrivals[i][0]);
   const gaps = times.flatMap((each) => each.slice(1).map((time, i) => time - each[i]));
-  return { meanTtft: mean(ttfts), longestGap: Math.max(...gaps), meanGap: mean(gaps),
-    end: steps.at(-1)[1], steps: steps.length,
-    seatsUsed: mean(steps.map(([, , entries]) => entries.length / seats)) };
+  return { meanTtft: mean(ttfts), longestGap: Math.max(...gaps), end: steps.at(-1)[1],
+    meanLatency: mean(times.map((each, i) => each.at(-1) - arrivals[i][0])) };
 }
 
 class BatchingTimeline extends Explorable {
@@ -41,7 +40,7 @@ class BatchingTimeline extends Explorable {
   build(data) {
     this.data = data;
     this.sums = Object.fromEntries(data.modes.map((mode) =>
-      [mode.mode, summarize(mode, data.arrivals, data.seats)]));
+      [mode.mode, summarize(mode, data.arrivals)]));
     this.open = data.modes.filter(({ mode }) => mode !== "chunked");
     this.panel = html("div", { class: "panel", hidden: true });
     const { static: fixed, continuous } = this.sums;
@@ -87,8 +86,8 @@ class BatchingTimeline extends Explorable {
         key("output, a cell a step", "var(--c1)"), key("seats in use", "color-mix(in srgb, var(--c5) 60%, transparent)")),
       this.chart, this.second,
       html("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "The ways compared" },
-        html("table", {}, html("thead", {}, html("tr", {}, ...["", "mean TTFT", "longest gap",
-          "last token", "seats in use"].map((title) => html("th", { scope: "col" }, title || "way")))), this.rows)),
+        html("table", {}, html("thead", {}, html("tr", {}, ...["way", "mean TTFT", "longest gap",
+          "mean latency", "last token"].map((title) => html("th", { scope: "col" }, title)))), this.rows)),
       html("p", { class: "note" }, `Recorded on the engine with ${this.data.model}; each step takes what ` +
         `a step of its size takes with Qwen3-8B on an ${this.data.clock}.`));
     this.panel.hidden = false;
@@ -107,7 +106,7 @@ class BatchingTimeline extends Explorable {
     this.rows.replaceChildren(...this.open.map(({ mode }) => {
       const sum = this.sums[mode];
       return html("tr", { class: mode === name ? "chosen" : "" }, html("th", { scope: "row" }, mode),
-        ...[ms(sum.meanTtft), ms(sum.longestGap), ms(sum.end), `${Math.round(100 * sum.seatsUsed)} %`]
+        ...[ms(sum.meanTtft), ms(sum.longestGap), ms(sum.meanLatency), ms(sum.end)]
           .map((text) => html("td", {}, text)));
     }));
     this.stepper.go(this.mode.steps.length, false);
@@ -142,9 +141,9 @@ class BatchingTimeline extends Explorable {
     this.chart.replaceChildren(svg("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: bottom, y2: bottom }),
       ...waits, ...marks, ...labels, ...ticks, this.now);
     const sum = this.sums[this.mode.mode];
-    this.chart.setAttribute("aria-label", `Timeline of ${TITLES[this.mode.mode]}: ${sum.steps} steps, ` +
+    this.chart.setAttribute("aria-label", `Timeline of ${TITLES[this.mode.mode]}: ${steps.length} steps, ` +
       `mean time to first token ${ms(sum.meanTtft)}, longest gap between tokens ${ms(sum.longestGap)}, ` +
-      `${Math.round(100 * sum.seatsUsed)} % of the seats in use.`);
+      `mean latency ${ms(sum.meanLatency)}.`);
   }
 
   show(k, announce) {
