@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 import time
 from typing import Any
@@ -21,6 +22,7 @@ from quire.sampling.params import SamplingParams
 from quire.trace import Trace
 
 BLOCK_SIZE = 16
+REPEATS = 3
 FIRST = SamplingParams(max_tokens=1, temperature=0)
 
 
@@ -116,49 +118,56 @@ def preemption_rows(config: ModelConfig | str, device: torch.device) -> list[Row
         "cached": {},
         "swap": {"num_host_blocks": num_requests * blocks_each},
     }
-    rows = []
     params = SamplingParams(max_tokens=output, temperature=0, ignore_eos=True)
-    for way, options in ways.items():
-        trace = Trace()
-        llm = _load(config, device, trace=trace, **sizes, **options)
-        vocabulary = llm.model_config.vocab_size
-        times = []
-        for turn in range(2 if on_gpu else 3):  # the first one warms up
-            generator = random.Random(turn)
-            prompts = [
-                [generator.randrange(vocabulary) for _ in range(prompt)]
-                for _ in range(num_requests)
-            ]
-            trace.steps.clear()
+    traces = {way: Trace() for way in ways}
+    engines = {
+        way: _load(config, device, trace=traces[way], **sizes, **options)
+        for way, options in ways.items()
+    }
+    vocabulary = engines["swap"].model_config.vocab_size
+    seconds = dict.fromkeys(ways, math.inf)
+    for turn in range(1 + REPEATS):  # in turns; the first one warms up
+        generator = random.Random(turn)
+        prompts = [
+            [generator.randrange(vocabulary) for _ in range(prompt)] for _ in range(num_requests)
+        ]
+        for way, llm in engines.items():
+            traces[way].steps.clear()
             synchronize(device)
             begin = time.perf_counter()
             llm.generate(prompts, params, use_tqdm=False)
             synchronize(device)
-            times.append(time.perf_counter() - begin)
-        steps = [step.scheduled for step in trace.steps]
-        transfers = [transfer for step in steps for transfer in step.transfers]
-        rows.append(
-            Row(
-                f"preempt-{way}",
-                "seconds",
-                min(times[1:]),
-                "s",
-                {},
-                {
-                    "requests": num_requests,
-                    "prompt_tokens": prompt,
-                    "output_tokens": output,
-                    "needed_positions": num_requests * (prompt + output - 1),
-                    "computed_positions": sum(step.num_tokens for step in steps),
-                    "preemptions": sum(len(step.preempted_ids) for step in steps),
-                    "saved_blocks": sum(t.kind == "save" for t in transfers),
-                    "loaded_blocks": sum(t.kind == "load" for t in transfers),
-                },
-            )
+            if turn > 0:
+                seconds[way] = min(seconds[way], time.perf_counter() - begin)
+    return [
+        Row(
+            f"preempt-{way}",
+            "seconds",
+            seconds[way],
+            "s",
+            {},
+            {
+                "requests": num_requests,
+                "prompt_tokens": prompt,
+                "output_tokens": output,
+                "needed_positions": num_requests * (prompt + output - 1),
+                **_counts(trace),
+            },
         )
-        del llm
-        gc.collect()
-    return rows
+        for way, trace in traces.items()
+    ]
+
+
+def _counts(trace: Trace) -> dict[str, float]:
+    """Count what the steps of a run computed, took away and moved."""
+    steps = [step.scheduled for step in trace.steps]
+    kinds = [transfer.kind for step in steps for transfer in step.transfers]
+    return {
+        "computed_positions": sum(step.num_tokens for step in steps),
+        "preemptions": sum(len(step.preempted_ids) for step in steps),
+        "saved_blocks": kinds.count("save"),
+        "loaded_blocks": kinds.count("load"),
+    }
 
 
 def manager_of(llm: LLM) -> OffloadingKVCacheManager:
