@@ -832,7 +832,7 @@ for quota in (0, 20, 30, 40, NUM_BLOCKS):
 #
 # If you have written task 3, this cell runs it: four samples of each prompt, shared through your
 # `BlockTables`. The tokens must be quire's own. Compare the blocks with those of the same samples
-# sent as requests of their own; half of a prompt's last block is the only thing that is copied.
+# sent as requests of their own: only a prompt's last block, where it is not full, is copied.
 
 
 # %%
