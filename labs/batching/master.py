@@ -708,15 +708,21 @@ def run(make_scheduler):
     return {name: output.outputs[0].token_ids for name, output in outputs.items()}, row
 
 
-print("scheduler               steps  positions  padding  wait chat  read  longest  stall")
-expected, _ = run(None)
-for name, make_scheduler in {
+schedulers = {
     "static batch": static,
     "continuous": continuous(per_client=SEATS),
     "3 seats a client": continuous(),
-    "3 seats, budget 128": continuous(budget=128),
-    "3 seats, budget 32": continuous(budget=32),
-}.items():
+}
+try:
+    pack(1, 1, [], 1)
+except NotImplementedError:
+    print("task 3 is not written yet, so no budget is tried")
+else:
+    schedulers |= {f"3 seats, budget {n}": continuous(budget=n) for n in (128, 32)}
+
+print("scheduler               steps  positions  padding  wait chat  read  longest  stall")
+expected, _ = run(None)
+for name, make_scheduler in schedulers.items():
     tokens, row = run(make_scheduler)
     assert tokens == expected, name
     line = "{:<22} {:6} {:10} {:8} {:10.1f} {:5.1f} {:8} {:6}"

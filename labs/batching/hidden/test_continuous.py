@@ -12,8 +12,17 @@ MANY = 100
 NUMBERS = st.tuples(st.integers(0, 6), st.integers(0, 9), st.integers(0, 9))
 
 
+def without_seats(entries):
+    """The entries of a step, whichever their seats."""
+    if type(entries) is not list or not all(type(e) is list and len(e) == 4 for e in entries):
+        return entries
+    return [[name, start, count] for name, _, start, count in entries]
+
+
 class Day:
     """A scheduler with the steps that are in flight."""
+
+    view = staticmethod(without_seats)  # what is compared of a step
 
     def __init__(self, student, seats, per_client=MANY, patience=MANY):
         self.twin = Twin(
@@ -28,7 +37,7 @@ class Day:
 
     def plan(self, because=""):
         self.number += 1
-        entries = self.call("schedule", because=because)
+        entries = self.call("schedule", because=because, view=self.view)
         self.flying.append((self.number, [entry[0] for entry in entries]))
         return entries
 
@@ -83,6 +92,7 @@ def test_last_token(student, variant, outputs, ahead):
 def test_seats(student, variant, day):
     """A seat belongs to its request until it ends; then the smallest free one is taken."""
     steps = Day(student, 4)
+    steps.view = lambda entries: entries
     for i, number in enumerate(day):
         steps.add(f"r{i}", output=1 + number)
         steps.add(f"s{i}", output=5)
@@ -220,6 +230,7 @@ CALLS = st.tuples(st.sampled_from("aaapppputxr"), st.integers(0, 6), st.integers
 def test_any_day(student, variant, sizes, day):
     """Any order of calls, those that are refused included."""
     steps = Day(student, *sizes)
+    steps.view = lambda entries: entries
     for kind, which, number in day:
         name = f"r{which}"
         if kind == "a":
