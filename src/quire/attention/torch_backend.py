@@ -114,7 +114,7 @@ def _chunk(batch: AttentionBatch, i: int, window: int | None) -> _Chunk:
     first_block = first_key // batch.block_size
     table = batch.host.block_table[batch.host.rows[i], : -(-length // batch.block_size)]
     if first_key < first_seen:
-        table = _only_seen(table, np.array(first_seen), batch)
+        table = _only_seen(table, np.array([first_seen]), batch)
     blocks = _blocks(table[first_block:], device)
     mask = None
     if start > 0 or (window is not None and length > window):
@@ -161,10 +161,11 @@ def _decode(batch: AttentionBatch, singles: list[int], window: int | None) -> _D
 def _only_seen(
     table: NDArray[np.int32], first_seen: NDArray[np.int64], batch: AttentionBatch
 ) -> NDArray[np.int32]:
-    """Put the null block for blocks that lie between sinks and window: others may hold them."""
+    """Let blocks between sinks and window, which others may hold, read as the window's first."""
     begins = np.arange(table.shape[-1]) * batch.block_size
     seen = (begins + batch.block_size > first_seen) | (begins < batch.sinks)
-    return np.where(seen, table, 0)
+    first_column = np.maximum(first_seen, 0) // batch.block_size
+    return np.where(seen, table, np.take_along_axis(table, first_column, -1))
 
 
 def _blocks(ids: NDArray[np.int32], device: torch.device) -> Tensor | slice:

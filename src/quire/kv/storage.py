@@ -49,16 +49,16 @@ class LayerKV:
 
     def write(self, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store keys and values [num_tokens, num_kv_heads, head_size] at int64 `slots`."""
-        for x, place, scales in zip(
-            (key, value), self.slots, (self.key_scale, self.value_scale), strict=True
-        ):
-            if scales is None:
-                place.index_copy_(0, slots, x)
-            else:
-                codes, scale = quantize(x, place.dtype)
-                _as_bytes(place).index_copy_(0, slots, _as_bytes(codes))
-                block_size = scales.shape[2]
-                scales[slots // block_size, :, slots % block_size] = scale
+        keys, values = self.slots
+        if self.key_scale is None or self.value_scale is None:
+            keys.index_copy_(0, slots, key)
+            values.index_copy_(0, slots, value)
+            return
+        places = slots // self.key_scale.shape[2], slots % self.key_scale.shape[2]
+        for x, cache, scales in ((key, keys, self.key_scale), (value, values, self.value_scale)):
+            codes, scale = quantize(x, cache.dtype)
+            _as_bytes(cache).index_copy_(0, slots, _as_bytes(codes))
+            scales[places[0], :, places[1]] = scale
 
     def dequantized(self, blocks: Tensor | slice, dtype: torch.dtype) -> list[Tensor]:
         """Return keys and values of n blocks of codes, [n, block_size, num_kv_heads, head_size]."""
