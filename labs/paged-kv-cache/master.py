@@ -278,8 +278,8 @@ labkit.check("names")
 # `window` at least 1. `append` first lets go of the blocks that no token from position `length` on
 # sees, with the length from before this call: each is replaced by 0 in the table and released, and
 # may serve this very append. What was let go of stays so when `append` returns `None`, and `commit`
-# passes over it. If the next token after a `fork` or `truncate` would see, or lie in, a block that
-# was let go of, that raises `ValueError`, and nothing has changed.
+# passes over it. If a `fork` or `truncate` leaves in the table a block that was let go of, and that
+# the next token would see or lie in, it raises `ValueError`, and nothing has changed.
 # ### END VARIANT
 # ### BEGIN VARIANT swap
 # **Your engine** *swaps* requests out to `num_host_blocks` blocks of host memory, numbered from 0.
