@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import statistics
-import time
 from itertools import pairwise
 
 import torch
@@ -85,10 +84,10 @@ def step_ms(llm: LLM, batch: int) -> float:
 
 
 def busy_share(llm: LLM, batch: int) -> float:
-    """Return the share of the decode steps' wall time in which a kernel ran.
+    """Return the share of eight decode steps' time, in a profile, in which a kernel ran.
 
-    The profiler slows the host, so the share is the kernels' time from the profile over the
-    time of as many steps without it.
+    The time is the profile's own, from the first kernel to the end of the last, so the share
+    is at most 1; the profiler slows the host, so without it the gaps are no wider than here.
     """
     params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
     engine = llm.engine
@@ -97,11 +96,6 @@ def busy_share(llm: LLM, batch: int) -> float:
     for _ in range(8 + batch // 16):  # prompts first
         engine.step()
     torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for _ in range(8):
-        engine.step()
-    seconds = (time.perf_counter() - begin) / 8
-    torch.cuda.synchronize()  # what is in flight ends, so eight steps' kernels are profiled
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(8):
             engine.step()
@@ -113,7 +107,7 @@ def busy_share(llm: LLM, batch: int) -> float:
         for event in profile.events()
         if event.device_type.name == "CUDA"
     )
-    return covered(spans) / 1e6 / 8 / seconds
+    return covered(spans) / (max(end for _, end in spans) - spans[0][0])
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
