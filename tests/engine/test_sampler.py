@@ -183,7 +183,11 @@ def test_mixed_rows_draw_only_what_each_allows(
             min_p=own.min_p * (1 - 1e-5),
         )
         values = naive_sampling.penalised(row, own, prompt, output)
-        near_ties = abs(values[token] - max(values)) < 1e-4
+        near_ties = abs(values[token] - max(values)) < 1e-4 or any(
+            # A value a hair above an allowed one is its equal in the oracle's exponential.
+            share > 0 and 0 < abs(values[token] - value) < 1e-6
+            for value, share in zip(values, allowed, strict=True)
+        )
         assert (
             allowed[token] > 0
             or naive_sampling.distribution(row, loose, prompt, output)[token] > 0
