@@ -8,20 +8,16 @@ at a time. Traffic, machine and bonus are those of the notebook's own cells.
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
 from pathlib import Path
 from typing import Any
 
 from labkit.build import read_cells
+from labkit.frontier import run
 from labkit.lab import load_lab
 from labkit.sandbox import Child, Limits, Surroundings
 from labkit.subject import Subject, Wrong, in_child
-from labkit.variants import choose, read_key
 
 LAB = load_lab(Path(__file__).parent)
-MARK = re.compile(r"^# frontier: policy$", re.M)
 TRACES = 10
 LIMITS = Limits(wall_seconds=280.0, cpu_seconds=200)
 
@@ -55,31 +51,5 @@ def judge(source: str, seed: int) -> float:
         return float(machine["report"](policy, range(seed * TRACES, (seed + 1) * TRACES)))
 
 
-def policy_cell(notebook: Path) -> str:
-    """Return the policy's cell of a notebook.
-
-    Raises:
-        SystemExit: it has none.
-    """
-    for cell in json.loads(notebook.read_text("utf8"))["cells"]:
-        source = "".join(cell["source"])
-        if cell["cell_type"] == "code" and MARK.search(source):
-            return source
-    raise SystemExit(f"{notebook} has no cell with the line '# frontier: policy'")
-
-
-def main() -> None:
-    """Judge one notebook."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("notebook", type=Path)
-    parser.add_argument("--course-key-file", type=Path)
-    options = parser.parse_args()
-    key = None if options.course_key_file is None else read_key(options.course_key_file)
-    try:
-        judge(policy_cell(options.notebook), choose(LAB, key).seed)
-    except Wrong as wrong:
-        raise SystemExit(str(wrong)) from None
-
-
 if __name__ == "__main__":
-    main()
+    run(LAB, __doc__.partition("\n")[0], judge)

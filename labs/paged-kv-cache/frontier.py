@@ -9,22 +9,17 @@ and the bonus are those of the notebook's own cells.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from labkit.build import read_cells
+from labkit.frontier import run
 from labkit.lab import load_lab
 from labkit.sandbox import Child, Limits, Surroundings
 from labkit.subject import Subject, Wrong, in_child
-from labkit.variants import choose, read_key
 
 LAB = load_lab(Path(__file__).parent)
 TRACES = 3
-MARK = "# frontier: policy"
 
 
 class Driven:
@@ -75,31 +70,5 @@ def judge(source: str, seed: int) -> float:
         return float(namespace["report"](lambda: Driven(Subject(in_child(child))), seeds))
 
 
-def policy_cell(notebook: Path) -> str:
-    """Return the policy's cell of a notebook.
-
-    Raises:
-        SystemExit: it has none.
-    """
-    for cell in nbformat.read(notebook, as_version=4).cells:  # type: ignore[no-untyped-call]
-        if cell.cell_type == "code" and MARK in cell.source.split("\n"):
-            return str(cell.source)
-    raise SystemExit(f"{notebook} has no cell with the line {MARK!r}")
-
-
-def main() -> None:
-    """Judge one notebook."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("notebook", type=Path)
-    parser.add_argument("--course-key-file", type=Path)
-    arguments = parser.parse_args()
-    key = None if arguments.course_key_file is None else read_key(arguments.course_key_file)
-    try:
-        judge(policy_cell(arguments.notebook), choose(LAB, key).seed)
-    except Wrong as wrong:
-        raise SystemExit(str(wrong)) from None
-
-
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        main()
+    run(LAB, __doc__.partition("\n")[0], judge)

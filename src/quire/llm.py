@@ -43,7 +43,8 @@ class LLM:
             GPU, on a CPU enough for every running request at full length, within 4 GiB.
         gpu_memory_utilization: share of the GPU's memory that the engine may use.
         enable_prefix_caching: keep the blocks of ended requests for those that begin alike.
-        kv_cache_dtype: "int8" or "fp8" halves the cache and more; by default it has `dtype`.
+        kv_cache_dtype: "int8" or "fp8" stores a byte an element and a scale a token and head;
+            by default the cache has `dtype`.
         kv_window: a query sees the last so many positions; blocks before them are released.
         kv_sinks: with a window, the first so many positions are seen as well and kept.
         num_host_blocks: blocks in host memory for cached ones that the cache has no room for;

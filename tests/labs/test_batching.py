@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 from lab_suite import LabSuite
 
+from labkit.frontier import policy_cell
 from labkit.lab import import_folder, load_lab
 from labkit.subject import Wrong
 
@@ -40,9 +41,9 @@ def test_a_policy_earns_what_it_gains_over_the_shortest_first(frontier: ModuleTy
     assert 0 < frontier.judge(BY_HOPE, seed=4) <= 10
 
 
-def test_the_starter_has_the_frontier_cell(frontier: ModuleType) -> None:
+def test_the_starter_has_the_frontier_cell() -> None:
     lab = load_lab("batching")
-    assert "def policy" in frontier.policy_cell(lab.folder / f"{lab.slug}.ipynb")
+    assert "def policy" in policy_cell(lab.folder / f"{lab.slug}.ipynb")
 
 
 @pytest.mark.parametrize(
