@@ -6,11 +6,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-import nbformat
-
-from labkit.lab import Lab
+from labkit.lab import Lab, LabError
 from labkit.subject import Wrong
 from labkit.variants import choose, read_key
+from labkit.work import load_notebook
 
 MARK = "# frontier: policy"
 
@@ -19,11 +18,16 @@ def policy_cell(notebook: Path) -> str:
     """Return the source of the notebook's cell that has the line `# frontier: policy`.
 
     Raises:
-        SystemExit: it has none.
+        SystemExit: it has none, or the file is no notebook.
     """
-    for cell in nbformat.read(notebook, as_version=4).cells:  # type: ignore[no-untyped-call]
-        if cell.cell_type == "code" and MARK in cell.source.split("\n"):
-            return str(cell.source)
+    try:
+        cells = load_notebook(notebook)["cells"]
+    except LabError as error:
+        raise SystemExit(str(error)) from None
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and MARK in source.split("\n"):
+            return source
     raise SystemExit(f"{notebook} has no cell with the line {MARK!r}")
 
 
