@@ -56,7 +56,7 @@ def run(model: str, num_tokens: int = 256, num_threads: int = 2) -> list[Row]:
         return outputs
 
     rows = []
-    for case, batch, repeats in (("batch1", prompts[:1], 5), (f"batch{BATCH}", prompts, 1)):
+    for case, batch, repeats in (("batch1", prompts[:1], 12), (f"batch{BATCH}", prompts, 1)):
         seconds = interleaved_seconds(
             {
                 "quire": lambda batch=batch: llm.generate(batch, params),  # type: ignore[misc]

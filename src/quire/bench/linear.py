@@ -7,13 +7,15 @@ intensity, and the measured rates draw the roofline.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from quire.bench.measurement import Row
 from quire.bench.timing import graph_seconds, median_seconds
-from quire.layers.linear import Linear
+from quire.layers.linear import FBGEMM, Linear, OneDNN
 from quire.models.config import ModelConfig
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -42,32 +44,34 @@ def run(
         [Linear(n, {"out": m}, bias=False, dtype=dtype, device=device) for m, n in shapes]
         for _ in range(layers)
     ]
-    plain = [[layer.weight.detach().normal_(0.0, 0.02) for layer in four] for four in stack]
+    weights = [[_as_in_a_checkpoint(layer.weight) for layer in four] for four in stack]
     for four in stack:
         for layer in four:
             layer.method.finish_load(layer)  # packs a copy on a CPU
-    packed = stack[0][0].weight.layout != plain[0][0].layout
+    weight_bytes = 2 if isinstance(stack[0][0].method, FBGEMM) else dtype.itemsize
+    others = _alternatives(weights) if device.type == "cpu" else {}
     rows = []
     for num_tokens in tokens:
         inputs = [torch.randn(num_tokens, n, device=device, dtype=dtype) for _, n in shapes]
 
-        def engine(inputs: list[torch.Tensor] = inputs) -> None:
+        def products(
+            multiply: Callable[[torch.Tensor, Any], object],
+            stack: list[list[Any]],
+            inputs: list[torch.Tensor] = inputs,
+        ) -> None:
             for four in stack:
-                for x, layer in zip(inputs, four, strict=True):
-                    layer(x)
-
-        def torch_linear(inputs: list[torch.Tensor] = inputs) -> None:
-            for four in plain:
                 for x, weight in zip(inputs, four, strict=True):
-                    F.linear(x, weight)
+                    multiply(x, weight)
 
         with torch.inference_mode():
-            seconds = _seconds(engine, device)
-            plain_seconds = _seconds(torch_linear, device) if packed else None
+            seconds = _seconds(partial(products, lambda x, layer: layer(x), stack), device)
+            other_seconds = {
+                name: _seconds(partial(products, *other), device) for name, other in others.items()
+            }
         num_weights = sum(rows * columns for rows, columns in shapes)
         flops = 2 * num_tokens * num_weights
         activations = num_tokens * sum(rows + columns for rows, columns in shapes)
-        moved = (num_weights + activations) * dtype.itemsize
+        moved = num_weights * weight_bytes + activations * dtype.itemsize
         parameters = {
             "tokens": float(num_tokens),
             "intensity": flops / moved,
@@ -75,11 +79,24 @@ def run(
             "microseconds_per_layer": seconds / layers * 1e6,
         }
         rate = layers * flops / seconds / 1e12
-        baselines = {}
-        if plain_seconds is not None:
-            baselines["torch F.linear"] = layers * flops / plain_seconds / 1e12
+        baselines = {name: layers * flops / time / 1e12 for name, time in other_seconds.items()}
         rows.append(Row(f"m{num_tokens}", "TFLOPs", rate, "TFLOP/s", baselines, parameters))
     return rows
+
+
+def _as_in_a_checkpoint(weight: torch.Tensor) -> torch.Tensor:
+    """Fill a weight with random bfloat16 numbers, in its own dtype; return it."""
+    weight = weight.detach().normal_(0.0, 0.02)
+    return weight.copy_(weight.bfloat16())
+
+
+def _alternatives(weights: list[list[torch.Tensor]]) -> dict[str, tuple[Any, list[list[Any]]]]:
+    """What else multiplies by these float32 weights: a function and its form of them, by name."""
+    found: dict[str, tuple[Any, list[list[Any]]]] = {"torch F.linear": (F.linear, weights)}
+    if OneDNN.available():
+        pack, multiply = torch.ops.mkldnn._reorder_linear_weight, OneDNN.multiply
+        found["oneDNN"] = multiply, [[pack(weight) for weight in four] for four in weights]
+    return found
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

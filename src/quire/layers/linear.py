@@ -6,7 +6,7 @@ products. A checkpoint stores them apart, so a fused layer names its shards.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +69,7 @@ class OneDNN(Unquantized):
     """float32 weights on a CPU, packed into the blocks that oneDNN's kernels read.
 
     The plain product goes through the BLAS that torch was built with, which may know the
-    processor badly. On an AMD EPYC the packed form is more than twice as fast, at one token
-    as at hundreds (measurements/linear-cpu.json).
+    processor badly (measurements/linear-cpu.json compares the two).
     """
 
     @staticmethod
@@ -86,17 +85,76 @@ class OneDNN(Unquantized):
         layer.weight = nn.Parameter(packed, False)
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
-        """One matrix product; "none" asks for no activation after it."""
+        """One matrix product."""
+        return self.multiply(x, layer.weight, layer.bias)
+
+    @staticmethod
+    def multiply(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return x @ weight.T + bias; "none" asks for no activation after it."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise.default(
-            x, layer.weight, layer.bias, "none", [], ""
+            x, packed, bias, "none", [], ""
         )
         return product
 
 
+class FBGEMM(Unquantized):
+    """Weights that fit 16 bits kept in 16 bits, and multiplied in float32 by FBGEMM.
+
+    A decode step reads every weight once and is bound by that. Checkpoints come in bfloat16,
+    and a bfloat16 number from 2⁻¹⁴ to 2¹⁶ is a float16 number too: such weights are read as
+    they are, turned into float32 in registers, multiplied and summed in float32. Only the
+    smaller ones are rounded, by at most 2⁻²⁵.
+    """
+
+    @staticmethod
+    def available() -> bool:
+        """Whether torch has FBGEMM and uses it here (x86 with AVX2)."""
+        return torch.backends.quantized.engine in ("x86", "fbgemm") and hasattr(
+            torch.ops.quantized, "linear_dynamic_fp16"
+        )
+
+    @staticmethod
+    def suits(weight: Tensor) -> bool:
+        """Whether float16 loses no more of the matrix than the spacing of float32 numbers.
+
+        That is 2⁻²³ of its norm. Weights that were trained in float32 lose far more.
+        """
+        lost = torch.linalg.vector_norm(weight.half().float() - weight)
+        return bool(lost <= 2**-23 * torch.linalg.vector_norm(weight))
+
+    def finish_load(self, layer: Linear) -> None:
+        """Replace the weight by its packed copy, which only FBGEMM can read."""
+        layer.packed = torch.ops.quantized.linear_prepack_fp16(layer.weight.detach(), layer.bias)
+        layer.weight = nn.Parameter(layer.weight.new_empty(0), False)
+
+    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+        """One matrix product of float32 x, [num_tokens, in_features].
+
+        `op` is the operator itself: the call around it looks, in Python, whether `packed` is
+        a tracer's stand-in, which adds a third to a product of one token.
+        """
+        product: Tensor = torch.ops.quantized.linear_dynamic_fp16.op(x, layer.packed)
+        return product
+
+
+class CPUFloat32(Unquantized):
+    """float32 on a CPU: once a layer's weights are there, what multiplies fastest by them."""
+
+    def finish_load(self, layer: Linear) -> None:
+        """Hand the layer to FBGEMM, to oneDNN, or to torch's plain product."""
+        if FBGEMM.available() and FBGEMM.suits(layer.weight):
+            layer.method = FBGEMM()
+        elif OneDNN.available():
+            layer.method = OneDNN()
+        else:
+            layer.method = Unquantized()
+        layer.method.finish_load(layer)
+
+
 def unquantized_method(dtype: torch.dtype, device: torch.device) -> QuantMethod:
-    """Return what multiplies fastest by weights as they are, in this dtype on this device."""
-    if device.type == "cpu" and dtype == torch.float32 and OneDNN.available():
-        return OneDNN()
+    """Return what multiplies by weights as they are, in this dtype on this device."""
+    if device.type == "cpu" and dtype == torch.float32:
+        return CPUFloat32()
     return Unquantized()
 
 
@@ -108,6 +166,7 @@ class Linear(Layer):
 
     weight: Tensor
     bias: Tensor | None
+    packed: Any  # FBGEMM's own copy of the two, where it multiplies
 
     def __init__(
         self,

@@ -70,5 +70,6 @@ class Rotation:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn dimension i of x [num_tokens, heads, head_size] against i + head_size / 2."""
-    swapped = x.roll(x.shape[-1] // 2, dims=-1)  # the halves of each head, exchanged
+    half = x.shape[-1] // 2
+    swapped = torch.cat((x.narrow(-1, half, half), x.narrow(-1, 0, half)), dim=-1)
     return torch.addcmul(x * cos, swapped, sin)

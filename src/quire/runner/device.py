@@ -13,7 +13,7 @@ from quire.kv.storage import KVStorage
 from quire.layers.attention import StepMetadata
 from quire.models.decoder import Decoder
 from quire.runner.input_batch import InputBatch
-from quire.runner.staging import Staging
+from quire.runner.staging import Staging, Unstaged
 from quire.sampling.sampler import Sampler, SamplerOutput
 
 
@@ -29,7 +29,7 @@ class DeviceParts:
     layer_groups: list[int]  # the KV group of each layer
     windows: list[int | None]  # of each KV group
     batch: InputBatch
-    staging: Staging
+    staging: Staging | Unstaged
 
     def step_metadata(
         self, positions: Tensor, attention: list[object], slots: list[Tensor]

@@ -19,7 +19,7 @@ from quire.runner.decode_graphs import DecodeGraphs, Ending
 from quire.runner.device import Answers, DeviceParts
 from quire.runner.input_batch import InputBatch, TableUpdate
 from quire.runner.pending import PendingStep, PromptScores
-from quire.runner.staging import Staging
+from quire.runner.staging import make_staging
 from quire.sampling.sampler import Sampler, SamplerOutput, gather_logprobs
 from quire.sampling.tensors import SamplingTensors
 
@@ -51,7 +51,7 @@ class ModelRunner:
             layer_groups=layer_groups,
             windows=windows,
             batch=InputBatch(config, len(windows), model.config.vocab_size),
-            staging=Staging(
+            staging=make_staging(
                 _bytes_a_step(config, len(windows)), config.max_in_flight, config.device
             ),
         )
@@ -134,7 +134,8 @@ class ModelRunner:
         sampling = [entry for entry in entries if entry.samples]
         pending = PendingStep(output, sampling, prompt_scores=self._score_prompts(entries, hidden))
         if sampling:
-            self._sample(pending, hidden[lasts], rows[lasts], positions[lasts] + 1)
+            chosen = [x.index_select(0, lasts) for x in (hidden, rows, positions)]
+            self._sample(pending, chosen[0], chosen[1], chosen[2] + 1)
         return pending
 
     def _sample(

@@ -14,6 +14,25 @@ from torch import Tensor
 _ALIGNMENT = 16  # bytes; what a vectorised load wants
 
 
+def make_staging(num_bytes: int, num_buffers: int, device: torch.device) -> Staging | Unstaged:
+    """Return what brings at most `num_bytes` a step from the host to the device."""
+    return Unstaged() if device.type == "cpu" else Staging(num_bytes, num_buffers, device)
+
+
+class Unstaged:
+    """On a CPU a step's numbers are where the step reads them already."""
+
+    def begin(self) -> None:
+        """Nothing to prepare."""
+
+    def put(self, values: ArrayLike, dtype: type[np.generic]) -> Tensor:
+        """Return numbers as a tensor of their own."""
+        return torch.from_numpy(np.array(values, dtype=dtype))
+
+    def upload(self) -> None:
+        """Nothing to send."""
+
+
 class Staging:
     """Pinned host buffers, used in turn, and the device buffer they are copied to.
 
