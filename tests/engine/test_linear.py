@@ -33,7 +33,7 @@ def random(*shape: int, std: float = 0.02) -> torch.Tensor:
 
 
 @needs_fbgemm
-@pytest.mark.parametrize("num_tokens", [0, 1, 2, 7, 65])
+@pytest.mark.parametrize("num_tokens", [0, 1, 2, 7, 65, 1030])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_weights_of_16_bits_lose_nothing(num_tokens: int, with_bias: bool) -> None:
     """As close to the float64 product as any sum of 96 float32 products can be expected to be."""

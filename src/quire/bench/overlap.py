@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -19,7 +20,8 @@ from quire.models.config import ModelConfig
 from quire.sampling.params import SamplingParams
 
 CONTEXT = 256  # prompt tokens
-NUM_TOKENS = 48  # decode steps timed
+NUM_TOKENS = 72  # decode steps timed
+PROFILED_STEPS = 32
 
 
 def run(
@@ -52,7 +54,9 @@ def run(
         parameters: dict[str, float] = {"batch": batch}
         if device.type == "cuda":
             for name, llm in engines.items():
-                parameters[f"busy_share_{name}"] = busy_share(llm, batch)
+                profiled = profile(llm, batch)
+                parameters[f"busy_share_{name}"] = profiled.busy_share
+                parameters[f"profiled_ms_per_step_{name}"] = profiled.ms_per_step
         rows.append(
             Row(
                 f"batch{batch}",
@@ -83,31 +87,41 @@ def step_ms(llm: LLM, batch: int) -> float:
     return statistics.median(b - a for a, b in pairwise(known)) * 1e3
 
 
-def busy_share(llm: LLM, batch: int) -> float:
-    """Return the share of eight decode steps' time, in a profile, in which a kernel ran.
+@dataclass
+class Profiled:
+    """What a profile saw of decode steps."""
 
-    The time is the profile's own, from the first kernel to the end of the last, so the share
-    is at most 1; the profiler slows the host, so without it the gaps are no wider than here.
+    busy_share: float  # of the time from the first kernel to the end of the last
+    ms_per_step: float  # of the same time: the profiler slows the host
+
+
+def profile(llm: LLM, batch: int) -> Profiled:
+    """Profile decode steps, and count the time in which a kernel or a copy ran.
+
+    The time is the profile's own, so the share is at most 1. The profiler slows the host, so
+    without it the gaps are no wider than here.
     """
     params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)
     engine = llm.engine
     for index, ids in enumerate(prompts_of(llm, batch)):
         engine.add_request(f"profiled-{index}", ids, params)
-    for _ in range(8 + batch // 16):  # prompts first
+    prompt_steps = -(-batch * CONTEXT // (16 * CONTEXT))
+    for _ in range(prompt_steps + 8):
         engine.step()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(8):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        for _ in range(PROFILED_STEPS):
             engine.step()
         torch.cuda.synchronize()
     for index in range(batch):
         engine.abort_request(f"profiled-{index}")
     spans = sorted(
         (event.time_range.start, event.time_range.end)
-        for event in profile.events()
+        for event in found.events()
         if event.device_type.name == "CUDA"
     )
-    return covered(spans) / (max(end for _, end in spans) - spans[0][0])
+    whole = max(end for _, end in spans) - spans[0][0]  # microseconds
+    return Profiled(covered(spans) / whole, whole / PROFILED_STEPS / 1e3)
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
