@@ -63,9 +63,9 @@ class NoFreeBlocks(Exception):
 #
 # - A block that `allocate` gives out loses its name. If there are too few free blocks, `allocate`
 #   raises `NoFreeBlocks` and takes none.
-# - `acquire` adds a reference to each of `blocks`, free or not. A *use* of a block is an `acquire`
-#   of it since it got its name. A block that is free and has no name cannot be acquired, since
-#   nobody knows what it holds.
+# - `acquire` adds a reference to each of `blocks`, free or not; a list may name a block twice: two
+#   references. A *use* of a block is an `acquire` of it since it got its name, twice in a list two
+#   uses. A block that is free and has no name cannot be acquired, since nobody knows what it holds.
 # - `release` drops one reference of each of `blocks`, in this order; a list may name a block as
 #   often as it has references. A block without references is free and keeps its name.
 # - A client has at most `quota` free blocks with a name: when a release makes them more, the one
@@ -275,23 +275,24 @@ labkit.check("names")
 #
 # ### BEGIN VARIANT window
 # **Your model** has a *sliding window*: a token sees the latest `window` tokens, itself included,
-# `window` at least 1. `append` first lets go of the blocks that no token from position `length` on
-# sees, with the length from before this call: each is replaced by 0 in the table and released, and
-# may serve this very append. What was let go of stays so when `append` returns `None`, and `commit`
-# passes over it. If a `fork` or `truncate` leaves in the table a block that was let go of, and that
-# the next token would see or lie in, it raises `ValueError`, and nothing has changed.
+# `window` at least 1. `append` first, also with count 0, lets go of the blocks that no token from
+# position `length` on sees, with the length from before this call: each is replaced by 0 in the
+# table and released, and may serve this very append. What was let go of stays so when `append`
+# returns `None`, and `commit` passes over it. If a `fork` or `truncate` leaves in the table a block
+# that was let go of, and that the next token would see or lie in, it raises `ValueError`, and
+# nothing has changed.
 # ### END VARIANT
 # ### BEGIN VARIANT swap
 # **Your engine** *swaps* requests out to `num_host_blocks` blocks of host memory, numbered from 0.
 # `swap_out` moves the blocks that this table alone holds, to the free host blocks with the smallest
 # numbers, and returns the moves in the order of the table, `[block, host block]`; each moved block
-# is replaced by 0 in the table and released. A block that another table holds stays where it is,
-# since moving it would free nothing. `swap_in` gives every 0 a new block and returns the moves in
-# the order of the table, `[host block, block]`; the host blocks are free again. Both return `None`,
-# and nothing has changed, when there is too little room. A request with nothing to move is swapped
-# out all the same. One that is swapped out can only be swapped in or freed: `append`, `fork` from
-# it, `truncate`, `commit` and `swap_out` raise `ValueError`, and so does `swap_in` of one that is
-# not.
+# is replaced by 0 in the table and released, and a block that moves loses its name. A block that
+# another table holds stays where it is, since moving it would free nothing. `swap_in` gives every 0
+# a new block and returns the moves in the order of the table, `[host block, block]`; the host
+# blocks are free again. Both return `None`, and nothing has changed, when there is too little room.
+# A request with nothing to move is swapped out all the same. One that is swapped out can only be
+# swapped in or freed: `append`, `fork` from it, `truncate`, `commit` and `swap_out` raise
+# `ValueError`, and so does `swap_in` of one that is not.
 # ### END VARIANT
 # ### BEGIN VARIANT beam
 # **Your engine** searches with *beams*. `reorder` takes requests, `beams`, and for each of them the
@@ -923,8 +924,9 @@ else:
 # **Specification.** A `Policy` is told of every request with `served`, and names the block to
 # evict with `victim`. It is judged by the share of blocks that are found on traces of the kind
 # below, with other seeds and mixtures, driven from outside one request after another: it never sees
-# the future. The bonus is 10 points times the share of the gap that it closes, on average over the
-# traces, from the better of the two baselines to an order that knows the future.
+# the future. The cache holds 60 blocks, the `capacity` of `simulate`. The bonus is 10 points times
+# the share of the gap that it closes, on average over the traces, from the better of the two
+# baselines to an order that knows the future; a trace without a gap does not count.
 #
 # - `served(client, blocks, found)`: a request was served; `blocks` are its blocks in order, all of
 #   them cached now, and the first `found` of them were cached before.
@@ -1054,9 +1056,11 @@ def report(make_policy, seeds):
         trace = make_trace(seed)
         old, used = simulate(LeastRecent(), trace), simulate(LeastUsed(), trace)
         yours, best = simulate(make_policy(), trace), simulate(Clairvoyant(trace), trace)
-        closed.append((yours - max(old, used)) / (best - max(old, used)))
+        gap = best - max(old, used)
+        if gap > 0:  # else nothing is to be closed
+            closed.append((yours - max(old, used)) / gap)
         print(f"{seed % 10_000:4}  {old:12.1%}  {used:10.1%}  {yours:5.1%}  {best:18.1%}")
-    bonus = min(10.0, max(0.0, 10 * sum(closed) / len(closed)))
+    bonus = min(10.0, max(0.0, 10 * sum(closed) / max(len(closed), 1)))
     print(f"bonus: {bonus:.1f} of 10")
     return bonus
 

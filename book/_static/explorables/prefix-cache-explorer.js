@@ -99,7 +99,8 @@ class PrefixCacheExplorer extends Explorable {
         "without it there is nothing to sample from. An index over single tokens (a radix tree) " +
         "would find every token up to the first difference."));
     this.panel.hidden = false;
-    new ResizeObserver(() => { if (this.drawn !== this.perRow()) this.update(false); }).observe(this);
+    this.resize = new ResizeObserver(() => { if (this.drawn !== this.perRow()) this.update(false); });
+    this.resize.observe(this);
     this.update(false);
   }
 
@@ -132,7 +133,15 @@ class PrefixCacheExplorer extends Explorable {
       `${LETTERS[i]}: ${hitTokens} of ${tokens.length} found`).join("; ")), 600);
   }
 
-  disconnectedCallback() { clearTimeout(this.saying); }
+  connectedCallback() {
+    super.connectedCallback();
+    this.resize?.observe(this); // moved in the page after it was built
+  }
+
+  disconnectedCallback() {
+    clearTimeout(this.saying);
+    this.resize?.disconnect();
+  }
 
   /** One prompt's blocks in rows of 32 cells, of 16 on a phone; a block may go on below. */
   draw({ tokens, shown, names, hits, extraKeys }, index, size) {
