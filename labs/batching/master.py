@@ -744,8 +744,9 @@ for name, make_scheduler in schedulers.items():
 # ### BEGIN SOLUTION
 # All schedulers compute 3,303 positions, but the static batch spreads them over 85 steps and the
 # continuous scheduler over 59: a row whose answer is done stays empty until the longest of its
-# batch is done, which is most of the 1,447 padding, and a question that comes meanwhile waits for
-# the next batch, 32 steps in the mean. With joining at every step one row brings a prompt of 260
+# batch is done, and a question that comes meanwhile waits for the next batch, 32 steps in the mean.
+# Those rows are the smaller part of the 1,447 padding; the larger one is short questions in a batch
+# whose first step is as wide as a text. With joining at every step one row brings a prompt of 260
 # positions and its neighbours bring one each, so a rectangle would hold 9,108 positions of nothing,
 # three times the work; only an engine that computes rows of unlike length profits. Three seats a
 # client let no question wait (0.0 steps in place of 9.8), and the readers pay, 21.5 in place of
@@ -768,13 +769,14 @@ for name, make_scheduler in schedulers.items():
 # texts with them.
 #
 # **Specification.** `policy` returns how many tokens each wish gets, at most its `count`, at least
-# 1 and at most `budget` in all. A wish has the fields of task 3, with `now` and `since` in seconds,
-# and `due`: until then its first token, or the next one of a decode, has to come. There are no
-# block borders here and no one best answer known; nothing of it is judged with the other tasks.
+# 1 and at most `budget` in all. A wish has `request`, `count`, `decode` and `since` as in task 3,
+# with `now` and `since` in seconds, and `due`: until then its first token, or the next one of a
+# decode, has to come. There are no block borders here and no one best answer known; nothing of it
+# is judged with the other tasks.
 #
-# On the ten traces below prompts in order of arrival reach a mean goodput of 0.31, the shortest
-# first 0.85. `report` gives 3 points for every hundredth that yours is better, at most 10; your
-# instructor runs it on ten traces that you have not seen (`labs/batching/frontier.py`).
+# `report` prints the goodput of yours on ten traces beside that of the shortest prompt first, and
+# gives 3 points for every hundredth that your mean is better, at most 10; your instructor runs it
+# on ten traces that you have not seen (`labs/batching/frontier.py`).
 #
 # *Deliverable:* `policy`, and three sentences on why it is better, or what you tried. Leave the
 # line `# frontier: policy` in its cell.

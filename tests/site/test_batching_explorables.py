@@ -199,12 +199,13 @@ def test_timeline_by_keyboard(open_explorable: OpenExplorable, data: dict[str, A
     assert mode.locator("option").count() == 3  # chunked waits for its prediction
     assert "chunked" not in rows_of(element)
     mode.select_option("continuous")
+    status = element.get_by_role("status")
+    expect(status).to_contain_text("Timeline of continuous: join and leave at every step")
     steps = next(m["steps"] for m in timeline["modes"] if m["mode"] == "continuous")
     slider = element.get_by_role("slider")
     slider.focus()
     element.page.keyboard.press("Home")
     element.page.keyboard.press("ArrowRight")
-    status = element.get_by_role("status")
     expect(status).to_contain_text(f"Step 1 of {len(steps)}, 0 to")
     expect(status).to_contain_text(f"{timeline['arrivals'][0][1]} prompt tokens of request 1")
     tokens = sum(request[2] for request in timeline["arrivals"]) - len(timeline["arrivals"])
@@ -216,4 +217,5 @@ def test_timeline_by_keyboard(open_explorable: OpenExplorable, data: dict[str, A
     assert mode.input_value() == "chunked"
     assert mode.locator("option").count() == 4
     chunks = [step[2] for step in timeline["modes"][3]["steps"]]
-    assert max(sum(count for _, _, count in entries) for entries in chunks) <= 128
+    most = max(sum(count for _, _, count in entries) for entries in chunks)
+    assert most == timeline["modes"][3]["budget"] == 256  # the chapter's

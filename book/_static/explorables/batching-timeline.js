@@ -76,7 +76,10 @@ class BatchingTimeline extends Explorable {
           "since many short steps read the weights more often than one long one.";
       },
     });
-    this.modeSelect = html("select", { name: "mode", onchange: () => this.choose(this.modeSelect.value) });
+    this.modeSelect = html("select", { name: "mode", onchange: () => {
+      this.choose(this.modeSelect.value);
+      this.say(this.chart.getAttribute("aria-label"));
+    } });
     this.controls = html("div", { class: "panel" });
     this.status = html("p", { class: "status" });
     this.chart = svg("svg", { role: "img", style: "max-width: 46rem" });

@@ -18,7 +18,7 @@ from quire.resources import load_measurement
 
 MEASUREMENT = "steps-qwen3-8b-h200"
 NUM_SEATS = 4
-WHOLE_PROMPTS, CHUNK = 4096, 128  # token budgets of a step
+WHOLE_PROMPTS, CHUNK = 4096, 256  # token budgets of a step, those of the chapter
 MODES = (
     ("static", Gate("static", batch=NUM_SEATS), WHOLE_PROMPTS),
     ("dynamic", Gate("dynamic", batch=NUM_SEATS, window=0.05), WHOLE_PROMPTS),
