@@ -45,6 +45,7 @@ test: env check site  ## everything that needs no GPU: lint, types, engine, labs
 # GPU_JOBS=6 runs six tests at a time, for a GPU of 80 GB and more. Then, one by one, come
 # those that take all of its memory, the notebooks among them.
 test-gpu: env  ## the GPU tests and every notebook, on a GPU; nothing skips (GPU_JOBS=0)
+	@scripts/gpu_tools.sh
 	@$(BIN)/pytest --require-gpu -m "gpu and not whole_gpu" -n $(GPU_JOBS) --dist worksteal tests
 	@$(BIN)/pytest --require-gpu -m "whole_gpu or notebook" $(NBVAL) tests notebooks
 

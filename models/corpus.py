@@ -2,15 +2,18 @@
 
     python models/corpus.py --jobs 2
 
-reads the packages of `packages.py` from the running interpreter, cleans
-each file (`cleaning.py`), drops copies, splits by a fixed hash of the path, trains the tokenizer
-on the training files (`tokenizer.py`) and writes
+reads the packages of `packages.py` from the running interpreter, cleans each file
+(`cleaning.py`), drops copies, splits by a fixed hash of the path, trains the tokenizer on the
+training files (`tokenizer.py`) and writes
 
 - `models/corpus.json`: packages, versions, licences, counts, hashes (committed);
 - `models/heldout.jsonl.gz`: the held-out files themselves, for `evaluate.py` (committed), and
   `models/heldout-licences.txt.gz`, the licences under which they are passed on;
 - `models/corpus/{train,validation,heldout}.bin.xz`: token ids as little-endian uint16, each
   file preceded by `<|endoftext|>` (not committed).
+
+It stops where an installed version is not the one in `models/corpus.json`; `--any-version` makes
+another corpus of what is there.
 
 Copies. transformers' modelling files repeat each other function by function, and packages vendor
 one another, so equal files are not the whole problem. A *shingle* is three consecutive non-blank
@@ -26,6 +29,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import importlib.metadata
 import json
 import lzma
 import os
@@ -125,6 +129,23 @@ def collect(jobs: int) -> tuple[list[File], dict[str, Counter[str]]]:
     return kept, outcomes
 
 
+def version_differences() -> list[str]:
+    """Returns a line for each package that is not installed as `corpus.json` records it."""
+    recorded = {
+        row["name"]: row["version"]
+        for row in json.loads((MODELS / "corpus.json").read_text())["packages"]
+    }
+    lines = []
+    for package in PACKAGES:
+        try:
+            installed = installed_version(package)
+        except importlib.metadata.PackageNotFoundError:
+            installed = "not installed"
+        if installed != recorded.get(package):
+            lines.append(f"{package}: {installed}, recorded {recorded.get(package, 'nowhere')}")
+    return lines
+
+
 def digest(files: list[File]) -> str:
     """SHA-256 over the paths and texts in path order."""
     total = hashlib.sha256()
@@ -215,7 +236,17 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    jobs = parser.parse_args().jobs
+    parser.add_argument(
+        "--any-version", action="store_true", help="make another corpus, of what is installed here"
+    )
+    options = parser.parse_args()
+    if not options.any_version and (differences := version_differences()):
+        raise SystemExit(
+            "the corpus would not be the one that the models were trained on:\n  "
+            + "\n  ".join(differences)
+            + "\ninstall the recorded versions (models/README.md), or pass --any-version"
+        )
+    jobs = options.jobs
     files, outcomes = collect(jobs)
     record = manifest(files, outcomes)
     by_split = {split: [f for f in files if f.split == split] for split in SPLITS}

@@ -1,7 +1,7 @@
 """Find a Chromium for the browser tests, Lighthouse and the PDF, or install one.
 
 `python scripts/chromium.py` prints the path of one; `--install` fetches it if there is
-none: Debian's package as root, Playwright's own build otherwise.
+none: Debian's package as root, Playwright's own build where there is no such package.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -48,23 +49,38 @@ def find() -> str | None:
     return own if Path(own).is_file() else None
 
 
+DEBIAN = (
+    ("apt-get", "update", "-qq"),
+    ("apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"),
+)
+PLAYWRIGHT = (sys.executable, "-m", "playwright")
+
+
 def install() -> None:
     """Install a Chromium. Raises SystemExit, with one line to act on, if none came."""
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        commands = [
-            ["apt-get", "update", "-qq"],
-            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"],
-        ]
-    else:
-        commands = [[sys.executable, "-m", "playwright", "install", "chromium"]]
-    for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            detail = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            raise SystemExit(
-                f"no Chromium, and `{' '.join(command)}` failed ({' '.join(detail)}): "
-                "install Chromium or Chrome, or set CHROME to one"
-            )
+    root = os.geteuid() == 0
+    if root and shutil.which("apt-get") and all(_failure(command) is None for command in DEBIAN):
+        return
+    # Only root can install the system's libraries along with it.
+    command = (*PLAYWRIGHT, "install", *(["--with-deps"] if root else []), "chromium")
+    failure = _failure(command)
+    if failure is None and (path := find()):
+        failure = _failure((path, "--version"))
+    if failure is not None:
+        libraries = "" if root else " (its libraries: `sudo .venv/bin/playwright install-deps`)"
+        raise SystemExit(
+            f"no Chromium, and {failure}{libraries}: install Chromium or Chrome, "
+            "or set CHROME to one"
+        )
+
+
+def _failure(command: Sequence[str]) -> str | None:
+    """Run a command; return None, or the command and the last line of what it said."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return None
+    detail = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+    return f"`{' '.join(command)}` failed ({' '.join(detail)})"
 
 
 def main() -> None:

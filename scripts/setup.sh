@@ -16,17 +16,36 @@ if [ -x $venv/bin/python ] && [ -f $stamp ] && [ "$(cat $stamp)" = "$wanted" ]; 
     exit 0
 fi
 
-suits() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+accepted=$(sed -n 's/^requires-python = "\(.*\)"/\1/p' pyproject.toml)
+suits() {
+    "$1" -c '
+import re, sys
+for relation, major, minor in re.findall(r"(>=|<)\s*(\d+)\.(\d+)", sys.argv[1]):
+    bound = int(major), int(minor)
+    if (sys.version_info < bound) is (relation == ">="):
+        sys.exit(1)' "$accepted" 2>/dev/null
+}
+has_torch() { $venv/bin/python -c 'import torch' 2>/dev/null; }
+
+python=
 if [ ! -x $venv/bin/python ]; then
-    python=
-    for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.13}; do
+    # The versions that the tests run on come before whatever the machine calls python3.
+    for candidate in ${PYTHON:-python3.12 python3.11 python3 python3.13}; do
         if suits "$candidate"; then python=$candidate; break; fi
     done
-    [ -n "$python" ] || stop "no Python 3.11 or later found (${PYTHON:-python3}); install one or name it: make PYTHON=/path/to/python3.12"
+    [ -n "$python" ] || stop "no Python $accepted found (${PYTHON:-python3}); install one or name it: make PYTHON=/path/to/python3.12"
+fi
 
+if ! has_torch; then
+    need=4
+    if [ "$(uname -s)" = Linux ] && [ -z "${TORCH_INDEX:-}" ]; then
+        need=12  # the registry's build of torch brings CUDA libraries, packed and unpacked
+    fi
     free=$(df -Pk . | awk 'NR == 2 { print $4 }')
-    [ "$free" -ge 4000000 ] || stop "$((free / 1000)) MB free here; the environment and the build need 4 GB"
+    [ "$free" -ge $((need * 1000000)) ] || stop "$((free / 1000)) MB free here; the environment and the build need $need GB$([ $need = 4 ] || echo ' with the CUDA libraries of torch, 4 GB without: make TORCH_INDEX=<address of a CPU wheel index>')"
+fi
 
+if [ ! -x $venv/bin/python ]; then
     if ! "$python" -m venv $venv >/dev/null 2>&1; then
         rm -rf $venv
         # Debian splits venv off; as root we can fetch it, otherwise say what to fetch.
@@ -43,7 +62,7 @@ if [ ! -x $venv/bin/python ]; then
 fi
 
 if [ "$(uname -s)" = Linux ] && [ -z "${TORCH_INDEX:-}" ] && ! command -v nvidia-smi >/dev/null \
-    && ! $venv/bin/python -c 'import torch' 2>/dev/null; then
+    && ! has_torch; then
     say "no NVIDIA GPU here: where pip finds no CPU build of torch it downloads 3 GB of CUDA libraries; make TORCH_INDEX=<address of a CPU wheel index> avoids that"
 fi
 

@@ -23,6 +23,7 @@ EXECUTION_INPUTS = (
     "src/quire/**/*.toml",
     "models/**/*.json",
     "models/**/*.safetensors",
+    "models/*.gz",
     "measurements/*.json",
     "requirements.lock",
 )

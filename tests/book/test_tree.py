@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from pathlib import Path
 
 import bookmeta
 import pytest
@@ -86,3 +87,57 @@ def test_the_engines_named_in_production_sections_are_pinned() -> None:
         assert reference["chapter"] in slugs
         assert not reference["path"].startswith("/")
     assert {reference["chapter"] for reference in table["reference"]} == slugs
+
+
+# A file of each kind that an executed cell reads.
+INPUTS = {
+    "src/quire/**/*.py": "src/quire/layers/linear.py",
+    "src/quire/**/*.toml": "src/quire/analysis/hardware.toml",
+    "models/**/*.json": "models/quire-mini/config.json",
+    "models/**/*.safetensors": "models/quire-mini/model.safetensors",
+    "models/*.gz": "models/heldout.jsonl.gz",
+    "measurements/*.json": "measurements/linear-cpu.json",
+    "requirements.lock": "requirements.lock",
+}
+
+
+@pytest.mark.parametrize("pattern", bookmeta.EXECUTION_INPUTS)
+def test_what_a_cell_reads_decides_whether_it_runs_again(pattern: str, tmp_path: Path) -> None:
+    assert (ROOT / INPUTS[pattern]).is_file()
+    for name in INPUTS.values():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("one")
+    before = bookmeta.execution_hash(tmp_path)
+    assert bookmeta.execution_hash(tmp_path) == before
+    changed = tmp_path / INPUTS[pattern]
+    changed.write_text("two")
+    contents = bookmeta.execution_hash(tmp_path)
+    changed.rename(changed.with_name(f"another-{changed.name}"))
+    assert len({before, contents, bookmeta.execution_hash(tmp_path)}) == 3
+
+
+def test_the_files_that_pages_open_are_inputs_of_their_execution() -> None:
+    """A file named in a page's code or the engine's, such as `heldout.jsonl.gz`."""
+    covered = {path for pattern in bookmeta.EXECUTION_INPUTS for path in ROOT.glob(pattern)}
+    readers = [*sources.pages(), *(ROOT / "src" / "quire").rglob("*.py")]
+    named = {
+        name
+        for path in readers
+        for name in re.findall(r"\"([\w-]+\.[\w.]+)\"", path.read_text("utf8"))
+    }
+    opened = {path for path in (ROOT / "models").glob("*.*") if path.name in named}
+    assert opened
+    assert opened <= covered
+
+
+def test_a_benchmark_that_is_named_exists() -> None:
+    from quire.bench.command import TITLES
+
+    named = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for path in sources.files()
+        if path.suffix in {".md", ".ipynb", ".json", ".toml"} or path.name == "master.py"
+        for name in re.findall(r"quire bench ([a-z][a-z-]*)", path.read_text("utf8"))
+    }
+    assert named
+    assert not {(path, name) for path, name in named if name not in TITLES}

@@ -297,3 +297,23 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(CheckpointError, match=message):
         LLM("someone/model")
+
+
+def test_a_hub_name_is_fetched_and_read(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = checkpoint("qwen2")
+    asked = []
+
+    def fetch(name: str, *, allow_patterns: list[str]) -> str:
+        """Copy what the patterns allow, as the hub's client would."""
+        asked.append(name)
+        for pattern in allow_patterns:
+            for path in source.glob(pattern):
+                shutil.copy(path, tmp_path)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    fetched = LLM("someone/model", device="cpu").generate(GOOD, GREEDY)[0].outputs
+    assert asked == ["someone/model"]
+    assert fetched == LLM(source, device="cpu").generate(GOOD, GREEDY)[0].outputs

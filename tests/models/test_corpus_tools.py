@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import heapq
+import importlib.metadata
 import inspect
+import json
 import json.decoder
 import textwrap
 
@@ -145,6 +147,42 @@ def test_heads_and_prompts_are_fixed_and_heldout() -> None:
     prompts = evaluation_data.prompts(50, 128)
     assert {len(prompt) for prompt in prompts} == {128}
     assert len({tuple(prompt) for prompt in prompts}) == 50
+
+
+def test_another_version_of_a_package_stops_the_corpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = json.loads((corpus.MODELS / "corpus.json").read_text())["packages"]
+    installed = {row["name"]: row["version"] for row in rows}
+    collected: list[int] = []
+
+    def version(package: str) -> str:
+        if package not in installed:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return installed[package]
+
+    def collect(jobs: int) -> None:
+        collected.append(jobs)
+        raise KeyboardInterrupt  # far enough: nothing is written
+
+    monkeypatch.setattr(corpus, "installed_version", version)
+    monkeypatch.setattr(corpus, "collect", collect)
+    assert corpus.version_differences() == []
+
+    recorded = installed["numpy"], installed["rich"]
+    installed["numpy"] = "0.1"
+    del installed["rich"]
+    monkeypatch.setattr("sys.argv", ["corpus.py", "--jobs", "3"])
+    with pytest.raises(SystemExit, match="--any-version") as stopped:
+        corpus.main()
+    assert f"numpy: 0.1, recorded {recorded[0]}\n" in str(stopped.value)
+    assert f"rich: not installed, recorded {recorded[1]}\n" in str(stopped.value)
+    assert not collected
+
+    monkeypatch.setattr("sys.argv", ["corpus.py", "--jobs", "3", "--any-version"])
+    with pytest.raises(KeyboardInterrupt):
+        corpus.main()
+    assert collected == [3]
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 128), (2, 128, 64)])

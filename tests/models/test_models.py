@@ -187,10 +187,16 @@ def test_figures_meet_what_the_book_needs(evaluation: dict[str, Any]) -> None:
 
 def test_card_states_the_recorded_figures(evaluation: dict[str, Any]) -> None:
     card = (MODELS / "README.md").read_text()
-    bits, agreement = evaluation["bits_per_byte"], evaluation["agreement"]
+    agreement = evaluation["agreement"]
+    bits, without = evaluation["bits_per_byte"], evaluation["bits_per_byte_without_tests"]
+    everything = f"{bits['files']} held-out files, {bits['bytes'] / 1e6:.2f} MB"
+    rest = f"{(bits['bytes'] - bits['bytes_in_tests']) / 1e6:.2f} MB"
     rows = {
-        "Bits per byte": f"| {bits['quire-mini']:.3f} | {bits['quire-mini-draft']:.3f} |",
-        "Greedy agreement": f"| {agreement['rate']:.3f} ",
+        f"Bits per byte, {everything}": " | ".join(f"{bits[name]:.3f}" for name in NAMES),
+        f"Bits per byte without test suites, {rest}": " | ".join(
+            f"{without[name]:.3f}" for name in NAMES
+        ),
+        "Greedy agreement": f"| {agreement['rate']:.3f} of {agreement['positions']:,} positions |",
         "Completions with a match": f"| {sum(evaluation['scan']['matches'].values())} of 200 ",
         "Function heads": f"| {evaluation['function_heads']['parse']} of 100 ",
     }
@@ -201,6 +207,54 @@ def test_card_states_the_recorded_figures(evaluation: dict[str, Any]) -> None:
         line = next(line for line in card.split("\n") if line.startswith(f"| `{run['id']}`"))
         assert f"| {run['heldout_bits_per_byte']:.3f} |" in line
         assert f"| {run['tokens'] / 1e6:.0f} M |" in line
+        assert f"| {run['settings']['batch_tokens']:,} |" in line
+        assert f"| {run['validation_bits_per_byte']:.3f} |" in line
+
+
+def test_card_states_sizes_and_words_from_the_records(
+    models: dict[str, Any], evaluation: dict[str, Any], manifest: dict[str, Any]
+) -> None:
+    card = " ".join((MODELS / "README.md").read_text().split())
+    training = json.loads((MODELS / "training.json").read_text())
+    runs = {run["id"]: run for run in training["runs"]}
+    mini, draft = runs["quire-mini"], runs["quire-mini-draft"]
+    baseline, same = runs["baseline"], runs["shipped-same-budget"]
+    gain = 1 - same["heldout_bits_per_byte"] / baseline["heldout_bits_per_byte"]
+    train, tokens = manifest["splits"]["train"], manifest["tokens"]["train"]
+    weights = sum(path.stat().st_size for path in MODELS.glob("*/*.safetensors"))
+    agreement, bits = evaluation["agreement"], evaluation["bits_per_byte"]
+    configs = [models[name].config for name in NAMES]
+    cache = [4 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim for c in configs]
+    for words in (
+        f"{weights / 1e6:.1f} MB for both",
+        f"| Parameters | {mini['parameters']:,} | {draft['parameters']:,} |",
+        "| Layers | {} | {} |".format(*(c.num_hidden_layers for c in configs)),
+        "| Hidden size | {} | {} |".format(*(c.hidden_size for c in configs)),
+        "| Feed-forward size | {:,} | {:,} |".format(*(c.intermediate_size for c in configs)),
+        "| Head size | {} | {} |".format(*(c.head_dim for c in configs)),
+        "a token (bfloat16) | {:,} | {:,} |".format(*cache),
+        f"a token is {bits['bytes'] / bits['tokens']:.2f} bytes",
+        f"lowest prompt has {agreement['lowest_prompt']:.3f}",
+        f"highest {agreement['highest_prompt']:.3f}",
+        f"after each of {agreement['prompts']} held-out prompts of {agreement['prompt_tokens']} ",
+        f"{evaluation['scan']['tokens_each']} tokens each at temperature 1",
+        f"{evaluation['function_heads']['tokens_each']} greedy tokens",
+        f"{train['bytes'] / 1e6:.0f} MB of Python source in {train['files']:,} files",
+        f"{len(manifest['packages']) - 1} permissively licensed",
+        f"{tokens / 1e6:.1f} M tokens",
+        f"held-out shingles {100 * manifest['heldout_shingles_in_train']:.1f} % also stand",
+        f"needs {100 * gain:.1f} % fewer bits",
+        f"for {mini['tokens'] / same['tokens']:.1f} times the tokens",
+        f"{mini['tokens'] / tokens:.0f} passes over the corpus",
+        f"took {mini['seconds']:.0f} s and the draft {draft['seconds']:.0f} s",
+        f"torch {mini['torch'].split('+')[0]}",
+        *(
+            f"{'Python' if row['name'] == 'python' else 'pip'} {row['version']}"
+            for row in manifest["packages"]
+            if row["name"] in ("python", "pip")
+        ),
+    ):
+        assert words in card, words
 
 
 # Corpus.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import json
 import re
 from collections.abc import Iterator
 
@@ -187,6 +188,18 @@ def test_a_gpu_cell_shows_recorded_rows_and_their_hardware(notebook: Notebook) -
         assert "load_measurement(" in cell.source
         assert "recorded on NVIDIA" in printed(cell), "run the notebook on a CPU to commit it"
         assert "T4: not measured" in printed(cell)
+
+
+def test_a_recorded_date_is_that_of_its_measurement(notebook: Notebook) -> None:
+    """A measurement taken again makes the printed rows stale: `make notebooks`."""
+    for cell in notebook.code:
+        named = re.findall(r"""load_measurement\(["']([\w.-]+)["']\)""", cell.source)
+        files = [bookmeta.ROOT / "measurements" / f"{name}.json" for name in named]
+        dates = {json.loads(path.read_text("utf8"))["date"] for path in files}
+        shown = set(re.findall(r"recorded on [^\n]*?(\d{4}-\d\d-\d\d)", printed(cell)))
+        if "gpu" in tags(cell):
+            assert shown, f"no date beside the recorded rows of\n{cell.source}"
+        assert shown <= dates, f"printed {shown}, measured {dates}: run the notebook again"
 
 
 def test_a_figure_is_described_in_words(notebook: Notebook) -> None:

@@ -27,8 +27,12 @@ def run(
     dtype: torch.dtype,
     layers: int,
     tokens: tuple[int, ...] = TOKENS,
+    *,
+    compare: bool = True,
 ) -> list[Row]:
     """Time the four products of `layers` layers, each with weights of its own.
+
+    `compare` also times what else multiplies on a CPU.
 
     Enough layers keep the weights out of the last-level cache, as a whole model's are.
     """
@@ -49,7 +53,7 @@ def run(
         for layer in four:
             layer.method.finish_load(layer)  # packs a copy on a CPU
     weight_bytes = 2 if isinstance(stack[0][0].method, FBGEMM) else dtype.itemsize
-    others = _alternatives(weights) if device.type == "cpu" else {}
+    others = _alternatives(weights) if compare and device.type == "cpu" else {}
     rows = []
     for num_tokens in tokens:
         inputs = [torch.randn(num_tokens, n, device=device, dtype=dtype) for _, n in shapes]
