@@ -33,7 +33,7 @@ class BatchingTimeline extends Explorable {
     svg text { font-size: 10px; } select { width: 100%; }
     .status { min-height: 3em; }
     .scroll { overflow-x: auto; }
-    td { white-space: nowrap; } :is(th, td):last-child { padding-right: 0; }
+    th, td { padding: .25rem; font-size: .875rem; } :is(th, td):last-child { padding-right: 0; }
     tr.chosen th { color: var(--c1); }
   `;
 
