@@ -106,8 +106,7 @@ def profile(llm: LLM, batch: int) -> Profiled:
     engine = llm.engine
     for index, ids in enumerate(prompts_of(llm, batch)):
         engine.add_request(f"profiled-{index}", ids, params)
-    prompt_steps = -(-batch * CONTEXT // (16 * CONTEXT))
-    for _ in range(prompt_steps + 8):
+    for _ in range(-(-batch // 16) + 8):  # prompts first, 16 a step
         engine.step()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:

@@ -133,7 +133,7 @@ class FBGEMM(Unquantized):
         """One matrix product of float32 x, [num_tokens, in_features].
 
         `op` is the operator itself: the call around it looks, in Python, whether `packed` is
-        a tracer's stand-in, which adds a third to a product of one token.
+        a tracer's stand-in, which takes about 5 % of a step of one token.
         """
         multiply = torch.ops.quantized.linear_dynamic_fp16.op
         if len(x) <= FBGEMM.MOST_ROWS:
