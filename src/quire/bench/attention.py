@@ -81,6 +81,7 @@ def decode_row(case: DecodeCase, cache: LayerKV, backend: TritonAttention) -> Ro
     num_bytes = case.batch * case.length * BYTES_PER_KEY
     seconds = decode_seconds(case, cache, backend)
     baselines = {f"torch SDPA, {name}": time for name, time in _sdpa_decode(case, cache).items()}
+    baselines["gather, SDPA flash"] = _gather_seconds(case, cache)
     baselines["copy"] = _copy_seconds(num_bytes, cache)
     return Row(
         case.name,
@@ -190,6 +191,27 @@ def _sdpa_decode(case: DecodeCase, cache: LayerKV) -> dict[str, float]:
         "flash": _sdpa_seconds(dense, SDPBackend.FLASH_ATTENTION, causal=False),
         "cuDNN": _sdpa_seconds(dense, SDPBackend.CUDNN_ATTENTION, causal=False),
     }
+
+
+def _gather_seconds(case: DecodeCase, cache: LayerKV) -> float:
+    """Time the reference answer: copy the blocks side by side, then let torch attend."""
+    sets = _block_sets(case, cache)
+    group = case.num_heads // NUM_KV_HEADS
+    query = torch.randn(case.batch, NUM_KV_HEADS, group, HEAD_SIZE, dtype=DTYPE, device="cuda")
+    by_block = [x.transpose(1, 2) for x in (cache.key, cache.value)]  # [blocks, PAGE, KV, head]
+
+    def work() -> None:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            for blocks in sets:
+                key, value = (
+                    x.index_select(0, blocks.flatten())
+                    .view(case.batch, -1, NUM_KV_HEADS, HEAD_SIZE)[:, : case.length]
+                    .transpose(1, 2)
+                    for x in by_block
+                )
+                F.scaled_dot_product_attention(query, key, value)
+
+    return graph_seconds(work) / len(sets)
 
 
 def _sdpa_seconds(dense: Sequence[list[Tensor]], kernel: SDPBackend, *, causal: bool) -> float:

@@ -43,7 +43,7 @@ def load_rows(config: ModelConfig | str, device: torch.device) -> list[Row]:
     other out when it comes again. After the first round both are in host memory and nothing
     is saved any more. The baseline is an engine without a second tier, on the same prompts.
     """
-    contexts = (1024, 4096, 16384) if device.type == "cuda" else (128, 256, 512, 1024)
+    contexts = (256, 1024, 4096, 16384, 32768) if device.type == "cuda" else (128, 256, 512, 1024)
     longest = max(contexts)
     generator = random.Random(0)
     seconds: dict[tuple[bool, int], float] = {}
