@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from labkit.grade import Grader
+from labkit.intake import readable
 from labkit.lab import Lab, load_lab
 from labkit.notebook import Submission, read_submission, unreadable
 
@@ -43,8 +44,8 @@ def choose(folder: Path, lab: Lab) -> Submission:
     read = [(read_submission(path, lab), path) for path in paths]
     submission, chosen = max(read, key=lambda pair: len(pair[0].cells))
     if len(paths) > 1:
-        others = ", ".join(path.name for path in paths if path != chosen)
-        submission.notes.append(f"{chosen.name} is graded, not: {others}")
+        others = ", ".join(readable(path.name) for path in paths if path != chosen)
+        submission.notes.append(f"{readable(chosen.name)} is graded, not: {others}")
     return submission
 
 

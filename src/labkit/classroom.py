@@ -13,8 +13,8 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,11 +24,12 @@ from datetime import datetime
 from pathlib import Path
 
 from labkit.grade import Grader
-from labkit.intake import HandIn, folder_name
+from labkit.intake import UNREADABLE, HandIn, folder_name
 from labkit.lab import Lab, LabError, load_lab
 from labkit.notebook import Submission, parse, unreadable
 from labkit.record import Record, read_record, record_of, submission_of
 from labkit.report import BROKEN
+from labkit.sandbox import NoSandbox
 from labkit.variants import Choice
 
 JUDGES = (
@@ -117,6 +118,8 @@ def plan(handins: Iterable[HandIn], settings: Settings, out: Path) -> list[Job]:
 def plan_again(out: Path, settings: Settings, students: Iterable[str] = ()) -> list[Job]:
     """Plan to grade again what was handed in, or only that of some students.
 
+    A hand-in that the grader could not even read is left out: it takes its file, and `plan`.
+
     Raises:
         LabError: nothing is graded in `out`, or not for such a student.
     """
@@ -128,7 +131,7 @@ def plan_again(out: Path, settings: Settings, students: Iterable[str] = ()) -> l
         raise LabError(f"{out} holds no grades{whose}")
     jobs = []
     for path, record in known.items():
-        if not wanted or record.student in wanted:
+        if record.verdicts and (not wanted or record.student in wanted):
             time_of = datetime.fromisoformat(record.submitted) if record.submitted else None
             file = Path(record.file)
             handin = HandIn(record.student, file, None, record.attempt, time_of, record.marked_late)
@@ -139,7 +142,7 @@ def plan_again(out: Path, settings: Settings, students: Iterable[str] = ()) -> l
 def _file_digest(handin: HandIn) -> str:
     try:
         return hashlib.sha256(handin.read()).hexdigest()
-    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+    except UNREADABLE as error:
         return hashlib.sha256(str(error).encode()).hexdigest()
 
 
@@ -186,7 +189,7 @@ def _in_processes(jobs: list[Job], settings: Settings, processes: int) -> Iterat
             try:
                 yield pool.submit(grade_one, job, settings).result()
             except BrokenProcessPool:
-                yield _died(job, settings)
+                yield _broken(job, settings, DIED)
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
@@ -196,9 +199,18 @@ def _pool(processes: int) -> ProcessPoolExecutor:
 
 
 def _start_worker() -> None:
-    """A worker leaves Ctrl-C to the parent and keeps to one core."""
+    """A worker leaves Ctrl-C to the parent, keeps to one core and ends with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process once its parent has been killed; a pool alone would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @functools.cache  # a worker meets one lab and grades many hand-ins
@@ -208,11 +220,16 @@ def _grader(settings: Settings) -> Grader:
 
 
 def grade_one(job: Job, settings: Settings) -> Record:
-    """Grade a hand-in and write its record."""
+    """Grade a hand-in and write its record; a slip of the grader costs this hand-in alone."""
     start = time.perf_counter()
     grader = _grader(settings)
-    submission = job.again or read_handin(job.handin, grader.lab)
-    report = grader.grade(submission)
+    try:
+        submission = job.again or read_handin(job.handin, grader.lab)
+        report = grader.grade(submission)
+    except NoSandbox:  # no hand-in can be graded here
+        raise
+    except Exception as error:
+        return _broken(job, settings, f"{BROKEN}: {type(error).__name__}: {error}")
     seconds = time.perf_counter() - start
     record = record_of(job.handin, submission, report, seconds)
     record.file_digest, record.settings_digest = job.file_digest, job.settings_digest
@@ -224,14 +241,14 @@ def read_handin(handin: HandIn, lab: Lab) -> Submission:
     """Read a hand-in; never raises for what a student may have done to it."""
     try:
         submission = parse(handin.read(), lab)
-    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+    except UNREADABLE as error:
         submission = unreadable(lab, f"the file cannot be read: {error}")
     submission.student = handin.student
     return submission
 
 
-def _died(job: Job, settings: Settings) -> Record:
-    """The record of a hand-in at which the grader's own process ended."""
+def _broken(job: Job, settings: Settings, words: str) -> Record:
+    """The record of a hand-in at which the grader itself failed, and `words` say how."""
     lab, handin = settings.lab(), job.handin
     record = Record(
         lab=lab.slug,
@@ -244,8 +261,8 @@ def _died(job: Job, settings: Settings) -> Record:
         settings_digest=job.settings_digest,
         variant=settings.choice.variant,
         seconds=0.0,
-        broken=[DIED],
-        gradescope={"score": 0, "output": DIED, "tests": []},
+        broken=[words],
+        gradescope={"score": 0, "output": words, "tests": []},
     )
     record.write(job.path)
     return record

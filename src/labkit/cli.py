@@ -22,9 +22,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (LabError, NoSandbox) as error:
+    except (LabError, NoSandbox, OSError) as error:  # an OSError names the file
         print(f"labkit: {error}", file=sys.stderr)
         return 2
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--course", type=Path, metavar="FILE", help="course.toml with the rules")
         made.add_argument(
             "--jobs",
-            type=int,
+            type=_at_least_one,
             default=os.cpu_count() or 1,
             metavar="N",
             help="hand-ins graded at a time (default: %(default)s, one a core)",

@@ -26,7 +26,7 @@ from __future__ import annotations
 import csv
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -40,8 +40,8 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "course": ("roster",),
     "late": ("times", "grace_minutes", "percent_per_day", "closed_after_days"),
     "resubmission": ("counts", "at_most"),
-    "labs": (),
 }
+OF_A_LAB = ("due", "column")
 
 
 @dataclass(frozen=True)
@@ -127,18 +127,22 @@ def load_course(path: Path | None, slug: str) -> Course:
         raw = tomllib.loads(path.read_text("utf8"))
     except OSError as error:
         raise LabError(f"{path} cannot be read: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # no TOML, or no UTF-8
         raise LabError(f"{path}: {error}") from None
     for section, values in raw.items():
+        if section == "labs":
+            continue
         if section not in KNOWN:
-            raise LabError(f"{path}: [{section}] is not one of: {', '.join(KNOWN)}")
-        for key in values if KNOWN[section] else ():
-            if key not in KNOWN[section]:
-                raise LabError(f"{path}: [{section}] {key} is not one of {KNOWN[section]}")
+            raise LabError(f"{path}: [{section}] is not one of: {', '.join(KNOWN)}, labs")
+        _check_keys(path, section, values, KNOWN[section])
+    labs = raw.get("labs", {})
+    _check_keys(path, "labs", labs, labs)
+    for name, values in labs.items():
+        _check_keys(path, f"labs.{name}", values, OF_A_LAB)
     late, again = raw.get("late", {}), raw.get("resubmission", {})
-    lab = raw.get("labs", {}).get(slug, {})
-    times = late.get("times")
-    roster = raw.get("course", {}).get("roster")
+    lab = labs.get(slug, {})
+    times = _check(path, late, "times", str, None)
+    roster = _check(path, raw.get("course", {}), "roster", str, None)
     course = Course(
         due=_check(path, lab, "due", datetime, None),
         column=_check(path, lab, "column", str, None),
@@ -158,6 +162,15 @@ def load_course(path: Path | None, slug: str) -> Course:
     return course
 
 
+def _check_keys(path: Path, section: str, table: Any, known: Iterable[str]) -> None:
+    """A word that is misspelt must not count for a rule that is not there."""
+    if type(table) is not dict:
+        raise LabError(f"{path}: {section} is a table, not {table!r}: write [{section}]")
+    for key in table:
+        if key not in known:
+            raise LabError(f"{path}: [{section}] {key} is not one of: {', '.join(known)}")
+
+
 def _check(path: Path, table: dict[str, Any], key: str, kind: type, default: Any) -> Any:
     value = table.get(key, default)
     if value is not default and type(value) is not kind:
@@ -169,7 +182,7 @@ def _check(path: Path, table: dict[str, Any], key: str, kind: type, default: Any
 
 def _number(path: Path, table: dict[str, Any], key: str, default: float) -> float:
     value = table.get(key, default)
-    if type(value) not in (int, float) or value < 0:
+    if key in table and (type(value) not in (int, float) or not 0 <= value < math.inf):
         raise LabError(f"{path}: {key} is a number of at least 0, not {value!r}")
     return float(value)
 

@@ -7,7 +7,6 @@ nbgrader exports, `students.csv` for `nbgrader db student import`.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from labkit.lab import Lab
 from labkit.marks import Mark
 from labkit.record import Record
 from labkit.report import UNSAFE
+from labkit.tables import write_table
 
 NBGRADER = (
     "assignment", "duedate", "timestamp", "student_id", "last_name", "first_name", "email",
@@ -157,7 +157,7 @@ def write_tables(out: Path, results: Sequence[Result], lab: Lab, course: Course)
     canvas += [[*by_student[r.student].values(), f"{r.total:g}"] for r in results]
     absent = [{key: row.get(key, "") for key in IDENTITY} for row in course.roster]
     canvas += [[*row.values(), ""] for row in absent if tuple(row.values()) not in handed_in]
-    _write(out / "canvas.csv", canvas)
+    write_table(out / "canvas.csv", canvas)
 
     grades: list[list[str]] = [list(NBGRADER)]
     students = [["id", "last_name", "first_name", "email", "lms_user_id"]]
@@ -183,15 +183,5 @@ def write_tables(out: Path, results: Sequence[Result], lab: Lab, course: Course)
             ]
         )
         students.append([student, last, first, email, row["ID"]])
-    _write(out / "grades.csv", grades)
-    _write(out / "students.csv", students)
-
-
-def _write(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    with path.open("w", encoding="utf8", newline="") as file:
-        csv.writer(file).writerows([[_plain(cell) for cell in row] for row in rows])
-
-
-def _plain(cell: str) -> str:
-    """Keep a spreadsheet from taking a name out of a file's name for a formula."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+    write_table(out / "grades.csv", grades)
+    write_table(out / "students.csv", students)

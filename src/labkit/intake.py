@@ -8,19 +8,24 @@ Whose a file is, its name or its folder says, in the ways that course systems na
     Gradescope  submission_5678/lab.ipynb
     nbgrader    submitted/ada/<assignment>/lab.ipynb
     by hand     ada.ipynb or ada/lab.ipynb
+
+A folder that a course system made decides over all that lies in it, since what is in there was
+named by the student: who calls a file after somebody else hands in for nobody else.
 """
 
 from __future__ import annotations
 
+import lzma
 import re
 import stat
 import zipfile
-from collections import defaultdict
+import zlib
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 from labkit.lab import Lab, LabError
 from labkit.notebook import MAX_BYTES
@@ -29,10 +34,12 @@ SUFFIXES = (".ipynb", ".json")
 SKIPPED = {"__MACOSX", ".ipynb_checkpoints", ".git"}
 MAX_FILES = 5000  # in one zip
 MAX_TOTAL = 8 << 30  # bytes that one zip may unpack to
+MAX_FOLDER = 100  # bytes of a folder's name; file systems allow 255
+# What reading a file, or a file of a zip, may raise; an encrypted one a RuntimeError.
+UNREADABLE = (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 CANVAS = re.compile(r"(?P<student>[^_]+)(?P<late>_LATE)?_(?P<user>\d+)_(?P<id>\d+)_(?P<name>.+)")
-CANVAS_ATTEMPT = re.compile(r"-(\d+)\.(?:ipynb|json)$")
+CANVAS_ATTEMPT = re.compile(r"-(\d{1,4})\.(?:ipynb|json)$")
 MOODLE = re.compile(r"(?P<student>.+)_(?P<id>\d+)_assignsubmission_file_?.*")
-NBGRADER = re.compile(r"(?:^|/)submitted/(?P<student>[^/]+)/[^/]+/[^/]+$")
 GRADESCOPE = re.compile(r"submission_(?P<id>\d+)")
 
 
@@ -56,18 +63,19 @@ class HandIn:
     @property
     def name(self) -> str:
         """The file as a message should name it."""
-        return str(self.path) if self.member is None else f"{self.path.name}: {self.member}"
+        inside = "" if self.member is None else f": {self.member}"
+        return readable(f"{self.path.name}{inside}" if inside else str(self.path))
 
     @property
     def file_name(self) -> str:
         """The name that the student gave the file, as the student may read it."""
-        return PurePosixPath((self.member or self.path.name).replace("\\", "/")).name
+        return readable(PurePosixPath((self.member or self.path.name).replace("\\", "/")).name)
 
     def read(self) -> bytes:
         """The file's bytes; those of a file beyond the limit are not read but cut.
 
         Raises:
-            OSError, zipfile.BadZipFile, RuntimeError: it cannot be read, or is encrypted.
+            UNREADABLE: it cannot be read, is damaged or is encrypted.
         """
         if self.member is None:
             with self.path.open("rb") as file:
@@ -112,7 +120,7 @@ def _in_zip(path: Path, lab: Lab, problems: list[str]) -> Iterator[HandIn]:
     try:
         with _opened(path) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    except (OSError, zipfile.BadZipFile) as error:
+    except (*UNREADABLE, UnicodeDecodeError) as error:
         problems.append(f"{path.name} cannot be read as a zip: {error}")
         return
     if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_TOTAL:
@@ -121,7 +129,12 @@ def _in_zip(path: Path, lab: Lab, problems: list[str]) -> Iterator[HandIn]:
             f"bytes; {MAX_FILES} files and {MAX_TOTAL:,} bytes are allowed: unpack it by hand"
         )
         return
-    for entry in sorted(entries, key=lambda entry: entry.filename):
+    for name, count in Counter(entry.filename for entry in entries).items():
+        if count > 1:
+            words = f"{path.name} holds {count} files of the name {name}: the last one counts"
+            problems.append(readable(words))
+    named = {entry.filename: entry for entry in entries}
+    for _, entry in sorted(named.items()):
         inside = PurePosixPath(entry.filename.replace("\\", "/"))
         if not _hidden(inside) and not stat.S_ISLNK(entry.external_attr >> 16):
             yield _named(inside, path, entry.filename, _entry_time(entry), lab)
@@ -133,6 +146,17 @@ def _opened(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path, metadata_encoding="utf-8")
     except UnicodeDecodeError:  # as the format's first version has it: code page 437
         return zipfile.ZipFile(path)
+
+
+def readable(name: str) -> str:
+    """A name with escapes for what no page, table or terminal can show.
+
+    These are control characters, ends of lines, and bytes that are no UTF-8.
+    """
+    hidden = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(
+        c.encode("unicode_escape").decode() if category(c) in hidden else c for c in name
+    )
 
 
 def _without_strays(found: list[HandIn], problems: list[str]) -> list[HandIn]:
@@ -166,7 +190,16 @@ def _named(
     inside: PurePosixPath, path: Path, member: str | None, submitted: datetime | None, lab: Lab
 ) -> HandIn:
     """Say whose a file is, from its name, else from the folders it lies in."""
-    inside = PurePosixPath(normalize("NFC", str(inside)))  # macOS takes letters and accents apart
+    # macOS takes letters and accents apart.
+    inside = PurePosixPath(readable(normalize("NFC", str(inside))))
+    for index, part in enumerate(inside.parent.parts):  # from the outside in
+        below = inside.parts[index + 1 :]
+        if part == "submitted" and len(below) >= 3:  # student, assignment, file
+            return HandIn(below[0], path, member, 0, submitted)
+        moodle = MOODLE.fullmatch(part)
+        if moodle or GRADESCOPE.fullmatch(part):
+            student = f"{moodle['student']}_{moodle['id']}" if moodle else part
+            return HandIn(student, path, member, 0, submitted, from_course_system=True)
     canvas = CANVAS.fullmatch(inside.name)
     if canvas:
         attempt = CANVAS_ATTEMPT.search(inside.name)
@@ -179,15 +212,7 @@ def _named(
             marked_late=canvas["late"] is not None,
             from_course_system=True,
         )
-    nbgrader = NBGRADER.search(inside.as_posix())
-    if nbgrader:
-        return HandIn(nbgrader["student"], path, member, 0, submitted)
     folders = [part for part in reversed(inside.parent.parts) if part not in (lab.slug, ".", "")]
-    for part in folders:
-        moodle = MOODLE.fullmatch(part)
-        if moodle or GRADESCOPE.fullmatch(part):
-            student = f"{moodle['student']}_{moodle['id']}" if moodle else part
-            return HandIn(student, path, member, 0, submitted, from_course_system=True)
     stem = inside.name.removesuffix(inside.suffix)
     for ending in (".submit", ".save"):
         stem = stem.removesuffix(ending)
@@ -213,4 +238,4 @@ def _numbered(found: list[HandIn]) -> list[HandIn]:
 def folder_name(student: str) -> str:
     """A student's name as a folder is called: no separator, no leading dot, not empty."""
     plain = re.sub(r"[^\w@+.-]+", "-", student).strip(".-") or "student"
-    return plain[:100]
+    return plain.encode()[:MAX_FOLDER].decode(errors="ignore")

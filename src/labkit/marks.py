@@ -16,6 +16,7 @@ from pathlib import Path
 
 from labkit.lab import LabError, Written
 from labkit.record import Record
+from labkit.tables import as_given, write_table
 
 COLUMNS = ("answer", "student", "points", "of", "comment", "version")
 
@@ -45,9 +46,17 @@ def read_marks(path: Path, question: Written) -> dict[str, Mark]:
 
     Raises:
         LabError: points that are no number, below 0 or above the question's; names the row.
+            Or the file is not in UTF-8.
     """
     if not path.is_file():
         return {}
+    try:
+        return _read_marks(path, question)
+    except UnicodeDecodeError:
+        raise LabError(f"{path} is not in UTF-8: save it as CSV UTF-8") from None
+
+
+def _read_marks(path: Path, question: Written) -> dict[str, Mark]:
     marks = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
@@ -55,13 +64,14 @@ def read_marks(path: Path, question: Written) -> dict[str, Mark]:
         if missing:
             raise LabError(f"{path} has no column {' and no column '.join(missing)}")
         for line, row in enumerate(reader, 2):
-            student = row["student"]
+            student = as_given(row["student"])
             points = _points(row["points"] or "", f"{path}, line {line} ({student})", question)
+            number = row.get("answer") or ""
             marks[student] = Mark(
-                int(row.get("answer") or 0),
+                int(number) if number.isdecimal() else 0,
                 student,
                 points,
-                row.get("comment") or "",
+                as_given(row.get("comment") or ""),
                 row.get("version") or "",
             )
     return marks
@@ -114,21 +124,9 @@ def collect_answers(
 
 
 def _write(path: Path, question: Written, marks: Iterable[Mark]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    waiting = path.with_name(path.name + ".part")
-    with waiting.open("w", encoding="utf8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for mark in marks:
-            points = "" if mark.points is None else f"{mark.points:g}"
-            writer.writerow(
-                [
-                    mark.number,
-                    mark.student,
-                    points,
-                    f"{question.points:g}",
-                    mark.comment,
-                    mark.version,
-                ]
-            )
-    waiting.replace(path)
+    rows = []
+    for mark in marks:
+        points = "" if mark.points is None else f"{mark.points:g}"
+        of = f"{question.points:g}"
+        rows.append([mark.number, mark.student, points, of, mark.comment, mark.version])
+    write_table(path, [COLUMNS, *rows])

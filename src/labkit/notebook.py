@@ -18,15 +18,17 @@ from typing import Any
 
 from labkit.lab import Lab
 
-TASK_LINE = re.compile(r"^\s*#\s*task:\s*([\w-]+)\s*$", re.MULTILINE)
+# Blank space within one line: one that runs over lines takes hours for a million empty ones.
+TASK_LINE = re.compile(r"^[ \t]*#[ \t]*task:[ \t]*([\w-]{1,80})[ \t\r]*$", re.MULTILINE)
 WRITTEN_LINE = re.compile(r"<!--\s*written:\s*([\w-]+)\s*-->")
-MAGIC = re.compile(r"^(\s*)[%!]", re.MULTILINE)
+MAGIC = re.compile(r"^([ \t]*)[%!]", re.MULTILINE)
 CELLS_BEGIN = re.compile(r'"cells"\s*:\s*\[')
 # What a starter holds where an answer goes; nbgrader writes the second into its own.
 UNANSWERED = ("*Your answer here.*", "YOUR ANSWER HERE")
 MAX_BYTES = 512 << 20
 MAX_BRACKETS = 20_000_000  # lists and objects of a file: each costs the grader 64 bytes and more
 MAX_SOURCE = 200_000  # characters of one cell or answer
+MAX_QUOTED = 60  # characters that a note quotes of what the file says
 SUBMIT_FORMAT = 1
 
 
@@ -111,13 +113,16 @@ def _truncated(data: bytes, lab: Lab) -> Submission:
 
 def _collect_submit_file(lab: Lab, content: dict[str, Any]) -> Submission:
     """Take the cells out of what `labkit submit` or `labkit save` wrote."""
-    submission = Submission(variant=_dig(content, "variant"))
+    submission = Submission()
+    _note_variant(lab, submission, _dig(content, "variant"))
     if content["labkit"] != SUBMIT_FORMAT:
         submission.notes.append(
-            f"the file says format {content['labkit']!r}, read as format {SUBMIT_FORMAT}"
+            f"the file says format {_quoted(content['labkit'])}, read as format {SUBMIT_FORMAT}"
         )
     if content.get("lab") != lab.slug:
-        submission.notes.append(f"the file is of the lab {content.get('lab')!r}, not {lab.slug}")
+        submission.notes.append(
+            f"the file is of the lab {_quoted(content.get('lab'))}, not {lab.slug}"
+        )
     for task in lab.tasks:
         source = content["cells"].get(task.name)
         if type(source) is str:
@@ -133,7 +138,8 @@ def _collect_submit_file(lab: Lab, content: dict[str, Any]) -> Submission:
 
 def collect(lab: Lab, notebook: dict[str, Any], cells: list[Any]) -> Submission:
     """Take what is to be graded out of a notebook's JSON."""
-    submission = Submission(variant=_dig(notebook, "metadata", "labkit", "variant"))
+    submission = Submission()
+    _note_variant(lab, submission, _dig(notebook, "metadata", "labkit", "variant"))
     names = [task.name for task in lab.tasks]
     by_label: dict[str, str] = {}
     by_slip: dict[str, tuple[str, str]] = {}
@@ -167,7 +173,25 @@ def collect(lab: Lab, notebook: dict[str, Any], cells: list[Any]) -> Submission:
             words += f": taken for {meant}"
         submission.notes.append(words)
     _prepare_all(lab, submission, "in the notebook")
+    submission.notes = list(dict.fromkeys(submission.notes))  # a million copies are one sentence
     return submission
+
+
+def _note_variant(lab: Lab, submission: Submission, named: str | None) -> None:
+    """Take over the variant that a file names, where the lab has such a one."""
+    if named is None or named in lab.variants:
+        submission.variant = named
+    else:
+        known = ", ".join(lab.variants)
+        submission.notes.append(f"the file names the variant {_quoted(named)}, none of: {known}")
+
+
+def _quoted(value: Any) -> str:
+    """What a file says, short and printable, as a note quotes it."""
+    if type(value) in (list, dict):
+        return f"a {type(value).__name__}"
+    text = repr(value[:MAX_QUOTED] if type(value) is str else value)
+    return text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 1] + "…"
 
 
 def _label(cell: dict[str, Any]) -> str:

@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from labkit.child import to_wire
-from labkit.sandbox import Child, ChildLost, Request
+from labkit.child import from_wire, to_wire
+from labkit.sandbox import UNUSABLE, Child, ChildLost, Request
 
 OPERATIONS = ("call", "new", "method", "get")
 LINE = re.compile(r" \(line \d+ of the cell\)$")  # of the reference's, so none of the reader's
@@ -83,8 +83,12 @@ class Relay:
         """Answer a request of the reader's child, whatever it may have put into it."""
         if type(asked) is not dict or not self._is_allowed(asked):
             return {"error": "RuntimeError: a stand-in has no such request"}
+        try:  # what is too deep to be read there is too deep to be written here
+            request = {key: to_wire(from_wire(asked[key])) for key in FIELDS if key in asked}
+        except UNUSABLE as error:
+            return {"error": f"{type(error).__name__}: {error}"}
         try:
-            reply = self._child.request({key: asked[key] for key in FIELDS if key in asked})
+            reply = self._child.request(request)
         except ChildLost as lost:
             return {"error": f"RuntimeError: the reference's {asked['name']}: {lost}"}
         if "error" in reply:

@@ -8,7 +8,6 @@ DIR/students/<name>/feedback.html results.json attempt-<n>.json
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -21,6 +20,7 @@ from labkit.lab import Lab
 from labkit.marks import Mark, collect_answers
 from labkit.record import Record
 from labkit.similarity import Pair, alike
+from labkit.tables import write_table
 
 
 def publish(
@@ -88,8 +88,6 @@ def given_to_all(lab: Lab, variant: str) -> dict[str, str]:
 
 
 def _write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
-    with path.open("w", encoding="utf8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["task", "first", "second", "share", "characters in common"])
-        for pair in pairs:
-            writer.writerow([pair.task, pair.first, pair.second, f"{pair.share:.3f}", pair.length])
+    header = ["task", "first", "second", "share", "characters in common"]
+    rows = [[p.task, p.first, p.second, f"{p.share:.3f}", p.length] for p in pairs]
+    write_table(path, [header, *rows])

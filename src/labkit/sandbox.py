@@ -29,6 +29,8 @@ __all__ = ["Child", "ChildLost", "Limits", "NoSandbox", "StartTooSlow"]
 ENDED = "the process ended: it crashed, or the code ended it"
 START_SECONDS = 30.0  # for the interpreter to answer, on a busy machine too
 MAX_WORDS = 600  # characters of an error that reach a report
+# What reading the wire may raise, over whatever was written to it.
+UNUSABLE = (ValueError, KeyError, TypeError, RecursionError, MemoryError)
 MAX_CONTAINERS = 100_000  # lists and dicts of a reply: each costs the parent 64 bytes and more
 
 Request = dict[str, Any]
@@ -284,7 +286,7 @@ def _reply(reply: Request, number: int) -> Request:
         if type(args) is not list:
             raise ValueError("no list of arguments")
         return {"value": from_wire(reply["value"]), "args": args}
-    except (ValueError, KeyError, TypeError, RecursionError, MemoryError):
+    except UNUSABLE:
         raise ChildLost("the answer is not what the protocol allows") from None
 
 

@@ -82,7 +82,8 @@ def _number_difference(got: Any, want: float, tolerance: float) -> str | None:
 
 def _array_difference(got: Any, want: np.ndarray[Any, Any], tolerance: float) -> str | None:
     try:
-        given = np.asarray(got)
+        # NumPy would make room in every item of a list for the longest string in it.
+        given = np.asarray(got if _may_be_numbers(got) else None)
     except ValueError:  # lists of unlike lengths
         given = np.array(None)
     if given.dtype.kind not in "biuf":
@@ -101,6 +102,12 @@ def _array_difference(got: Any, want: np.ndarray[Any, Any], tolerance: float) ->
         f"at index {shown}: expected {float(want[place]):.6g}, got {float(given[place]):.6g} "
         f"({int(off.sum())} of {want.size} numbers are off)"
     )
+
+
+def _may_be_numbers(value: Any) -> bool:
+    if type(value) is list:
+        return all(map(_may_be_numbers, value))
+    return isinstance(value, bool | int | float | np.ndarray)
 
 
 def _kind(value: Any) -> str:

@@ -93,6 +93,9 @@ def test_the_file_with_most_cells_counts(small_lab: Lab, tmp_path: Path) -> None
     submission = choose_file(tmp_path, small_lab)
     assert set(submission.cells) == {"fit", "admit"}
     assert "work.ipynb is graded, not: empty.json" in submission.notes
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n.json")).write_text("{}")
+    note = choose_file(tmp_path, small_lab).notes[-1]
+    assert note == "work.ipynb is graded, not: empty.json, \\udcff\\n.json"
 
 
 def test_what_the_zip_holds(lab: Lab, small_lab: Lab, tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
 import sys
+import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,12 @@ import pytest
 
 from labkit import classroom, grading
 from labkit.build import build_notebook, notebook_text
-from labkit.classroom import Settings, grade_class, plan, records_in
+from labkit.classroom import Settings, grade_class, plan, plan_again, records_in
 from labkit.cli import main
 from labkit.intake import find_handins
 from labkit.lab import Lab, LabError
-from labkit.variants import choose
+from labkit.report import BROKEN
+from labkit.variants import choose, read_key
 
 
 def _totals(out: Path) -> dict[str, float]:
@@ -109,6 +113,9 @@ def test_a_process_that_dies_takes_no_other_hand_in_with_it(
     }
     assert records["bob"].broken == [classroom.DIED]
     assert len(records_in(tmp_path / "out")) == 3
+    # There is nothing of his to grade again; the others are.
+    again = plan_again(tmp_path / "out", settings)
+    assert {job.handin.student for job in again} == {"ada", "eve"}
 
 
 def test_another_file_is_another_attempt_and_the_same_one_is_not(
@@ -274,3 +281,151 @@ def test_a_class_graded_with_another_key_says_so(
         note = f"the notebook is of variant {other}, graded as {small_lab.default_variant}"
         assert note in _results(tmp_path / "out", "ada")["output"]
         assert note not in _results(tmp_path / "out", "eve")["output"]
+
+
+def test_a_slip_of_the_grader_costs_one_hand_in(
+    grade: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    read = classroom.read_handin
+
+    def slips(handin: Any, lab: Lab) -> Any:
+        if handin.student == "bob":
+            raise RecursionError("too deep")
+        return read(handin, lab)
+
+    monkeypatch.setattr(classroom, "read_handin", slips)
+    assert grade() == 1
+    assert f"bob: {BROKEN}: RecursionError: too deep" in capsys.readouterr().err
+    assert _totals(tmp_path / "out") == {"ada": 90, "bob": 0, "eve": 60}
+    monkeypatch.setattr(classroom, "read_handin", read)
+    assert grade(command="regrade") == 1  # nothing of his was kept
+    assert grade() == 0
+
+
+def test_a_name_in_a_table_is_no_formula(grade: Any, handed_in: Path, tmp_path: Path) -> None:
+    for name in ("=HYPERLINK(1)", "@SUM(1)"):
+        (handed_in / f"{name}.ipynb").write_bytes((handed_in / "ada.ipynb").read_bytes())
+    assert grade() == 0
+    out = tmp_path / "out"
+    marks = out / "written" / "explain.csv"
+    rows = list(csv.DictReader(marks.read_text("utf8").splitlines()))
+    for row in rows:
+        row["points"], row["comment"] = "5", "-1 for the unit"
+    with marks.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert grade() == 0  # reads the marks, and writes them anew
+    assert grade() == 0
+    tables = [*out.glob("*.csv"), *out.glob("written/*.csv")]
+    assert len(tables) == 5
+    for path in tables:
+        with path.open(newline="") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))], path
+    page = out / "students" / "HYPERLINK-1" / "feedback.html"
+    results = json.loads(page.with_name("results.json").read_text("utf8"))
+    assert results["score"] == 95
+    assert results["tests"][-1]["output"] == "-1 for the unit"
+
+
+def test_a_table_of_marks_that_a_spreadsheet_saved_its_way(
+    grade: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert grade() == 0
+    table = tmp_path / "out" / "written" / "explain.csv"
+    table.write_text("answer,student,points\n1.0,ada,5\n")
+    assert grade() == 0
+    assert _totals(tmp_path / "out")["ada"] == 95
+    table.write_bytes("student,points,comment\nada,5,\u00fc\n".encode("latin1"))
+    assert grade() == 2
+    assert "explain.csv is not in UTF-8: save it as CSV UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two", "\u00b2"])
+def test_a_number_of_jobs_that_is_none(
+    grade: Any, jobs: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        grade(f"--jobs={jobs}")
+    assert f"a whole number of at least 1, not {jobs!r}" in capsys.readouterr().err
+
+
+def test_an_out_that_is_a_file_is_named(
+    grade: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("")
+    assert grade() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("labkit: [Errno ")
+    assert str(tmp_path / "out") in said
+
+
+def test_the_key_that_released_a_lab_grades_it(
+    small_lab: Lab, handed_in: Path, grade: Any, tmp_path: Path
+) -> None:
+    key = tmp_path / "course.key"
+    default = small_lab.default_variant
+    while not key.exists() or read_key(key).choose(small_lab).variant == default:
+        key.unlink(missing_ok=True)
+        assert main(["key", str(key)]) == 0
+    chosen = read_key(key).choose(small_lab)
+    solved = notebook_text(build_notebook(small_lab, chosen.variant, solution=True))
+    (handed_in / "ada.ipynb").write_text(solved, "utf8")
+    assert grade("--course-key-file", str(key)) == 0
+    assert _totals(tmp_path / "out")["ada"] == 90
+    assert chosen.variant in (tmp_path / "out" / "index.html").read_text("utf8")
+    # Without the key everything is graded again, as another variant.
+    assert grade() == 0
+    assert _totals(tmp_path / "out")["ada"] < 90
+
+
+def test_a_bar_shows_how_far_it_is(
+    grade: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert grade() == 0
+    assert "hand-ins" not in capsys.readouterr().err  # nobody watches
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert grade() == 0
+    assert "grading step-filling: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_workers_end_with_a_command_that_was_killed(
+    small_lab: Lab, handed_in: Path, tmp_path: Path
+) -> None:
+    """And the same command, started again, finishes."""
+    out = tmp_path / "out"
+    solved = (handed_in / "ada.ipynb").read_bytes()
+    for number in range(8):
+        (handed_in / f"more{number}.ipynb").write_bytes(solved)
+    given = [str(small_lab.folder), str(handed_in), "--out", str(out), "--jobs", "2"]
+    command = [sys.executable, "-m", "labkit.cli", "grade", *given]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as running:
+        _wait_until(lambda: len(list(out.glob("students/*/attempt-1.json"))) >= 2)
+        running.kill()
+    _wait_until(lambda: not _session(running.pid))
+    assert 2 <= len(records_in(out)) < 11
+    assert main(["grade", *given]) == 0
+    assert len(_totals(out)) == 11
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _session(leader: int) -> list[str]:
+    """The processes that live in a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(session) == leader and state != "Z":
+            found.append(path.parent.name)
+    return found

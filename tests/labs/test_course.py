@@ -112,6 +112,11 @@ def test_without_a_roster_the_files_name_tells() -> None:
     ("text", "words"),
     [
         ("[lates]\n", r"\[lates\] is not one of: course, late"),
+        ("[labs.x]\ndeu = 2026-01-01T00:00:00\n", r"\[labs\.x\] deu is not one of: due, column"),
+        ("labs = 3\n", "labs is a table, not 3"),
+        ("late = 3\n", r"late is a table, not 3: write \[late\]"),
+        ("[late]\ntimes = 3\n", "times is a str, not 3"),
+        ("[late]\npercent_per_day = nan\n", "percent_per_day is a number of at least 0, not nan"),
         ("[late]\npercent = 3\n", r"\[late\] percent is not one of"),
         ("[late]\npercent_per_day = -1\n", "percent_per_day is a number of at least 0, not -1"),
         ('[late]\ngrace_minutes = "5"\n', "grace_minutes is a number of at least 0, not '5'"),
@@ -137,3 +142,10 @@ def test_no_file_means_no_rules_and_a_missing_one_is_an_error(tmp_path: Path) ->
     assert load_course(None, "x") == Course()
     with pytest.raises(LabError, match="cannot be read"):
         load_course(tmp_path / "none.toml", "x")
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "course.toml"
+    path.write_bytes("# Fr\u00fchling\n".encode("latin1"))
+    with pytest.raises(LabError, match=r"course\.toml: 'utf-8' codec can't decode"):
+        load_course(path, "x")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 
+import numpy as np
 import pytest
 
 from labkit import grade, sandbox
@@ -15,6 +16,7 @@ from labkit.notebook import Submission
 from labkit.report import BROKEN, UNSAFE
 from labkit.sandbox import Child, Limits, Request
 from labkit.subject import Subject
+from labkit.values import difference
 from labkit.variants import CourseKey, choose
 
 RAISES = """# task: engine
@@ -177,3 +179,11 @@ def test_a_test_that_fails_by_itself_is_the_graders_fault(
     report = Grader(lab).grade(submission, [lab.task("sampler")])
     assert report.score == 0
     assert report.broken == [f"{BROKEN}: ZeroDivisionError: of the test"] * len(names)
+
+
+def test_a_string_among_numbers_is_not_given_to_numpy() -> None:
+    """It would make room for the longest string in each of the items: 4 TB here."""
+    got = ["9" * 2_000_000] + [1] * 500_000
+    words = str(difference(got, np.zeros(3)))
+    assert words == "expected numbers of shape (3,), got a value of type list"
+    assert difference([[1, 2.5], [True, 3]], np.array([[1, 2.5], [1, 3]])) is None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from labkit.classroom import read_handin
 from labkit.intake import find_handins, folder_name
 from labkit.lab import Lab, LabError
 
@@ -29,6 +30,13 @@ def _zip(path: Path, files: dict[str, str]) -> Path:
         ("export/submission_5678/lab.ipynb", "submission_5678"),
         ("submitted/ada/autoregressive-decoding/autoregressive-decoding.ipynb", "ada"),
         ("course/submitted/ada/lab 1/autoregressive-decoding.ipynb", "ada"),
+        # What a student named, inside what a course system named, says nothing.
+        ("Eve_2_assignsubmission_file/Ada Lovelace_1234_9_lab.ipynb", "Eve_2"),
+        ("Eve_2_assignsubmission_file/Ada_1_assignsubmission_file/lab.ipynb", "Eve_2"),
+        ("Eve_2_assignsubmission_file/submitted/Ada_1/x/lab.ipynb", "Eve_2"),
+        ("export/submission_5678/submission_1/ada_1_2_lab.ipynb", "submission_5678"),
+        ("submitted/eve/lab 1/submitted/ada/lab 1/lab.ipynb", "eve"),
+        ("submitted/eve/lab 1/ada_1_2_lab.ipynb", "eve"),
         ("ada.ipynb", "ada"),
         ("ada.submit.json", "ada"),
         ("ada/autoregressive-decoding.ipynb", "ada"),
@@ -188,7 +196,78 @@ def test_a_student_reads_the_files_own_name(lab: Lab, tmp_path: Path, name: str)
         ("ада@x.org", "ада@x.org"),
         ("...", "student"),
         ("a" * 300, "a" * 100),
+        ("王" * 100, "王" * 33),  # 99 bytes
     ],
 )
 def test_no_name_leads_out_of_the_folder(student: str, folder: str) -> None:
     assert folder_name(student) == folder
+
+
+@pytest.mark.parametrize(
+    ("name", "student"),
+    [
+        ("e\nve.ipynb", "e\\nve"),
+        ("e\x1b[2Jve.ipynb", "e\\x1b[2Jve"),
+        ("e\u2028ve.ipynb", "e\\u2028ve"),
+        ("山田\u3000花子.ipynb", "山田\u3000花子"),  # a space, as names have it
+        ("نی\u200cلوفر.ipynb", "نی\u200cلوفر"),
+    ],
+)
+def test_a_name_can_be_shown_anywhere(lab: Lab, tmp_path: Path, name: str, student: str) -> None:
+    path = _zip(tmp_path / "class.zip", {name: "{}"})
+    (handin,), _ = find_handins([path], lab)
+    assert (handin.student, handin.read()) == (student, b"{}")
+    assert handin.file_name == f"{student}.ipynb"
+    assert handin.name == f"class.zip: {student}.ipynb"
+
+
+def test_a_name_of_bytes_that_are_no_text(lab: Lab, tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/ev\xff.ipynb"))
+    path.write_text("{}")
+    (handin,), _ = find_handins([tmp_path], lab)
+    assert (handin.student, handin.file_name) == ("ev\\udcff", "ev\\udcff.ipynb")
+    assert handin.read() == b"{}"
+    handin.name.encode("utf8")
+
+
+def test_an_attempt_of_five_thousand_digits(lab: Lab, tmp_path: Path) -> None:
+    name = f"x_1_20_lab-{'9' * 5000}.ipynb"
+    (handin,), _ = find_handins([_zip(tmp_path / "class.zip", {name: "{}"})], lab)
+    assert (handin.student, handin.attempt) == ("x_1", 1)
+
+
+def test_names_that_are_not_what_the_zip_says_they_are(lab: Lab, tmp_path: Path) -> None:
+    path = _zip(tmp_path / "class.zip", {"evxx\u00e9.ipynb": "{}"})  # not ASCII, so marked UTF-8
+    path.write_bytes(path.read_bytes().replace(b"evxx", b"ev\xff\xfe"))
+    handins, problems = find_handins([path, _plain(tmp_path)], lab)
+    assert [h.student for h in handins] == ["bob"]
+    assert problems[0].startswith("class.zip cannot be read as a zip: 'utf-8' codec")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_a_zip_holds_twice_is_said(lab: Lab, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "class.zip", "w") as archive:
+        archive.writestr("ada.ipynb", "1")
+        archive.writestr("ada.ipynb", "2")
+    (handin,), problems = find_handins([tmp_path / "class.zip"], lab)
+    assert handin.read() == b"2"
+    assert problems == ["class.zip holds 2 files of the name ada.ipynb: the last one counts"]
+
+
+@pytest.mark.parametrize(
+    ("method", "at"), [(zipfile.ZIP_DEFLATED, 0), (zipfile.ZIP_LZMA, 10), (zipfile.ZIP_BZIP2, 0)]
+)
+def test_a_damaged_file_of_a_zip_costs_its_student_alone(
+    lab: Lab, tmp_path: Path, method: int, at: int
+) -> None:
+    path = tmp_path / "class.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("eve.ipynb", "{}" * 500)
+        archive.writestr("ada.ipynb", "{}")
+    data = bytearray(path.read_bytes())
+    begin = 30 + len("eve.ipynb") + at
+    data[begin : begin + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    ada, eve = (read_handin(handin, lab) for handin in find_handins([path], lab)[0])
+    assert "the file cannot be read: " in eve.defects[0]
+    assert "cannot be read" not in ada.defects[0]

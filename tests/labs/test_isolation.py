@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ import pytest
 
 from labkit import jail, sandbox
 from labkit.child import from_wire, to_wire
+from labkit.lab import labs_folder, load_lab
 from labkit.predecessors import Relay, interface_of
 from labkit.sandbox import (
     Child,
@@ -192,6 +194,17 @@ def test_quire_comes_without_what_the_lab_asks_for() -> None:
         assert _ask(child, body) == jail.WITHHELD
 
 
+@pytest.mark.parametrize("slug", sorted(p.parent.name for p in labs_folder().glob("*/lab.toml")))
+def test_what_a_lab_asks_for_is_in_quire_and_not_in_its_child(slug: str) -> None:
+    lab = load_lab(slug)
+    assert lab.withheld
+    with Child(Surroundings(lab.packages, lab.withheld), LIMITS) as child:
+        for module in lab.withheld:
+            assert importlib.util.find_spec(module) is not None, module
+            body = f"import {module} as found\nfound.Any()"
+            assert _ask(child, body).startswith("ModuleNotFoundError")
+
+
 def test_a_module_that_is_not_there_cannot_be_withheld() -> None:
     with pytest.raises(NoSandbox, match=r"withholds quire\.nothing"):
         Child(Surroundings(("quire",), ("quire.nothing",)))
@@ -246,6 +259,14 @@ def test_all_calls_together_have_a_limit() -> None:
         with pytest.raises(ChildLost, match=r"the 0\.5 s of the task are used up"):
             _ask(child, "while True: pass")
         assert child.is_out_of_time
+
+
+def test_processor_time_has_a_limit() -> None:
+    with (
+        Child(NUMPY, Limits(call_seconds=60, cpu_seconds=1)) as child,
+        pytest.raises(ChildLost, match="the process ended"),
+    ):
+        _ask(child, "while True: pass")
 
 
 def test_prints_do_not_disturb_the_answer(child: Child) -> None:

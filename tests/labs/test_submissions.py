@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,3 +263,44 @@ def test_the_command_grades_and_writes_results(
 def test_an_unknown_lab_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "no-such-lab"]) == 2
     assert "no lab 'no-such-lab'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", [True, False])
+def test_a_million_empty_lines_are_read_at_once(
+    solved: Notebook, submit: Submit, task: bool
+) -> None:
+    """By a pattern that runs over the ends of lines they took hours; here a second is much."""
+    cell = _cell(solved, "engine")
+    lines = "\n" * (190_000 if task else 1_000_000)
+    if task:
+        cell["source"] = f"# task: engine\n{lines}%magic\n("
+    else:
+        solved["cells"].append({"cell_type": "code", "source": lines})
+    start = time.perf_counter()
+    submission = submit(solved)
+    assert time.perf_counter() - start < 10
+    assert ("engine" in submission.problems) == task
+
+
+def test_what_a_file_says_of_itself_is_quoted_short(submit: Submit) -> None:
+    long = "\ud800\x1b[2J" + "x" * 100_000
+    for content in ({"labkit": long, "lab": [long]}, {"labkit": {"a": long}, "lab": long}):
+        submission = submit({**content, "variant": long, "cells": {}})
+        assert submission.variant is None
+        assert "names the variant '\\ud800\\x1b[2Jxxx" in submission.notes[0]
+        assert "none of: window, quantized, shared" in submission.notes[0]
+        assert all(len(note) < 200 for note in submission.notes)
+        "".join(submission.notes).encode("utf8")
+
+
+def test_a_variant_that_is_none_stops_nobody(solved: Notebook, submit: Submit) -> None:
+    solved["metadata"]["labkit"]["variant"] = "\ud800"
+    assert submit(solved).variant is None
+
+
+def test_a_sentence_is_said_once_and_a_slip_is_short(solved: Notebook, submit: Submit) -> None:
+    cell = _cell(solved, "engine")
+    solved["cells"] += [cell] * 5
+    solved["cells"].append({"cell_type": "code", "source": f"# task: engine{'e' * 100_000}"})
+    notes = submit(solved).notes
+    assert notes == ["several cells say `# task: engine`: the last one counts"]
