@@ -19,6 +19,7 @@ import base64
 import builtins
 import copy
 import json
+import linecache
 import os
 import sys
 import traceback
@@ -106,8 +107,9 @@ class Executor:
     """Runs requests on a namespace.
 
     Requests (`op`): `load` a list of cells into a fresh namespace, after stand-ins for code
-    that is elsewhere; `call` a function; `new` makes an object and answers its handle;
-    `method` and `get` reach into one.
+    that is elsewhere, with `readable` so that `inspect` finds their source, which Triton reads;
+    `call` a function; `new` makes an object and answers its handle; `method` and `get` reach
+    into one.
     """
 
     def __init__(
@@ -148,7 +150,11 @@ class Executor:
             assert self._ask is not None
             self.namespace[name] = _stand_in(self.namespace, self._ask, name, methods)
         for name, source in request["cells"]:
-            exec(compile(source, f"<cell {name}>", "exec"), self.namespace)
+            file = f"<cell {name}>"
+            if request.get("readable"):
+                lines = source.splitlines(keepends=True)
+                linecache.cache[file] = (len(source), None, lines, file)
+            exec(compile(source, file, "exec"), self.namespace)
         return {"value": None}
 
     def _call(self, request: dict[str, Any]) -> dict[str, Any]:

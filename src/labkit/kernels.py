@@ -1,20 +1,18 @@
 """The rule by which a kernel on a GPU is graded: right first, then fast, and never too fast.
 
-A kernel could answer from memory, leave its output untouched, or finish after the clock has
-stopped. So every call gets inputs that nobody has seen, and an output full of poison; the output
-comes back to the parent, is compared there, and only then is the call over. The parent's clock
-therefore counts the way to the child and back as well; the same way with no work, in a child
-that holds none of the reader's code, is measured in turn and taken off. A time below what the
-roofline allows the machine is no speed but a mistake, or a trick, and earns nothing.
+A kernel could answer from memory, leave part of its output as it was, or do nothing. So every
+call gets inputs that nobody has seen and an output full of poison, and each timed call's output
+is compared here, on the host, with an oracle in NumPy. The time is that of the launch alone, as
+whoever ran it measured it (`labkit.gpu`: by the GPU's own events, in a process without the
+reader's Python). A time below what the roofline allows the machine is no speed but a mistake, or
+a trick, and earns nothing.
 
-Nothing here needs a GPU: a kernel is whatever answers a problem, and time is whatever the clock
-says.
+Nothing here needs a GPU: a kernel is whatever answers a problem with an output and seconds.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,40 +22,50 @@ import numpy as np
 from labkit.values import difference
 
 Array = np.ndarray[Any, Any]
-Clock = Callable[[], float]
 POISON_BYTE = 0xFF  # every float of such bytes is NaN, every integer is -1
 SLACK = 0.9  # of the roofline's time: peaks are quoted, clocks are read, both a little wrongly
+# NumPy has no bfloat16: on the host such an array is its bits, as the device keeps them.
+HOST_DTYPES = {"bfloat16": "uint16"}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Inputs for one call, and the output it has to fill."""
+    """Inputs for one call, and the output it has to fill, both as the device keeps them."""
 
     inputs: list[Array]
     output: Array
 
 
-Answer = Callable[[Problem], Any]  # runs a kernel elsewhere; returns the output as it was left
+# Runs a kernel elsewhere; returns the output as it was left, and the seconds of the launch.
+Run = Callable[[Problem], tuple[Any, float]]
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Peaks of a machine; 312e12 and 2.0e12 for an A100 in bf16, say."""
+    """Peaks of a machine; 312e12 and 2.0e12 for an A100 in bf16, say.
+
+    `cache_bytes` of the last-level cache need not have crossed the memory's bus: what a kernel
+    wrote last may still lie there when it ends.
+    """
 
     flops_per_second: float
     bytes_per_second: float
+    cache_bytes: float = 0.0
 
     def least_seconds(self, flops: float, moved: float) -> float:
         """The least time that so much arithmetic and so many bytes can take."""
-        return max(flops / self.flops_per_second, moved / self.bytes_per_second)
+        across = max(0.0, moved - self.cache_bytes)
+        return max(flops / self.flops_per_second, across / self.bytes_per_second)
 
 
 @dataclass(frozen=True)
 class KernelTask:
     """What is asked of a kernel.
 
-    `make` draws inputs, `oracle` computes in NumPy and float64 what they give; `flops` and
-    `moved` bytes count one call's work, every input read and the output written once.
+    `make` draws inputs as the device keeps them (`to_bfloat16` where it keeps bfloat16);
+    `oracle` computes in NumPy and float64 what they give, with NaN where the kernel must leave
+    the output alone. `dtype` is the output's; `flops` and `moved` bytes count one call's work,
+    every input read and the output written once.
     """
 
     make: Callable[[np.random.Generator], list[Array]]
@@ -76,7 +84,7 @@ class KernelTask:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of one call: the reader's and the reference's, the way there and back taken off."""
+    """Seconds of one launch, medians over the calls: the reader's and the reference's."""
 
     seconds: float
     reference: float
@@ -87,41 +95,53 @@ class Speed:
         return self.reference / self.seconds
 
 
+def to_bfloat16(values: Array) -> Array:
+    """Round floats to bfloat16, to nearest and ties to even; returns the bits as uint16."""
+    bits = values.astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+def from_bfloat16(bits: Array) -> Array:
+    """The float32 numbers of bfloat16 bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 def poisoned(shape: tuple[int, ...], dtype: str) -> Array:
     """An output that no computation leaves behind: NaN, or -1 for integers."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    return np.frombuffer(bytes([POISON_BYTE]) * size, dtype=dtype).reshape(shape).copy()
+    host = HOST_DTYPES.get(dtype, dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(host).itemsize
+    return np.frombuffer(bytes([POISON_BYTE]) * size, dtype=host).reshape(shape).copy()
 
 
-def untouched(output: Array) -> int:
-    """How many numbers of an output are still poison."""
+def untouched(output: Array) -> Array:
+    """Which numbers of an output are still poison."""
     number = np.dtype(f"u{output.dtype.itemsize}")
-    bits = np.ascontiguousarray(output).view(number)
-    return int((bits == np.iinfo(number).max).sum())
+    return np.ascontiguousarray(output).view(number) == np.iinfo(number).max
 
 
-def wrong(problem: Problem, got: Any, want: Array, tolerance: float) -> str | None:
+def wrong(task: KernelTask, problem: Problem, got: Any, want: Array) -> str | None:
     """Say what is wrong with an output, or return None."""
     output = problem.output
     if not isinstance(got, np.ndarray) or (got.shape, got.dtype) != (output.shape, output.dtype):
-        return f"expected the output back, {output.dtype} of shape {output.shape}"
-    left = untouched(got) if want.dtype.kind == "f" else 0
-    if left:
-        return f"{left} of {got.size} numbers of the output were never written"
-    return difference(got, want.astype(np.float64), tolerance)
+        return f"expected the output back, {task.dtype} of shape {output.shape}"
+    if want.dtype.kind == "f":
+        poison, alone = untouched(got), np.isnan(want)
+        left = int((poison & ~alone).sum())
+        if left:
+            return f"{left} of {int((~alone).sum())} numbers of the output were never written"
+        strayed = int((~poison & alone).sum())
+        if strayed:
+            return f"{strayed} numbers of the output were written that no input asks for"
+        got = from_bfloat16(got) if task.dtype == "bfloat16" else got
+        got, want = np.where(alone, 0, got), np.where(alone, 0, want)
+    return difference(got, want.astype(np.float64), task.tolerance)
 
 
 def measure(
-    task: KernelTask,
-    reader: Answer,
-    reference: Answer,
-    idle: Answer,
-    rng: np.random.Generator,
-    *,
-    calls: int = 9,
-    clock: Clock = time.perf_counter,
+    task: KernelTask, reader: Run, reference: Run, rng: np.random.Generator, *, calls: int = 9
 ) -> Speed | str:
-    """Run reader, reference and idle in turns, each on problems of its own.
+    """Run reader and reference in turns, each on problems of its own.
 
     `rng` is unknown to the reader: seeded by a course key, say, and by the submission.
 
@@ -129,27 +149,22 @@ def measure(
         The speed, medians over the calls; or in words what was wrong with an output. Every
         call that is timed is also judged.
     """
-    seconds: dict[str, list[float]] = {"reader": [], "reference": [], "idle": []}
+    seconds: dict[str, list[float]] = {"reader": [], "reference": []}
     for _ in range(calls):
-        for name, answer in (("idle", idle), ("reference", reference), ("reader", reader)):
+        for name, run in (("reference", reference), ("reader", reader)):
             problem, want = task.problem(rng)
-            start = clock()
-            got = answer(problem)
-            seconds[name].append(clock() - start)
-            if name == "reader":
-                complaint = wrong(problem, got, want, task.tolerance)
-                if complaint is not None:
-                    return complaint
-    way = statistics.median(seconds["idle"])
-    return Speed(
-        statistics.median(seconds["reader"]) - way, statistics.median(seconds["reference"]) - way
-    )
+            got, taken = run(problem)
+            seconds[name].append(taken)
+            complaint = wrong(task, problem, got, want) if name == "reader" else None
+            if complaint is not None:
+                return complaint
+    return Speed(statistics.median(seconds["reader"]), statistics.median(seconds["reference"]))
 
 
 def too_fast(speed: Speed, task: KernelTask, roofline: Roofline) -> str | None:
     """Say that a time is below what the machine can do, or return None."""
     least = roofline.least_seconds(task.flops, task.moved)
-    if speed.seconds >= SLACK * least:
+    if speed.seconds >= SLACK * least and speed.seconds > 0:
         return None
     return (
         f"a call took {speed.seconds * 1e6:.3g} µs, and {task.flops:.3g} FLOPs with "
