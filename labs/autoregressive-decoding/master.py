@@ -104,6 +104,8 @@ def noise(seed, position):
 # `x = x + down · (silu(gate · y) * (up · y))` with `y = rms_norm(x, mlp_norm)`; the logits are
 # `embed · rms_norm(x, norm)`.
 #
+# *Sections of the chapter:* *One decoder, executed*, *The cache*.
+#
 # *Deliverable:* `decode_step`; its check passes.
 
 
@@ -168,6 +170,8 @@ labkit.check("decode-step")
 # - At `temperature` 0 the most probable token that is not banned gets probability 1, whatever the
 #   other values. `top_k` 0, `top_p` 1 and `min_p` 0 keep everything.
 # - Among equal logits the smaller token id comes first, at every edge.
+#
+# *Section of the chapter:* *Choosing a token*.
 #
 # *Deliverable:* `distribution` and `draw`; their check passes.
 
@@ -248,6 +252,8 @@ labkit.check("sampler")
 # - Bytes that can never become a character turn into U+FFFD, as `bytes.decode("utf-8", "replace")`
 #   does it; so do those that a stop string or the end of the output cuts off from the rest of
 #   their character. The incremental decoder in `codecs` knows which bytes still wait for others.
+#
+# *Sections of the chapter:* *Choosing a token*, *From ids back to text*.
 #
 # *Deliverable:* `penalise` and `TextStream`; their check passes.
 
@@ -380,6 +386,9 @@ labkit.check("stream")
 #   quire was measured at, with a `model` in which the special part has no effect: half of those
 #   predictions within 15 %, all within 40 %.
 #
+# *Sections of the chapter:* *What it weighs*, *Two phases on one roofline*, *Latency as a user
+# meets it*.
+#
 # *Deliverable:* `step_work` and `predict`; their check passes.
 
 # %% task="latency"
@@ -498,6 +507,8 @@ labkit.check("latency")
 # A row is a dict: `logits [vocab]`, `seed`, `position` (of the token to choose), `prompt_ids`,
 # `output_ids` and `params`, which holds the values of both `penalise` and `distribution`. Your own
 # functions of tasks 2 and 3 are called here.
+#
+# *Sections of the chapter:* *Choosing a token*, *Why the batch changes the bits*.
 #
 # *Deliverable:* `choose_tokens`, and the measurement below with its written answer.
 

@@ -94,11 +94,24 @@ def taken_back(student: Subject, variant: str) -> None:
     server.expect("trim", "a", 1, want=None)
     _refused(student, server, "trim", "a", 2)
     server.expect("update", 1, [], want=[])
-    server.expect("schedule", want=[["a", 0, 3, 1]])
+    why = "nothing was sampled: positions 0 to 2 only"
+    server.expect("schedule", want=[["a", 0, 3, 1]], because=why)
     server.expect("update", 2, [], want=[])
     server.expect("preempt", "a", want=None)
     _refused(student, server, "preempt", "a")
     server.expect("schedule", want=[["a", 0, 0, 5]], because="4 of the prompt, and 1 it has said")
+
+
+def stale(student: Subject, variant: str) -> None:
+    """A step in flight says nothing to a request that was preempted since and runs again."""
+    server = student.new("Scheduler", 1, 9, 9)
+    server.expect("add", "a", "ada", 0, 3, 3, 0, want=None)
+    server.expect("schedule", want=[["a", 0, 0, 3]])
+    server.expect("preempt", "a", want=None)
+    server.expect("schedule", want=[["a", 0, 0, 3]], because="what it had computed is lost")
+    server.expect("update", 1, ["a"], want=[], because="a was preempted after step 1")
+    server.expect("schedule", want=[["a", 0, 3, 1]], because="step 2 is in flight, step 1 dropped")
+    server.expect("update", 2, ["a"], want=["a"])
 
 
 # ---- chunked
@@ -109,34 +122,61 @@ def _wish(name: str, count: int, since: int = 9, **more: Any) -> dict[str, Any]:
     return fixed | {"client": name[0], "served": 0, "deadline": 20} | more
 
 
+def _pack(
+    student: Subject,
+    variant: str,
+    *args: Any,
+    want: list[int],
+    because: str = "",
+) -> None:
+    """Expect what `pack` gives; a complaint says of each wish what decides its turn."""
+    budget, block, wishes, now = args
+    shown = {"fair": ("client", "served"), "deadline": ("deadline",)}.get(variant, ())
+
+    def said() -> str:
+        parts = []
+        for wish in wishes:
+            rest = ", ".join(f"{key} {wish[key]}" for key in ("since", *shown))
+            parts.append(f"{'decode' if wish['decode'] else wish['count']} ({rest})")
+        return f"pack({budget}, {block}, wishes, {now}) with the wishes {'; '.join(parts)}"
+
+    student.expect("pack", *args, want=want, because=because, said=said)
+
+
 def cuts(student: Subject, variant: str) -> None:
     """Decodes first; then whole blocks, or a prompt to its end."""
     first, second = _wish("a", 9), _wish("b", 30)
     decodes = [_wish(name, 1, since, decode=True) for name, since in (("c", 8), ("d", 5), ("e", 8))]
     wishes = [first, *decodes]
-    student.expect("pack", 14, 4, wishes, 10, want=[9, 1, 1, 1])
-    student.expect("pack", 11, 4, wishes, 10, want=[8, 1, 1, 1], because="8 fit, in blocks of 4")
-    student.expect("pack", 6, 4, wishes, 10, want=[0, 1, 1, 1], because="no block of 4 fits")
-    student.expect("pack", 2, 4, wishes, 10, want=[0, 1, 1, 0], because="d waits longest, then c")
-    student.expect("pack", 8, 8, [second], 10, want=[8])
+
+    def expect(budget: int, want: list[int], because: str = "") -> None:
+        _pack(student, variant, budget, 4, wishes, 10, want=want, because=because)
+
+    expect(14, [9, 1, 1, 1])
+    expect(11, [8, 1, 1, 1], "8 fit, in blocks of 4")
+    expect(6, [0, 1, 1, 1], "no block of 4 fits")
+    expect(2, [0, 1, 1, 0], "d waits longest, then c")
+    _pack(student, variant, 8, 8, [second], 10, want=[8])
 
 
 def order(student: Subject, variant: str) -> None:
     """The rule of your variant."""
     if variant == "fair":
         prompts = [_wish("a1", 9), _wish("a2", 4), _wish("b", 20, served=2)]
-        student.expect("pack", 12, 4, prompts, 10, want=[8, 0, 4], because="a 0, a 4 > b 2, a 4")
+        why = "turns: a with 0 tokens, b with 2, a with 4"
+        _pack(student, variant, 12, 4, prompts, 10, want=[8, 0, 4], because=why)
     elif variant == "deadline":
         prompts = [
             _wish("a", 8, deadline=12), _wish("b", 9, deadline=10), _wish("c", 8, deadline=11),
         ]  # fmt: skip
         why = "b would need 2 steps and has 1; c comes before a"
-        student.expect("pack", 8, 4, prompts, 10, want=[0, 0, 8], because=why)
-        student.expect("pack", 12, 4, prompts, 10, want=[0, 9, 0], because="b can be complete now")
+        _pack(student, variant, 8, 4, prompts, 10, want=[0, 0, 8], because=why)
+        why = "b can be complete now"
+        _pack(student, variant, 12, 4, prompts, 10, want=[0, 9, 0], because=why)
     else:
         prompts = [_wish("a", 9), _wish("b", 6), _wish("c", 20, since=3), _wish("d", 20, since=2)]
         why = "d has waited 8 steps; then b is shortest, and nothing is left"
-        student.expect("pack", 26, 4, prompts, 10, want=[0, 6, 0, 20], because=why)
+        _pack(student, variant, 26, 4, prompts, 10, want=[0, 6, 0, 20], because=why)
 
 
 # ---- engine
@@ -167,9 +207,20 @@ def gives_way(student: Subject, variant: str) -> None:
     memory.expect("place", [["a", 0, 4, 1], ["b", 1, 9, 1]], want=["a"], because=why)
 
 
+def overtakes(student: Subject, variant: str) -> None:
+    """No new request overtakes another, or comes in while one that ran is sent away."""
+    memory = student.new("Memory", 6, 4, 0)
+    memory.expect("place", [["a", 0, 0, 8], ["b", 1, 0, 12]], want=[])
+    why = "3 blocks for c are not free; d would fit, but c is before it"
+    memory.expect("place", [["c", 2, 0, 9], ["d", 3, 0, 4]], want=["c", "d"], because=why)
+    why = "a has the fewest positions; a block is left, but e is new and a has given way"
+    memory.expect("place", [["b", 1, 12, 5], ["e", 2, 0, 4]], want=["a", "e"], because=why)
+    memory.expect("num_free", want=1)
+
+
 CHECKS = {
     "static": [rectangle, latecomer],
-    "continuous": [joins, shares, taken_back],
+    "continuous": [joins, shares, taken_back, stale],
     "chunked": [cuts, order],
-    "engine": [blocks, gives_way],
+    "engine": [blocks, gives_way, overtakes],
 }

@@ -62,8 +62,11 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 # - The width is the longest count of the step. A row that has finished is still a row: it is
 #   computed to that width with no entry, until the batch is through.
 # - All requests of a batch are answered together, in order of arrival, when the last has finished.
-# - `add` raises `ValueError` for a request that waits or is in the batch. Without requests a step
-#   has no entries and no padding. Every `schedule` is followed by its `update` before the next.
+# - `add` raises `ValueError` for a request that waits or is in the batch, finished but not answered
+#   included. Without requests a step has no entries and no padding. Every `schedule` is followed by
+#   its `update` before the next.
+#
+# *Section of the chapter:* *Batches that close*.
 #
 # *Deliverable:* `StaticScheduler`; its check passes.
 
@@ -137,20 +140,21 @@ labkit.check("static")
 # - A waiting request is admitted while a seat is free and its client has fewer than `per_client`
 #   requests running; one whose client has no seat left is passed over and holds up nobody. It gets
 #   the free seat of the smallest number, 0 to `num_seats - 1`.
-# - The most urgent goes first, among equals the first added. A smaller `priority` is more urgent,
-#   and a request becomes a step more urgent for every `patience` calls of `schedule` since it was
-#   added, not counting the present one: its number is `priority - calls // patience`. No one who
-#   waits is passed for ever.
+# - The most urgent goes first, which is the request of the smallest number, among equals the first
+#   added. A request starts with its `priority`, and its number falls by one for every `patience`
+#   calls of `schedule` since it was added, not counting the present one: it is
+#   `priority - calls // patience`. No one who waits is passed for ever.
 # - The first `cached` positions of the prompt need no computing, but the last position of the
 #   prompt is computed even if it is cached, or there would be nothing to sample from.
 # - Steps are numbered 1, 2, 3 in the order of the calls. `schedule` may be called again before the
-#   last step's `update`: what is in flight counts as computed and the token sampled there as said,
-#   and every request of `ended` said its last. Updates come in the order of the steps.
+#   last step's `update`: what is in flight counts as computed and the token sampled there as said.
+#   `ended` names only requests that sampled in that step. Updates come in the order of the steps.
 # - A request ends when it is in `ended` or has said `output` tokens; the last token it may have is
 #   never computed. Its seat is free for the next `schedule`.
 # - `trim` lets a request compute only the first `count` positions of its entry in the latest step,
 #   0 for none; it keeps its seat. A step that does not compute a request's last token gives it
-#   none.
+#   none. A second `trim` counts what the first has left; a request that was aborted, preempted or
+#   has ended since has no entry any more, and after that step's `update` none has.
 # - `preempt` makes a running request wait again, with the age, the priority and the order that it
 #   has had since it was added. What it had computed is lost, what it has said is not: admitted
 #   again, it computes its prompt and all that updates have told, from position 0, and nothing is
@@ -160,6 +164,9 @@ labkit.check("static")
 # - `add` raises `ValueError` for a request that has not ended, `trim` for one without an entry or
 #   with fewer positions in it than `count`, `preempt` for one that does not run. `abort` leaves
 #   unknown ones alone.
+#
+# *Sections of the chapter:* *Choosing before every step*, *Who is next*, and for steps in flight
+# *The device must not wait*.
 #
 # *Deliverable:* `Scheduler`; its check passes.
 
@@ -172,11 +179,10 @@ class Scheduler:
     def __init__(self, num_seats: int, per_client: int, patience: int) -> None:
         """Run at most num_seats requests, and per_client of one client; all at least 1."""
         ### BEGIN SOLUTION
-        self._free_seats = list(range(num_seats))
-        self._per_client, self._patience = per_client, patience
+        self._num_seats, self._per_client, self._patience = num_seats, per_client, patience
         self._waiting, self._running = {}, {}  # by request; running in order of admission
         self._added = self._step = 0
-        self._steps = {}  # number: {request: [its dict, its life, count]}
+        self._steps = {}  # number: {request: [its dict, count, whether it samples]}
         ### END SOLUTION
 
     def add(
@@ -190,55 +196,52 @@ class Scheduler:
         self._waiting[request] = {
             "client": client, "priority": priority, "added": self._added, "since": self._step,
             "known": prompt, "last": prompt + output - 1, "start": min(cached, prompt - 1),
-            "flying": 0, "life": 0, "seat": None,
+            "flying": 0,
         }  # fmt: skip
         ### END SOLUTION
 
     def abort(self, request: str) -> None:
         """End a request early."""
         ### BEGIN SOLUTION
-        if self._waiting.pop(request, None) is None and request in self._running:
-            self._stop(request)
+        self._waiting.pop(request, None)
+        self._running.pop(request, None)
         ### END SOLUTION
 
     def schedule(self) -> list[list]:
         """Return the next step: [[request, seat, start, count], ...]."""
         ### BEGIN SOLUTION
-        while self._free_seats:
-            clients = [r["client"] for r in self._running.values()]
-            open_ = [
-                (r["priority"] - (self._step - r["since"]) // self._patience, r["added"], name)
-                for name, r in self._waiting.items()
-                if clients.count(r["client"]) < self._per_client
-            ]
-            if not open_:
-                break
-            name = min(open_)[2]
-            self._running[name] = self._waiting.pop(name)
-            self._running[name]["seat"] = self._free_seats.pop(0)
+        for name, r in sorted(self._waiting.items(), key=self._urgency):
+            free = set(range(self._num_seats)) - {other["seat"] for other in self._running.values()}
+            clients = [other["client"] for other in self._running.values()]
+            if free and clients.count(r["client"]) < self._per_client:
+                self._running[name] = self._waiting.pop(name)
+                r["seat"] = min(free)
         self._step += 1
-        step, entries = self._steps.setdefault(self._step, {}), []
+        entries, self._steps[self._step] = [], {}
         for name, r in self._running.items():
-            start, count = r["start"], min(r["known"] + r["flying"], r["last"]) - r["start"]
-            if count > 0:
-                entries.append([name, r["seat"], start, count])
-                samples = start + count == r["known"] + r["flying"]
-                step[name] = [r, r["life"], count, samples]
-                r["start"] += count
-                r["flying"] += samples
+            start, end = r["start"], min(r["known"] + r["flying"], r["last"])
+            if end > start:
+                entries.append([name, r["seat"], start, end - start])
+                self._steps[self._step][name] = [r, end - start, True]
+                r["start"] = end
+                r["flying"] += 1
         return entries
+
+    def _urgency(self, item):
+        _, r = item
+        return r["priority"] - (self._step - r["since"]) // self._patience, r["added"]
         ### END SOLUTION
 
     def trim(self, request: str, count: int) -> None:
         """Let a request compute only `count` positions of its entry in the latest step."""
         ### BEGIN SOLUTION
-        r, life, planned, samples = self._steps.get(self._step, {}).get(request, (None, 0, 0, 0))
-        if r is None or r is not self._running.get(request) or life != r["life"] or count > planned:
+        r, planned, samples = self._steps.get(self._step, {}).get(request, (None, 0, False))
+        if r is None or r is not self._running.get(request) or count > planned:
             raise ValueError(f"{request} has no {count} positions in the latest step")
         if count < planned:
             r["start"] -= planned - count
             r["flying"] -= samples
-            self._steps[self._step][request] = [r, life, count, False]
+            self._steps[self._step][request] = [r, count, False]
         ### END SOLUTION
 
     def preempt(self, request: str) -> None:
@@ -246,27 +249,22 @@ class Scheduler:
         ### BEGIN SOLUTION
         if request not in self._running:
             raise ValueError(f"{request} does not run")
-        self._waiting[request] = r = self._stop(request)
-        r.update(start=0, flying=0, life=r["life"] + 1)
+        # A new dict: what is in flight belongs to the old one.
+        self._waiting[request] = self._running.pop(request) | {"start": 0, "flying": 0}
         ### END SOLUTION
 
     def update(self, step: int, ended: list[str]) -> list[str]:
         """Learn which requests said their last token in a step; return those that ended."""
         ### BEGIN SOLUTION
         finished = []
-        for request, (r, life, _, samples) in self._steps.pop(step).items():
-            if samples and self._running.get(request) is r and r["life"] == life:
+        for request, (r, _, samples) in self._steps.pop(step).items():
+            if samples and self._running.get(request) is r:
                 r["flying"] -= 1
                 r["known"] += 1
                 if request in ended or r["known"] > r["last"]:
-                    self._stop(request)
+                    del self._running[request]
                     finished.append(request)
         return finished
-
-    def _stop(self, request):
-        r = self._running.pop(request)
-        self._free_seats = sorted([*self._free_seats, r["seat"]])
-        return r
         ### END SOLUTION
 
 
@@ -292,8 +290,8 @@ labkit.check("continuous")
 # - If the budget is smaller than the number of decodes, those that have waited longest are served,
 #   among equals those listed first.
 # - Blocks are cached when they are full, so a chunk that does not end its prompt is a multiple of
-#   `block`. A prompt that can get no such chunk gets 0 and holds up nobody: one behind it may
-#   still fit.
+#   `block`; what is left of a prompt always begins at a border. A prompt that can get no such chunk
+#   gets 0 and holds up nobody: one behind it may still fit.
 #
 # One more rule belongs to your variant of this lab:
 #
@@ -316,6 +314,8 @@ labkit.check("continuous")
 #   come after them, and among equals the one listed first. Block borders do not count in this
 #   estimate.
 # ### END VARIANT
+#
+# *Sections of the chapter:* *The budget*, *Who is next*.
 #
 # *Deliverable:* `pack`; its check passes.
 
@@ -391,12 +391,13 @@ labkit.check("chunked")
 #
 # - A request that holds blocks is never left short: while too few are free for its entry, of all
 #   that hold blocks the one that would lose the fewest positions gives way, among equals the one
-#   that got its first block last. It may be the request itself, one that had its turn in this step,
-#   or one without an entry. A request's positions are those up to the end of the last entry that it
-#   got blocks for.
-# - A request that holds none is new, and gives way if too few are free for its entry or if any that
-#   held blocks gave way in this step. When one new request gives way, so do all new ones behind it,
-#   or a long prompt would be overtaken for ever.
+#   that got its first block last. It may be the request itself, one that had its turn in this step
+#   or is still to have it (it is then passed over), or one without an entry. A request's positions
+#   are those up to the end of the last entry that it got blocks for.
+# - A request that holds none is new, and gives way if too few are free for its entry or if any
+#   request that held blocks at that moment, newly placed ones included, has given way in this step.
+#   When one new request gives way, so do all new ones behind it, or a long prompt would be
+#   overtaken for ever.
 # - So that those that run can grow, a new request leaves `spare` blocks free, unless nobody else
 #   holds any.
 # - `fits` says whether a request could run to its end if it were alone. (The last token it may have
@@ -404,7 +405,10 @@ labkit.check("chunked")
 # - `free` takes all blocks of a request that has ended; one without any is left alone.
 #
 # In quire, the requests that `place` returns are preempted and the others computed. The greedy
-# tokens must be those that quire's own scheduler gives. Your own `Scheduler` of task 2 runs here.
+# tokens must be those that quire's own scheduler gives. Your own `Scheduler` of task 2 runs here,
+# so a fault of task 2 shows here, too.
+#
+# *Section of the chapter:* *Seats, room, and who must leave*.
 #
 # *Deliverable:* `Memory`, and the measurement below with its written answer.
 
@@ -476,11 +480,14 @@ labkit.check("engine")
 # asserts it, with a cache so small that requests are preempted.
 
 # %%
+import torch
+
 from quire import LLM, Components, SamplingParams, Trace
 from quire.request import FinishReason
 from quire.step_builder import StepBuilder
 
 BLOCK_SIZE, SEATS = 8, 6
+torch.set_num_threads(1)  # small products: threads would wait for one another
 
 
 class InEngine:
@@ -624,12 +631,13 @@ print("greedy tokens equal quire's on", len(PROMPTS), "prompts")
 # %% [markdown]
 # ### Measure
 #
-# Two clients share six seats: `read` sends twelve texts of about 260 tokens in the first steps;
-# `chat` asks twelve short questions with answers of unlike length, one every fourth step. The cell
+# Two clients share six seats: `read` sends twelve texts of 220 to 297 tokens in the first steps;
+# `chat` asks twelve short questions with answers of 4 to 25 tokens, one every fourth step. The cell
 # counts, for your static batch, your continuous scheduler without and with a share for each client,
 # and the latter with prompts packed in chunks of a budget:
 #
-# - `steps`, and `positions` computed in all, by rows that had something to compute;
+# - `steps`, and of them `all busy`: those with something to compute in each of the six seats;
+# - `positions` computed in all, by rows that had something to compute;
 # - `padding`: positions that a rectangle around each step would hold beyond those;
 # - `wait`: steps from a request's arrival to its first token, the mean for each client and the
 #   longest of all;
@@ -666,9 +674,11 @@ def static(config, kv):
 
 def workload(tokenizer):
     """(arrival step, client, prompt, tokens to say) of every request."""
-    text = tokenizer.encode("def area(width, height):\n    return width * height\n\n\n" * 20)
-    chat = [(4 * i, "chat", text[i : i + 6 + i % 5], 4 + (11 * i) % 22) for i in range(12)]
+    text = tokenizer.encode("def area(width, height):\n    return width * height\n\n\n" * 24)
+    chat = [(4 * i, "chat", text[i : i + 6 + i % 5], 4 + (7 * i) % 22) for i in range(12)]
     read = [(i // 4, "read", text[i : i + 220 + 7 * i], 8 + (5 * i) % 16) for i in range(12)]
+    assert [len(prompt) for _, _, prompt, _ in read] == list(range(220, 298, 7))
+    assert [tokens for _, _, _, tokens in chat] == [4, 11, 18, 25, 10, 17, 24, 9, 16, 23, 8, 15]
     return sorted(chat + read, key=lambda request: request[0])
 
 
@@ -690,7 +700,7 @@ def run(make_scheduler):
                 said[request.removesuffix("-0")].append(clock)
         clock += 1
     waits = {name: steps[1] - steps[0] for name, steps in said.items()}
-    positions = padding = stall = 0
+    positions = padding = stall = all_busy = 0
     rows = {}  # of the static batch: those that have finished are still computed
     for step in (step.scheduled for step in trace.steps):
         counts = [entry.num_tokens for entry in step.entries]
@@ -700,11 +710,12 @@ def run(make_scheduler):
             rows = len(counts) if step.new_requests else rows
         width = max(counts) * (rows or len(counts))
         positions, padding = positions + sum(counts), padding + width - sum(counts)
+        all_busy += len(counts) == SEATS
         if any(entry.start > 0 and entry.num_tokens == 1 for entry in step.entries):
             stall = max(stall, sum(counts))
     mean = {c: sum(w for n, w in waits.items() if n[:4] == c) for c in ("chat", "read")}
     means = mean["chat"] / 12, mean["read"] / 12
-    row = [len(trace.steps), positions, padding, *means, max(waits.values()), stall]
+    row = [len(trace.steps), all_busy, positions, padding, *means, max(waits.values()), stall]
     return {name: output.outputs[0].token_ids for name, output in outputs.items()}, row
 
 
@@ -720,12 +731,12 @@ except NotImplementedError:
 else:
     schedulers |= {f"3 seats, budget {n}": continuous(budget=n) for n in (128, 32)}
 
-print("scheduler               steps  positions  padding  wait chat  read  longest  stall")
+print("scheduler              steps  all busy  positions  padding  wait chat  read  longest  stall")
 expected, _ = run(None)
 for name, make_scheduler in schedulers.items():
     tokens, row = run(make_scheduler)
     assert tokens == expected, name
-    line = "{:<22} {:6} {:10} {:8} {:10.1f} {:5.1f} {:8} {:6}"
+    line = "{:<22} {:5} {:9} {:10} {:8} {:10.1f} {:5.1f} {:8} {:6}"
     print(line.format(name, *row))
 
 # %% [markdown]
@@ -735,29 +746,30 @@ for name, make_scheduler in schedulers.items():
 #    more steps, what is its padding made of, and why must an engine that lets requests join at
 #    every step be able to compute rows of unlike length?
 # 2. What does a share of the seats do to the waiting of `chat` and of `read`, and to the number of
-#    steps? Say where the additional steps come from.
+#    steps? Say where the additional steps come from; `all busy` shows it.
 # 3. What does the budget buy and what does it cost? Name a server for which you would choose each
 #    of the two budgets.
 
 # %% [markdown] written="explain"
 # <!-- written: explain -->
 # ### BEGIN SOLUTION
-# All schedulers compute 3,303 positions, but the static batch spreads them over 85 steps and the
-# continuous scheduler over 59: a row whose answer is done stays empty until the longest of its
-# batch is done, and a question that comes meanwhile waits for the next batch, 32 steps in the mean.
-# Those rows are the smaller part of the 1,447 padding; the larger one is short questions in a batch
-# whose first step is as wide as a text. With joining at every step one row brings a prompt of 260
-# positions and its neighbours bring one each, so a rectangle would hold 9,108 positions of nothing,
-# three times the work; only an engine that computes rows of unlike length profits. Three seats a
-# client let no question wait (0.0 steps in place of 9.8), and the readers pay, 21.5 in place of
-# 7.4. The run takes 66 steps in place of 59, since the readers' three seats are all they may have
-# even while `chat` leaves its own empty: the share is kept free, not lent. A budget of 128 holds
-# the largest step with a decode in it at 126 positions in place of 260, so an answer under way
-# stalls half as long at worst, and the readers' first tokens come later, 27.2 steps; with 32 the
-# stall is 31, in steps that are much cheaper each, but there are 140 of them and readers wait 66.
-# A chat or code completion with a tight bound between tokens would take the small budget; a server
-# that summarises documents over night takes the large one, since each step reads the weights once
-# and fewer steps read them less often.
+# All schedulers compute 3,537 positions, but the static batch spreads them over 102 steps and the
+# continuous scheduler over 70: a row whose answer is done stays empty until the longest of its
+# batch is done, so only 30 steps have all six seats busy in place of 54, and a question that comes
+# meanwhile waits for the next batch, 36 steps in the mean. Those rows are the smaller part of the
+# 1,727 padding; the larger one is short questions in a batch whose first step is as wide as a text.
+# With joining at every step one row brings a prompt of up to 297 positions and its neighbours bring
+# one each, so a rectangle would hold 9,909 positions of nothing, almost three times the work; only
+# an engine that computes rows of unlike length profits. Three seats a client let a question wait
+# 5.2 steps in place of 12.5, and the readers pay, 21.5 in place of 7.4. The run takes 73 steps in
+# place of 70, since all six seats are busy in only 44 of them: the readers' three are all they may
+# have even while `chat` leaves its own empty, so the share is kept free, not lent. A budget of 128
+# holds the largest step with a decode in it at 126 positions in place of 302, so an answer under
+# way stalls less than half as long at worst, and the readers' first tokens come later, 27.2 steps;
+# with 32 the stall is 32, in steps that are much cheaper each, but there are 145 of them and
+# readers wait 67. A chat or code completion with a tight bound between tokens would take the small
+# budget; a server that summarises documents over night takes the large one, since each step reads
+# the weights once and fewer steps read them less often.
 # ### END SOLUTION
 
 # %% [markdown]
@@ -777,6 +789,8 @@ for name, make_scheduler in schedulers.items():
 # `report` prints the goodput of yours on ten traces beside that of the shortest prompt first, and
 # gives 3 points for every hundredth that your mean is better, at most 10; your instructor runs it
 # on ten traces that you have not seen (`labs/batching/frontier.py`).
+#
+# *Sections of the chapter:* *Who is next*, *Where the queue explodes*.
 #
 # *Deliverable:* `policy`, and three sentences on why it is better, or what you tried. Leave the
 # line `# frontier: policy` in its cell.

@@ -12,7 +12,7 @@
 # You write the part of an engine that decides where keys and values lie: a pool of blocks, names
 # by which a block is found again, tables that share blocks and copy them on write; then your cache
 # serves quire. Chapter: *The paged KV cache*. 100 points, 70 core and 30 depth, all on a CPU,
-# about five and a half hours; a frontier task after that.
+# about five and a half hours; two frontier tasks after that.
 #
 # | task | tier | points | minutes |
 # |---|---|---|---|
@@ -21,11 +21,12 @@
 # | 3. `tables` | depth | 30 | 120 |
 # | 4. `engine`, with a written answer | core | 25 + 5 | 90 |
 # | 5. an eviction policy | frontier | bonus | open |
+# | 6. a cache-write kernel, on a GPU | frontier | bonus | open |
 #
 # Each task is one cell. Keep its `# task:` line: grading takes that cell and nothing else, so
 # helpers of yours belong inside it, and it may import the standard library. Task 4 builds on tasks
 # 1 and 2 and not on task 3. The behaviour asked for differs from quire's on purpose; the sentences
-# that say how are the ones the hidden tests judge.
+# that say how are the ones the hidden tests judge. What is not said here is not tested.
 
 # %%
 import importlib.util
@@ -70,12 +71,15 @@ class NoFreeBlocks(Exception):
 #   often as it has references. A block without references is free and keeps its name.
 # - A client has at most `quota` free blocks with a name: when a release makes them more, the one
 #   that `allocate` would take first among them loses its name, whichever that is.
-# - `publish` names a block that has a reference, for the client that pays for it. If the name is
-#   taken, or the block has a name already, nothing changes.
+# - `publish` names a block that has a reference (`ValueError` if it has none, even if the name is
+#   taken), for the client that pays for it. If the name is taken, or the block has a name already,
+#   nothing changes.
 # - `lookup` returns the block of a name, free or not, or `None`; it is no use of the block.
 #   `references` and `name` say what a block has, `num_free` how many blocks are free.
 # - `acquire`, `release` and `publish` raise `ValueError` when one of their blocks does not allow
 #   it, an id outside the pool included, and then nothing has changed.
+#
+# *Sections of the chapter:* *A pool that knows no requests*, *Who is forgotten*.
 #
 # *Deliverable:* `BlockPool`; its check passes.
 
@@ -127,13 +131,11 @@ class BlockPool:
         ### BEGIN SOLUTION
         if count > len(self._free):
             raise NoFreeBlocks(f"{count} asked for, {len(self._free)} free")
-        taken = []
-        for _ in range(count):
-            block = min(self._free, key=self._rank)
+        taken = sorted(self._free, key=self._rank)[:count]
+        for block in taken:
             del self._free[block]
             self._forget(block)
             self._references[block] = 1
-            taken.append(block)
         return taken
         ### END SOLUTION
 
@@ -173,7 +175,7 @@ class BlockPool:
             self._labels[block] = [name, client, 0]
 
     def _rank(self, block):
-        """Order in which free blocks are taken; `min` and `_free` settle equals by age."""
+        """Order in which free blocks are taken; among equals `_free` has the oldest first."""
         return (1, self._labels[block][2]) if block in self._labels else (0, block)
 
     def _forget(self, block):
@@ -202,16 +204,20 @@ labkit.check("pool")
 # somebody else's.
 #
 # **Specification.** `block_names` returns the names of the full blocks of `tokens`, first to last,
-# each of 1 to 64 bytes. Two blocks, of one prompt or of two, have the same name exactly when all
-# that their keys and values depend on is equal: the tokens from the start of the prompt to the end
-# of the block, the salt, and the part of each image that lies among these tokens.
+# each of 1 to 64 bytes. Under one `block_size` two blocks, of one prompt or of two, have the same
+# name exactly when all that their keys and values depend on is equal: the tokens from the start of
+# the prompt to the end of the block, the salt, and the part of each image that lies among these
+# tokens.
 #
 # - `images` is a list of `[start, end, digest]`: the positions `start` to `end - 1` hold the image
-#   with that digest, its first part at `start`. They are in order and do not overlap; images with
-#   one digest are equal and of one length. An image may reach beyond the end of `tokens`.
+#   with that digest, a string, its first part at `start`. They are in order and do not overlap;
+#   images with one digest are equal and of one length. An image may reach beyond the end of
+#   `tokens`.
 # - What comes after a block's end changes nothing in its name, the rest of an image included.
 # - A hash of 256 bits, such as SHA-256 from `hashlib`, counts as giving different values for
 #   different inputs. Python's `hash` is no such thing: `hash(-1) == hash(-2)`.
+#
+# *Sections of the chapter:* *The same beginning twice*, *When reuse is unsafe*.
 #
 # *Deliverable:* `block_names`; its check passes.
 
@@ -277,10 +283,13 @@ labkit.check("names")
 # **Your model** has a *sliding window*: a token sees the latest `window` tokens, itself included,
 # `window` at least 1. `append` first, also with count 0, lets go of the blocks that no token from
 # position `length` on sees, with the length from before this call: each is replaced by 0 in the
-# table and released, and may serve this very append. What was let go of stays so when `append`
-# returns `None`, and `commit` passes over it. If a `fork` or `truncate` leaves in the table a block
-# that was let go of, and that the next token would see or lie in, it raises `ValueError`, and
-# nothing has changed.
+# table and released, and may serve this very append. So the block of positions `i * block_size` to
+# `(i + 1) * block_size - 1` goes when `(i + 1) * block_size <= length - window + 1`. What was let
+# go of stays so when `append` returns `None`, and `commit` passes over it. `fork` and `truncate`
+# raise `ValueError`, and nothing has changed, if the new table would hold a 0 where the token at
+# position `length` looks or is written.
+#
+# *Sections of the chapter:* *Four samples, one prompt*; *Fewer tokens*, on its second page.
 # ### END VARIANT
 # ### BEGIN VARIANT swap
 # **Your engine** *swaps* requests out to `num_host_blocks` blocks of host memory, numbered from 0.
@@ -293,6 +302,8 @@ labkit.check("names")
 # A request with nothing to move is swapped out all the same. One that is swapped out can only be
 # swapped in or freed: `append`, `fork` from it, `truncate`, `commit` and `swap_out` raise
 # `ValueError`, and so does `swap_in` of one that is not.
+#
+# *Sections of the chapter:* *Four samples, one prompt*; *A second tier*, on its second page.
 # ### END VARIANT
 # ### BEGIN VARIANT beam
 # **Your engine** searches with *beams*. `reorder` takes requests, `beams`, and for each of them the
@@ -301,6 +312,8 @@ labkit.check("names")
 # chosen often or not at all. `append_all` appends `count` tokens to each of `beams`, in this order,
 # and returns what `append` gives for each, in a list; if one of these appends would give `None`,
 # `append_all` returns `None` and nothing has changed.
+#
+# *Section of the chapter:* *Four samples, one prompt*.
 # ### END VARIANT
 #
 # *Deliverable:* `BlockTables`; its check passes.
@@ -556,13 +569,16 @@ labkit.check("tables")
 # - A match does not end inside an image, which is encoded whole or not at all: the chain is
 #   shortened to where no image is cut.
 # - `commit` publishes the blocks whose tokens are all computed and all known, for the request's
-#   client: `num_computed` tokens are computed, `tokens` are known, and either may be more.
+#   client: `num_computed` tokens are computed, `tokens` are known, and either may be more. It may
+#   publish all such blocks of the request on each call, or only those since the last call.
 # - `free` releases a request's blocks from the last to the first, so that among equals the
 #   beginning of a prompt stays longest. A request without a table is left alone, and one that was
 #   freed may begin anew.
 # - `table` returns a request's blocks, `num_free` how many blocks nobody holds.
 #
 # Your own `BlockPool` and `block_names` are called here, by the methods of their starters alone.
+#
+# *Section of the chapter:* *The same beginning twice*.
 #
 # *Deliverable:* `Cache`, and the measurement below with its written answer.
 
@@ -724,7 +740,8 @@ print("greedy tokens equal quire's on", len(PROMPTS), "prompts")
 # then never again, the first one beside the conversations. The cell prints, for quire's cache and
 # for yours with several quotas, how many of each client's prompt tokens were found in the cache,
 # how many tokens were computed in all, the most blocks that were held in one step, and how many
-# tokens the requests of that step had for each block held. A block has room for 8.
+# tokens the requests of that step had for each block held. A block has room for 8. The cell
+# takes a few minutes on two cores.
 
 # %%
 TURNS, CONVERSATIONS, TEXTS, NUM_BLOCKS = 4, 3, 3, 96
@@ -797,35 +814,35 @@ for quota in (0, 20, 30, 40, NUM_BLOCKS):
     print("quota {:4}  {:9.0%}  {:9.0%}  {:8}  {:11}  {:14.1f}".format(quota, *row))
 
 # %% [markdown]
-# Explain what you measured, in six to nine sentences with your numbers:
+# Explain what you measured, in nine to twelve short sentences with your numbers:
 #
 # 1. Compare quire's cache with yours at the quota that is best for `chat`. Which client gains,
 #    which pays, and which blocks does each cache throw away first, so that it comes out this way?
 # 2. A text of `scan` fills 20 blocks, and yet a quota of 40 finds hardly one text again that was
 #    sent a moment before. Which blocks have the places, and why do they keep them? Change one
-#    rule of the specification so that both clients gain, and say what the change may cost.
+#    rule of the specification so that `scan` gains and `chat` does not lose, compared with your
+#    cache at quota 40, and say what the change may cost; measuring it is optional.
 # 3. Why can a block hold more than 8 tokens here, why not with quota 0, and why do the other quotas
 #    make no difference to the blocks held?
 
 # %% [markdown] written="explain"
 # <!-- written: explain -->
 # ### BEGIN SOLUTION
-# With a quota of 40 `chat` finds 70 % of its prompt tokens, with quire's cache 45 %; `scan` falls
-# from 48 % to 11 %, and the engine computes 3,946 tokens where quire computed 2,786, so one client
-# gains and both the other client and the machine pay. quire gives out the block that has been free
-# longest: three texts of 20 blocks pass between two turns of a conversation and push its blocks
-# out. Mine gives out what was never used again first, and the beginning that the conversations
-# share was used by each of them. `scan` finds little because uses are never forgotten: the first
-# two texts were found once, so their 40 blocks have one use each and fill the quota, and a new text
-# has none when it is released, so it loses its names at once, although the old ones are never asked
-# for again. I would halve all uses of a client's blocks whenever one of them loses its name: then a
-# text of the past is no better than a new one after a few texts, and being older it goes first; the
-# price is that a conversation which pauses for long loses its lead as well. In the fullest step 66
-# blocks were held for 8.4 tokens each, because the shared beginning lies in one set of blocks and
-# counts in three tables; with quota 0 nothing is left to be found, the three begin in the same step
-# and compute it three times, so 72 blocks hold 7.7 tokens each, the last one of each table being
-# partly empty. Any other quota keeps that beginning, and what is cached but free is not held, so it
-# changes the hits and not the blocks held.
+# With a quota of 40 `chat` finds 70 % of its prompt tokens, with quire's cache 45 %. `scan` falls
+# from 48 % to 11 %, and the engine computes 3,946 tokens where quire computed 2,786: `scan` and the
+# machine pay. quire gives out the block that has been free longest, so the three texts of 20 blocks
+# that pass between two turns of a conversation push its blocks out. Mine gives out first what was
+# used least, and the beginning that the conversations share was used by each of them. `scan` finds
+# little because uses are never forgotten. The first two texts were found once, so their 40 blocks
+# have one use each and fill the quota. A new text has none when it is released and loses its names
+# at once, although the old ones are never asked for again. I would halve the uses of a client's
+# blocks whenever one of them loses its name: after a few texts an old one is then no better than a
+# new one and, being older, goes first. The price is that a conversation which pauses for long loses
+# its lead as well. In the fullest step 66 blocks were held for 8.4 tokens each, because the shared
+# beginning lies in one set of blocks and counts in three tables. With quota 0 nothing is left to be
+# found, so the three requests, which begin in the same step, each compute it: 72 blocks hold 7.7
+# tokens each, the last one of each table being partly empty. Any other quota keeps that beginning,
+# and what is cached but free is not held, so the hits change and the blocks held do not.
 # ### END SOLUTION
 
 # %% [markdown]
@@ -934,8 +951,8 @@ else:
 #   to the request that is being served.
 # - A block is found only if all before it in its request are.
 #
-# *Deliverable:* the class in the cell that begins with `# frontier:`; hand in the notebook itself.
-# Your instructor judges it with `frontier.py` of this lab's folder.
+# *Deliverable:* the class in the cell with the line `# frontier: policy`; hand in the notebook
+# itself. Your instructor judges it with `frontier.py` of this lab's folder.
 
 # %%
 import random
@@ -1066,3 +1083,43 @@ def report(make_policy, seeds):
 
 
 bonus = report(Policy, seeds=range(5))
+
+# %% [markdown]
+# ## Task 6: a cache-write kernel (frontier, Hopper, bonus)
+#
+# In every step and layer an engine writes the new tokens' keys and values to their slots. No
+# number is computed, so the memory's bandwidth alone says how fast that can be.
+#
+# **Specification.** The Triton kernel `cache_write` copies `key[t]` and `value[t]`, bf16
+# [num_tokens, kv_heads, head_size], to the place `slots[t]` (int64) of `key_cache` and
+# `value_cache`, bf16 [num_blocks, block_size, kv_heads, head_size], where slot `s` is place
+# `s % block_size` of block `s // block_size`; a token of slot -1 is skipped, no two tokens share
+# another slot, and nothing else may be written. It may take any of these five pointers and
+# `num_tokens` by name, in any order; `launch` gives the grid, a value for each other parameter
+# (`constants`), `num_warps` and `num_stages`.
+#
+# Your instructor compiles it without a GPU and runs the result on fresh inputs, all arrays
+# contiguous. The bonus is 10 points times its share of the reference kernel's speed, at most 10,
+# and nothing below half of that speed or if one number of one call is wrong.
+#
+# *Deliverable:* kernel and `launch` in the cell with the line `# frontier: kernel`, without
+# helpers from other cells; hand in the notebook itself. Your instructor judges it with `kernel.py`
+# of this lab's folder. The cell needs Triton, which comes with torch on Linux; elsewhere skip it.
+
+# %%
+# frontier: kernel
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def cache_write(key, value, slots, key_cache, value_cache, num_tokens):
+    """Begin here; with one program a token, say, whose number is this."""
+    tl.program_id(0)
+
+
+def launch(
+    num_tokens: int, num_blocks: int, block_size: int, kv_heads: int, head_size: int
+) -> dict[str, object]:
+    """Return the dict `{"grid": (…,), "constants": {…}, "num_warps": …, "num_stages": …}`."""
+    raise NotImplementedError("write launch")

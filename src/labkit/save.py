@@ -64,7 +64,7 @@ def restore(path: str | Path | None = None, notebook: str | Path | None = None) 
         SaveError: no saved file, or the notebook is not found.
     """
     lab, variant = _declared(sys._getframe(1).f_globals)
-    found, place = _open(sys._getframe(1).f_globals, lab, notebook)
+    found, place = _open(sys._getframe(1).f_globals, lab, notebook, "restore")
     saved = read_work(_saved_file(lab, path))
     if saved.lab.slug != lab.slug:
         raise SaveError(f"the saved work is of the lab {saved.lab.slug}, this one is {lab.slug}")
@@ -105,7 +105,7 @@ def _write(
     namespace: dict[str, Any], path: str | Path | None, notebook: str | Path | None, kind: str
 ) -> Path:
     lab, variant = _declared(namespace)
-    content, _ = _open(namespace, lab, notebook)
+    content, _ = _open(namespace, lab, notebook, kind)
     ran = [] if _colab() else [s for s in namespace.get("In", []) if type(s) is str]
     work = work_of(lab, content, ran)
     work.variant = variant
@@ -170,9 +170,9 @@ def _saved_file(lab: Lab, path: str | Path | None) -> Path:
 
 
 def _open(
-    namespace: dict[str, Any], lab: Lab, notebook: str | Path | None
+    namespace: dict[str, Any], lab: Lab, notebook: str | Path | None, function: str
 ) -> tuple[dict[str, Any], Path]:
-    """This notebook's content and its file name."""
+    """This notebook's content and its file name; `function` is what the reader called."""
     if notebook is None and _colab():
         from google.colab import _message
 
@@ -180,11 +180,11 @@ def _open(
         if reply is None:
             raise SaveError("Colab did not hand over the notebook within 30 s: run the cell again")
         return reply["ipynb"], Path(f"{lab.slug}.ipynb")
-    path = Path(notebook) if notebook is not None else _notebook_file(namespace, lab)
+    path = Path(notebook) if notebook is not None else _notebook_file(namespace, lab, function)
     return load_notebook(path), path
 
 
-def _notebook_file(namespace: dict[str, Any], lab: Lab) -> Path:
+def _notebook_file(namespace: dict[str, Any], lab: Lab, function: str) -> Path:
     """The file of the running notebook: as the server or the editor names it, else by its cells."""
     for named in (os.environ.get("JPY_SESSION_NAME"), namespace.get("__vsc_ipynb_file__")):
         for path in (Path(named), Path.cwd() / Path(named).name) if named else ():
@@ -196,7 +196,7 @@ def _notebook_file(namespace: dict[str, Any], lab: Lab) -> Path:
     found = ", ".join(path.name for path in matching) or "none"
     raise SaveError(
         f"which notebook? {found} in {Path.cwd()} fit: save the notebook, then name its file, "
-        f'as in labkit.save(notebook="{lab.slug}.ipynb")'
+        f'as in labkit.{function}(notebook="{lab.slug}.ipynb")'
     )
 
 

@@ -17,6 +17,7 @@ from labkit.values import describe, difference
 
 Transport = Callable[[dict[str, Any]], dict[str, Any]]
 MAX_ARGUMENT = 180  # characters of one argument in a message
+LATEST = 12  # calls of an object that a message tells
 Said = Callable[[], str]  # a call in words: made only when there is something to complain about
 
 
@@ -93,34 +94,42 @@ class Subject:
         """
         self._caller.fail(words)
 
-    def call(self, name: str, *args: Any) -> Any:
-        """Call a function and return its value.
+    def call(self, name: str, *args: Any, said: Said | None = None) -> Any:
+        """Call a function and return its value; `said` words the call for a complaint.
 
         Raises:
             Wrong: it raised, gave no plain value, or the child is gone.
         """
-        return self.call_returning((), name, *args)[0]
+        return self.call_returning((), name, *args, said=said)[0]
 
     def call_returning(
-        self, returning: Sequence[int], name: str, *args: Any
+        self, returning: Sequence[int], name: str, *args: Any, said: Said | None = None
     ) -> tuple[Any, list[Any]]:
         """Call a function; return its value and the arguments at `returning` as it left them."""
+        said = said or (lambda: _call(name, args))
         request = {"op": "call", "name": name, "args": to_wire(args), "returning": list(returning)}
-        reply = self._caller.send(lambda: _call(name, args), request)
+        reply = self._caller.send(said, request)
         if len(reply["args"]) != len(returning):
-            self.fail(f"called {_call(name, args)}\ngot its arguments back incomplete")
+            self.fail(f"called {said()}\ngot its arguments back incomplete")
         return reply["value"], reply["args"]
 
     def expect(
-        self, name: str, *args: Any, want: Any, tolerance: float = 0.0, because: str = ""
+        self,
+        name: str,
+        *args: Any,
+        want: Any,
+        tolerance: float = 0.0,
+        because: str = "",
+        said: Said | None = None,
     ) -> None:
         """Call a function and compare its value with `want`.
 
         Raises:
-            Wrong: the value differs; the message says the call, both values and `because`.
+            Wrong: the value differs; the message says the call (as `said` words it, where that
+                is given), both values and `because`.
         """
-        got = self.call(name, *args)
-        self.compare(lambda: _call(name, args), got, want, tolerance, because)
+        got = self.call(name, *args, said=said)
+        self.compare(said or (lambda: _call(name, args)), got, want, tolerance, because)
 
     def compare(
         self, call: str | Said, got: Any, want: Any, tolerance: float = 0.0, because: str = ""
@@ -156,8 +165,8 @@ class Instance:
     def _said(self, last: str) -> str:
         """Say how the object was made, its latest calls and `last`."""
         (made, arguments), *calls = self._history
-        latest = [f".{_call(name, args)}" for name, args in calls[-6:]]
-        return "; ".join(filter(None, [_call(made, arguments), *latest, last]))
+        told = [f".{_call(name, args)}" for name, args in calls]
+        return history(_call(made, arguments), [*told, last] if last else told)
 
     def call(self, name: str, *args: Any) -> Any:
         """Call a method and return its value."""
@@ -178,6 +187,13 @@ class Instance:
         request = {"op": "get", "handle": self._handle, "name": name}
         reply = self._caller.send(lambda: self._said(f".{name}"), request)
         self._subject.compare(lambda: self._said(f".{name}"), reply["value"], want, 0.0, because)
+
+
+def history(made: str, calls: Sequence[str]) -> str:
+    """Say how an object was made and its latest calls; those before them are counted."""
+    hidden = max(0, len(calls) - LATEST)
+    cut = [f"… {hidden} call{'s' * (hidden > 1)} before …"] if hidden else []
+    return "; ".join([made, *cut, *calls[hidden:]])
 
 
 def _call(name: str, args: Sequence[Any]) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 import labkit
 from labkit.lab import Lab, LabError
+from labkit.subject import LATEST, Instance, Subject, Wrong, in_notebook
 from labkit.values import difference
 
 
@@ -107,6 +108,51 @@ def test_it_works_from_a_wheel(lab: Lab, tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60
     )
     assert "CheckFailed: sampler: 0 of 4 public checks pass" in done.stderr
+
+
+def _counter() -> Instance:
+    class Counter:
+        def add(self, number: int) -> int:
+            return number
+
+    return Subject(in_notebook({"Counter": Counter})).new("Counter")
+
+
+def test_all_of_a_few_calls_are_told() -> None:
+    counter = _counter()
+    for number in range(LATEST - 1):
+        counter.expect("add", number, want=number)
+    with pytest.raises(Wrong) as failed:
+        counter.expect("add", 7, want=8)
+    words = str(failed.value)
+    assert words.startswith("called Counter(); .add(0); .add(1); ")
+    assert "before" not in words
+
+
+@pytest.mark.parametrize(("more", "cut"), [(1, "… 1 call before …"), (5, "… 5 calls before …")])
+def test_calls_that_a_message_leaves_out_are_counted(more: int, cut: str) -> None:
+    counter = _counter()
+    for number in range(LATEST - 1 + more):
+        counter.expect("add", number, want=number)
+    with pytest.raises(Wrong) as wrong_value:
+        counter.expect("add", 70, want=80)
+    assert f"called Counter(); {cut}; .add({more}); " in str(wrong_value.value)
+    assert str(wrong_value.value).count(".add") == LATEST
+    with pytest.raises(Wrong) as error:
+        counter.call("subtract", 1)
+    assert "before …; .add(" in str(error.value)
+    assert "; .add(70); .subtract(1)\ngot AttributeError" in str(error.value)
+
+
+def test_a_call_can_be_worded() -> None:
+    def half(number: float) -> float:
+        return number / 2
+
+    subject = Subject(in_notebook({"half": half}))
+    with pytest.raises(Wrong, match=r"called half of four\nexpected 3"):
+        subject.expect("half", 4, want=3.0, said=lambda: "half of four")
+    with pytest.raises(Wrong, match=r"called half of a word\ngot TypeError"):
+        subject.expect("half", "a", want=3.0, said=lambda: "half of a word")
 
 
 def test_the_words_stand_alone_in_a_notebook() -> None:

@@ -168,6 +168,16 @@ def test_submit_is_content_when_all_is_there(
     assert read_submission(submitted, lab).problems == {}
 
 
+@pytest.mark.parametrize("name", ["save", "submit", "restore"])
+def test_the_question_which_notebook_names_the_function_that_was_called(
+    starter: Notebook, folder: Path, call: Callable[..., Any], name: str
+) -> None:
+    _write(folder, starter, "a.ipynb")
+    _write(folder, starter, "b.ipynb")
+    with pytest.raises(SaveError, match=rf"as in labkit\.{name}\(notebook="):
+        call(getattr(labkit, name))
+
+
 def test_which_notebook_is_asked_when_several_fit(
     starter: Notebook, folder: Path, call: Callable[..., Any]
 ) -> None:

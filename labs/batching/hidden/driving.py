@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from labkit.subject import Subject, Wrong
-from labkit.values import describe
+from labkit.subject import Subject, Wrong, history
+from labkit.values import describe, difference
 
 View = Callable[[Any], Any]
 
@@ -23,14 +23,15 @@ class Twin:
         self.oracle = oracle
         self._student = student
         self._object = student.new(oracle.NAME, *args)
-        self._calls = [f"{oracle.NAME}({_listed(args)})"]
+        self._made = f"{oracle.NAME}({_listed(args)})"
+        self._calls: list[str] = []
 
     def call(
         self, name: str, *args: Any, because: str = "", view: View = lambda value: value
     ) -> Any:
         """Call a method of both and compare; return the oracle's answer, None where it refuses.
 
-        `view` leaves out of an answer what a test does not judge.
+        `view` leaves out of an answer what a test does not judge; a complaint shows it all.
         """
         try:
             want = getattr(self.oracle, name)(*args)
@@ -39,8 +40,8 @@ class Twin:
             return None
         self._calls.append(f".{name}({_listed(args)})")
         got = self._object.call(name, *args)
-        said = "; ".join([self._calls[0], *self._calls[1:][-7:]])
-        self._student.compare(said, view(got), view(want), because=because)
+        if difference(view(got), view(want)) is not None:
+            self._student.compare(history(self._made, self._calls), got, want, because=because)
         return want
 
     def _refused(self, name: str, *args: Any) -> None:
@@ -50,4 +51,5 @@ class Twin:
             if "\ngot ValueError" in str(wrong):
                 return
             raise
-        self._student.fail(f"called .{name}({_listed(args)})\nexpected ValueError\ngot {got}")
+        said = history(self._made, [*self._calls, f".{name}({_listed(args)})"])
+        self._student.fail(f"called {said}\nexpected ValueError\ngot {got}")

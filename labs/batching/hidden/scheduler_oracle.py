@@ -103,7 +103,7 @@ class SchedulerOracle:
     def trim(self, name: str, count: int) -> None:
         """Compute less of an entry."""
         life = self._life(name)
-        if life is None or self.calls not in life.entries:
+        if life is None or self.calls not in life.entries or self.calls not in self.planned:
             raise ValueError(name)
         end, tokens = life.entries.pop(self.calls)
         start = life.end

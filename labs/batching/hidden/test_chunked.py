@@ -8,6 +8,11 @@ from hypothesis import strategies as st
 from .pack_oracle import pack
 
 NOW = 40
+RULES = {
+    "shortest": "the fewest tokens left first, but whoever has waited 8 steps or more before all",
+    "fair": "each turn is of the client with the fewest tokens, this step's and decodes included",
+    "deadline": "first those that can still meet their deadline, the earliest first",
+}
 
 
 def wish(i, count, decode=False, waited=1, client=0, deadline=50, served=0):
@@ -23,8 +28,10 @@ def _judge(student, variant, budget, block, wishes, because=""):
     fields |= {"fair": {"client", "served"}, "deadline": {"deadline"}}.get(variant, set())
     shown = [{key: value for key, value in w.items() if key in fields} for w in wishes]
     want = pack(variant, budget, block, wishes, NOW)
-    got = student.call("pack", budget, block, shown, NOW)
-    student.compare(lambda: _said(budget, block, shown), got, want, because=because)
+    student.expect(
+        "pack", budget, block, shown, NOW, want=want, because=because,
+        said=lambda: _said(budget, block, shown),
+    )  # fmt: skip
 
 
 def _said(budget, block, shown):
@@ -115,7 +122,7 @@ def test_no_head_of_line(student, variant, lengths, budget):
 @example(step=(8, 2, [wish(0, 9), wish(1, 9), wish(2, 9, client=1), wish(3, 1, True, client=1)]))
 def test_rule_of_the_variant(student, variant, step):
     """The order of the prompts."""
-    _judge(student, variant, *step)
+    _judge(student, variant, *step, because=f"the rule of your variant: {RULES[variant]}")
 
 
 @given(step=steps(most_decodes=6, waits=30, soonest=-1), less=st.integers(0, 4))

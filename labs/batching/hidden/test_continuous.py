@@ -45,6 +45,12 @@ class Day:
         number, _ = self.flying.pop(0)
         self.call("update", number, list(ended), because=because)
 
+    def sampled(self):
+        """The names of those that sampled in the step that is told next."""
+        number, _ = self.flying[0]
+        lives = self.twin.oracle.planned[number]
+        return [life.facts.name for life in lives if number in life.open]
+
     def step(self, ended=(), because=""):
         self.plan(because)
         self.tell(ended)
@@ -197,6 +203,11 @@ def test_trimmed(student, variant, day, ahead):
     name, _, _, count = (steps.plan() or [["nobody", 0, 0, 0]])[0]
     steps.call("trim", name, count + 1)
     steps.call("trim", "nobody", 0)
+    steps.call("trim", name, count // 2)
+    steps.call("trim", name, count // 2 + 1)  # more than the first has left
+    while steps.flying:
+        steps.tell()
+    steps.call("trim", name, 0)  # its step is over
     steps.rest()
 
 
@@ -241,7 +252,7 @@ def test_any_day(student, variant, sizes, day):
                 steps.tell()
             steps.plan()
         elif kind == "u" and steps.flying:
-            steps.tell(steps.flying[0][1][:1] if number < 4 else [])
+            steps.tell(steps.sampled()[:1] if number < 4 else [])
         elif kind == "t":
             steps.call("trim", name, number % 3)
         elif kind == "r":
