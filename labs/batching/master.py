@@ -686,10 +686,10 @@ def run(make_scheduler):
     """Serve the workload; return the tokens by request and the row of the table."""
     trace = Trace()
     llm = engine_with(make_scheduler, trace=trace)
-    todo, outputs, said, clock = workload(llm.tokenizer), {}, {}, 0
-    while todo or llm.engine.has_requests:
-        while todo and todo[0][0] <= clock:
-            arrival, client, prompt, tokens = todo.pop(0)
+    coming, outputs, said, clock = workload(llm.tokenizer), {}, {}, 0
+    while coming or llm.engine.has_requests:
+        while coming and coming[0][0] <= clock:
+            arrival, client, prompt, tokens = coming.pop(0)
             name = f"{client} {len(outputs)}"
             params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
             outputs[name] = llm.engine.add_request(name, prompt, params, client_id=client)
@@ -816,19 +816,19 @@ def serve(policy, requests, seats=48, budget=256, block=16):
     That is the share of requests whose first token came within 0.3 s and 1 ms a token of the
     prompt, and whose later tokens came 50 ms or less apart.
     """
-    todo, live, now, met = list(requests), [], 0.0, 0
-    while todo or live:
-        while todo and todo[0][0] <= now and len(live) < seats:
-            arrival, prompt, output = todo.pop(0)
+    coming, live, now, met = list(requests), [], 0.0, 0
+    while coming or live:
+        while coming and coming[0][0] <= now and len(live) < seats:
+            arrival, prompt, output = coming.pop(0)
             live.append(
                 {
-                    "request": len(requests) - len(todo) - 1, "count": prompt, "decode": False,
+                    "request": len(requests) - len(coming) - 1, "count": prompt, "decode": False,
                     "since": now, "due": arrival + 0.3 + prompt / 1000, "left": output,
                     "good": True,
                 }
             )  # fmt: skip
         if not live:
-            now = todo[0][0]
+            now = coming[0][0]
             continue
         shown = ("request", "count", "decode", "since", "due")
         given = policy(budget, block, [{key: r[key] for key in shown} for r in live], now)

@@ -45,11 +45,6 @@ def cell_of(notebook: Path, mark: str) -> str:
     raise SystemExit(f"{notebook} has no cell with the line {mark!r}")
 
 
-def policy_cell(notebook: Path) -> str:
-    """Return the source of the cell with the line `# frontier: policy`; see `cell_of`."""
-    return cell_of(notebook, MARK)
-
-
 def compile_cell(
     source: str,
     name: str,

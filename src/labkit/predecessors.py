@@ -83,7 +83,7 @@ class Relay:
         """Answer a request of the reader's child, whatever it may have put into it."""
         if type(asked) is not dict or not self._is_allowed(asked):
             return {"error": "RuntimeError: a stand-in has no such request"}
-        try:  # what is too deep to be read there is too deep to be written here
+        try:  # what is nested too deeply for reading there is so for writing here
             request = {key: to_wire(from_wire(asked[key])) for key in FIELDS if key in asked}
         except UNUSABLE as error:
             return {"error": f"{type(error).__name__}: {error}"}

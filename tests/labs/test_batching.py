@@ -9,7 +9,7 @@ import pytest
 from lab_suite import LabSuite
 
 from labkit.build import build_notebook
-from labkit.frontier import policy_cell
+from labkit.frontier import MARK, cell_of
 from labkit.lab import import_folder, labs_folder, load_lab
 from labkit.subject import Wrong
 
@@ -63,7 +63,7 @@ def test_a_policy_earns_what_it_gains_over_the_shortest_first(frontier: ModuleTy
 
 def test_the_starter_has_the_frontier_cell() -> None:
     lab = load_lab("batching")
-    assert "def policy" in policy_cell(lab.folder / f"{lab.slug}.ipynb")
+    assert "def policy" in cell_of(lab.folder / f"{lab.slug}.ipynb", MARK)
 
 
 @pytest.mark.parametrize(

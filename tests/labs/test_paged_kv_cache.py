@@ -9,7 +9,7 @@ import pytest
 from lab_suite import LabSuite
 
 from labkit.build import reference_cells
-from labkit.frontier import policy_cell
+from labkit.frontier import MARK, cell_of
 from labkit.grade import Grader
 from labkit.lab import import_folder, load_lab
 from labkit.notebook import Submission
@@ -75,7 +75,7 @@ def test_a_policy_that_names_no_candidate_is_told_so(
 
 def test_the_starter_has_the_frontier_cell() -> None:
     lab = load_lab("paged-kv-cache")
-    assert "class Policy" in policy_cell(lab.folder / f"{lab.slug}.ipynb")
+    assert "class Policy" in cell_of(lab.folder / f"{lab.slug}.ipynb", MARK)
 
 
 HOSTILE = {
