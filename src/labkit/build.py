@@ -11,6 +11,7 @@ Inside cells two pairs of lines are understood:
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
 from collections.abc import Callable, Iterator
@@ -86,14 +87,12 @@ def read_cells(path: Path, lab: Lab, variant: str | None = None) -> list[Cell]:
     Raises:
         LabError: a block without an end, or one that names an unknown variant.
     """
-    import jupytext  # an author's tool; a reader's notebook never needs it
-
     chosen = lab.variant(variant)
     text = path.read_text("utf8").replace("{{repository}}", repository_url())
-    text = text.replace("{{lab}}", f"{lab.slug}/{chosen}")
     cells = []
-    for raw in jupytext.reads(text, fmt="py:percent").cells:
-        source = VARIANT_BLOCK.sub(lambda m: _keep(m, lab, chosen), raw.source + "\n").rstrip("\n")
+    for raw in _raw_cells(text):
+        source = raw.source.replace("{{lab}}", f"{lab.slug}/{chosen}") + "\n"
+        source = VARIANT_BLOCK.sub(lambda m: _keep(m, lab, chosen), source).rstrip("\n")
         if "### BEGIN VARIANT" in source or "### END VARIANT" in source:
             raise LabError(f"{path.name}: a variant block has no end or no beginning:\n{source}")
         if source.count(BEGIN_SOLUTION) != source.count(END_SOLUTION):
@@ -106,6 +105,14 @@ def read_cells(path: Path, lab: Lab, variant: str | None = None) -> list[Cell]:
     return cells
 
 
+@functools.lru_cache(maxsize=32)  # a file is read for each variant, and for each role of its cells
+def _raw_cells(text: str) -> list[Any]:
+    """Split a percent file; nobody changes the cells."""
+    import jupytext  # an author's tool; a reader's notebook never needs it
+
+    return list(jupytext.reads(text, fmt="py:percent").cells)
+
+
 def _keep(block: re.Match[str], lab: Lab, variant: str) -> str:
     names = block.group(1).split()
     for name in names:
@@ -113,6 +120,7 @@ def _keep(block: re.Match[str], lab: Lab, variant: str) -> str:
     return block.group(2) if variant in names else ""
 
 
+@functools.cache
 def repository_url() -> str:
     """The address of the repository, from `pyproject.toml`, the one place it stands in."""
     path = Path(__file__).resolve().parents[2] / "pyproject.toml"

@@ -23,10 +23,11 @@ from labkit.notebook import Submission
 from labkit.predecessors import Relay, interface_of
 from labkit.report import BROKEN, Outcome, Report
 from labkit.sandbox import Child, ChildLost, Limits, StartTooSlow, Surroundings
-from labkit.subject import Subject, in_child
+from labkit.subject import Subject, Transport, Wrong, in_child
 from labkit.variants import PUBLIC_SEED, CourseKey, choose
 
 EXAMPLES = 25  # random inputs that a property is tried on
+SMALLER = 100  # inputs tried after one that fails, for the smallest that does
 MAX_LOST = 3  # children that may be lost in one task before its other tests are given up
 
 Cells = list[tuple[str, str]]
@@ -42,6 +43,9 @@ class Grader:
         seed: of all random inputs; a course key gives one (`labkit.variants.choose`).
         unsafe_local: run without bubblewrap; every report then says so.
         limits: what a child may use.
+        smaller: inputs tried for a smaller one where a property fails; none are needed where
+            nobody reads the complaint.
+        until_lost: end a task with the first test that fails; enough to know that one does.
     """
 
     lab: Lab
@@ -49,6 +53,8 @@ class Grader:
     seed: int = PUBLIC_SEED
     unsafe_local: bool = False
     limits: Limits = field(default_factory=Limits)
+    smaller: int = SMALLER
+    until_lost: bool = False
 
     def __post_init__(self) -> None:
         self.variant = self.lab.variant(self.variant)
@@ -106,6 +112,32 @@ class Grader:
         return [earlier.name for earlier in self.lab.tasks if earlier.name in names]
 
 
+class _Enough(BaseException):
+    """Ends a property's tries: Hypothesis lets through what is no `Exception`."""
+
+
+class _Student(Subject):
+    """The reader's code in a property: what was complained of last, and the tries left."""
+
+    def __init__(self, transport: Transport, smaller: int) -> None:
+        super().__init__(transport)
+        self.complaint: str | None = None
+        self._left = smaller
+
+    def attempt(self, property_: Callable[[], None]) -> None:
+        """Try the property on one input."""
+        if self.complaint is not None:
+            self._left -= 1
+        try:
+            property_()
+        except Wrong as wrong:
+            self.complaint = str(wrong)
+            if self._left > 0:
+                raise
+        if self.complaint is not None and self._left <= 0:
+            raise _Enough
+
+
 class _Bench:
     """Runs the tests of one task: its children, and what was lost so far."""
 
@@ -115,6 +147,7 @@ class _Bench:
         self._child: Child | None = None
         self._relay: Relay | None = None
         self._lost = 0
+        self._failed = False
         self._given_up = submission.problems.get(task.name)
         self.fatal: str | None = None  # why the reader's cell cannot even be loaded
         self._message: dict[str, Any] = {"op": "load"}
@@ -143,8 +176,15 @@ class _Bench:
 
     def run(self, function: Callable[..., None]) -> str | None:
         """Run one test; return None if it passes, else the reason in words."""
+        if self._given_up is None and self._grader.until_lost and self._failed:
+            self._given_up = "not run: a test before it failed"
         if self._given_up is not None:
             return self._given_up
+        complaint = self._run(function)
+        self._failed |= complaint is not None
+        return complaint
+
+    def _run(self, function: Callable[..., None]) -> str | None:
         try:
             child = self._child or self._new_child()
         except StartTooSlow as slow:
@@ -163,7 +203,7 @@ class _Bench:
             return f"running the cell: {lost}"
         if "error" in reply:
             return f"running the cell: {reply['error']}"
-        complaint = self._judge(function, Subject(in_child(child)))
+        complaint = self._judge(function, _Student(in_child(child), self._grader.smaller))
         if child.is_lost or (self._relay is not None and self._relay.is_lost):
             self._give_up(child, complaint or "", cell_is_at_fault=False)
         return complaint
@@ -175,14 +215,16 @@ class _Bench:
         self._child = self._stack.enter_context(self._grader._start(self._relay))
         return self._child
 
-    def _judge(self, function: Callable[..., None], subject: Subject) -> str | None:
-        arguments = {"student": subject, "variant": str(self._grader.variant)}
+    def _judge(self, function: Callable[..., None], student: _Student) -> str | None:
+        arguments = {"student": student, "variant": str(self._grader.variant)}
         given = {"seed": self._grader.seed} if "seed" in _parameters(function) else {}
         try:
             _seeded(function, self._grader.seed)(**arguments, **given)
-        except Exception as error:
+        except Wrong as wrong:
+            return str(wrong)
+        except (Exception, _Enough) as error:
             # Hypothesis may wrap the complaint (a flaky answer, several failures).
-            return subject.last_complaint or f"{BROKEN}: {type(error).__name__}: {error}"
+            return student.complaint or f"{BROKEN}: {type(error).__name__}: {error}"
         return None
 
     def _end(self) -> None:
@@ -244,11 +286,17 @@ def _parameters(function: Callable[..., None]) -> set[str]:
 
 @functools.cache  # Hypothesis lets a test have its settings once
 def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
-    """Fix how a Hypothesis test is tried; a plain test is returned as it is."""
+    """Fix how often a Hypothesis test is tried; a plain test is returned as it is."""
     if not hasattr(function, "hypothesis"):
         return function
     import hypothesis
 
+    inner = function.hypothesis.inner_test
+
+    def attempt(*args: Any, student: _Student, **named: Any) -> None:
+        student.attempt(lambda: inner(*args, student=student, **named))
+
+    function.hypothesis.inner_test = attempt
     chosen = hypothesis.settings(
         max_examples=EXAMPLES,
         database=None,

@@ -57,11 +57,10 @@ def in_child(child: Child) -> Transport:
 
 
 class _Caller:
-    """Sends requests; keeps the last complaint, since Hypothesis may wrap it in its own."""
+    """Sends requests and complains about what comes back."""
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self.last_complaint: str | None = None
 
     def send(self, said: Said, request: dict[str, Any]) -> dict[str, Any]:
         reply = self.transport(request)
@@ -70,7 +69,6 @@ class _Caller:
         return reply
 
     def fail(self, words: str) -> None:
-        self.last_complaint = words
         raise Wrong(words)
 
 
@@ -80,11 +78,6 @@ class Subject:
     def __init__(self, transport: Transport) -> None:
         """Speak to the code through `transport`."""
         self._caller = _Caller(transport)
-
-    @property
-    def last_complaint(self) -> str | None:
-        """What the last failed expectation said."""
-        return self._caller.last_complaint
 
     def fail(self, words: str) -> None:
         """Complain in the test's own words.

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from labkit.build import build_notebook, drift, notebook_text, read_cells, reference_cells
 from labkit.grade import Grader, hidden_test_names
@@ -26,6 +26,13 @@ from labkit.report import Report, table
 
 OWN_AT_MOST = 40  # points of 100 that quire's own code may earn
 CHAPTER_ANCHOR = re.compile(r"chapters/([\w/-]+\.md)#([\w-]+)")
+
+
+class Options(TypedDict, total=False):
+    """Of the `Grader`."""
+
+    unsafe_local: bool
+    until_lost: bool
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ def submission_of(lab: Lab, notebook: object) -> Submission:
     return collect(lab, content, content["cells"])
 
 
-def verify_solution(lab: Lab, file: str, grader_options: dict[str, bool]) -> list[Row]:
+def verify_solution(lab: Lab, file: str, grader_options: Options) -> list[Row]:
     """Grade a solution in every variant; beyond the first, only the cells that differ."""
     rows = []
     first = reference_cells(lab, None, file)
@@ -159,7 +166,7 @@ def verify_solution(lab: Lab, file: str, grader_options: dict[str, bool]) -> lis
     return rows
 
 
-def verify_starter(lab: Lab, grader_options: dict[str, bool]) -> Row:
+def verify_starter(lab: Lab, grader_options: Options) -> Row:
     """Grade the untouched starter: it must earn nothing."""
     submission = submission_of(lab, build_notebook(lab))
     report = _grade(lab, None, submission, lab.tasks, grader_options)
@@ -167,8 +174,12 @@ def verify_starter(lab: Lab, grader_options: dict[str, bool]) -> Row:
     return _row("starter", report, lab.tasks, problem)
 
 
-def verify_mutant(lab: Lab, mutant: Mutant, grader_options: dict[str, bool]) -> Row:
-    """Grade a mutant in the tasks it changes: it must lose points in each."""
+def verify_mutant(lab: Lab, mutant: Mutant, grader_options: Options) -> Row:
+    """Grade a mutant in the tasks it changes: it must lose points in each.
+
+    With the option `until_lost` a row's scores are bounds: tests after the first that fails
+    count as failed.
+    """
     tasks = [lab.task(name) for name in mutant.cells]
     cells = {**reference_cells(lab, mutant.variant), **mutant.cells}
     report = _grade(lab, mutant.variant, Submission(cells=cells), tasks, grader_options)
@@ -187,11 +198,10 @@ def _grade(
     variant: str | None,
     submission: Submission,
     tasks: Iterable[Task],
-    options: dict[str, bool],
+    options: Options,
 ) -> Report:
-    return Grader(lab, variant, unsafe_local=options.get("unsafe_local", False)).grade(
-        submission, tasks
-    )
+    # A row holds scores and, where a solution fails, a reason as good as any.
+    return Grader(lab, variant, smaller=0, **options).grade(submission, tasks)
 
 
 def _row(name: str, report: Report, tasks: Iterable[Task], problem: str | None) -> Row:
@@ -220,7 +230,7 @@ def file_problems(lab: Lab) -> list[str]:
 
 def verify_rows(lab: Lab, *, unsafe_local: bool = False) -> Iterator[Row]:
     """Grade every solution there is, right ones first; a row is yielded once it is known."""
-    options = {"unsafe_local": unsafe_local}
+    options: Options = {"unsafe_local": unsafe_local}
     yield from verify_solution(lab, "master.py", options)
     yield from verify_solution(lab, "second.py", options)
     yield verify_starter(lab, options)

@@ -94,6 +94,61 @@ def test_without_a_sandbox_the_report_says_so(lab: Lab) -> None:
     assert UNSAFE in report.gradescope()["output"]
 
 
+FORGETS = """# task: stream
+def penalise(logits, prompt_ids, output_ids, params):
+    return logits  # an array, as it came
+
+
+class TextStream:
+    def __init__(self, stop):
+        self.stopped_by = None
+
+    def push(self, data):
+        return ""
+
+    def finish(self):
+        return ""
+"""
+
+
+def test_a_smaller_failing_input_is_looked_for_a_bounded_number_of_times(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Request] = []
+    request = Child.request
+
+    def counted(self: Child, message: Request, seconds: float | None = None) -> Request:
+        asked.append(message)
+        return request(self, message, seconds)
+
+    monkeypatch.setattr(Child, "request", counted)
+    reasons, calls = {}, {}
+    for smaller in (0, 4, grade.SMALLER):
+        asked.clear()
+        report = Grader(lab, smaller=smaller).grade(
+            Submission(cells={"stream": FORGETS}), [lab.task("stream")]
+        )
+        assert report.broken == []
+        reasons[smaller] = report.reasons("stream")
+        calls[smaller] = sum(message.get("name") == "penalise" for message in asked)
+    assert len(reasons[0]) == len(reasons[4]) == len(reasons[grade.SMALLER])
+    assert calls[0] < calls[4] < calls[grade.SMALLER] <= calls[0] + grade.SMALLER
+    assert sum(map(len, reasons[grade.SMALLER])) < sum(map(len, reasons[0]))
+
+
+def test_a_task_may_end_with_the_first_test_that_fails(lab: Lab) -> None:
+    cells, tasks = {"stream": FORGETS}, [lab.task("stream")]
+    whole = Grader(lab, smaller=0).grade(Submission(cells=cells), tasks)
+    short = Grader(lab, smaller=0, until_lost=True).grade(Submission(cells=cells), tasks)
+    words = "not run: a test before it failed"
+    assert words not in [outcome.reason for outcome in whole.outcomes]
+    first = next(i for i, outcome in enumerate(whole.outcomes) if outcome.points == 0)
+    assert [o.reason for o in short.outcomes[: first + 1]] == [
+        o.reason for o in whole.outcomes[: first + 1]
+    ]
+    assert {outcome.reason for outcome in short.outcomes[first + 1 :]} == {words}
+
+
 def _lose_the_request(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """End the child that gets the request of that number, as a machine out of memory does."""
     left = itertools.count(1 - number)

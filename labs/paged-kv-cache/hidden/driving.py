@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from labkit.subject import Instance, Subject, Wrong
+from labkit.subject import Instance, Subject, Wrong, history
 from labkit.values import describe
 
 
@@ -50,5 +50,5 @@ class Pair:
                 return
             got = str(wrong).partition("\ngot ")[2]
         reason = f"  ({because})" if because else ""
-        history = "; ".join([self._made, *self._calls[-6:], said])
-        self._student.fail(f"called {history}\nexpected {error}{reason}\ngot {got}")
+        called = history(self._made, [*self._calls, said])
+        self._student.fail(f"called {called}\nexpected {error}{reason}\ngot {got}")
