@@ -38,9 +38,9 @@ check: env
 	@$(BIN)/mypy
 	@$(BIN)/codespell
 
-test: env check site  ## everything that needs no GPU: lint, types, engine, labs, notebooks, site
+test: env check  ## everything that needs no GPU: lint, types, engine, labs, notebooks, site
 	@scripts/tools.sh
-	@SITE_IS_FRESH=1 $(BIN)/pytest -n $(JOBS) --dist loadfile $(NBVAL) tests notebooks
+	@CLEAN_SITE=1 $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder tests
 
 # GPU_JOBS=6 runs six tests at a time, for a GPU of 80 GB and more. Then, one by one, come
 # those that take all of its memory, the notebooks among them.

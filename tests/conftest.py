@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# Their files take minutes, so they come first: no worker waits at the end for another.
+LONGEST = ("notebooks", "site", "labs")
 for folder in ("book/_ext", "scripts", "tests/book"):
     sys.path.insert(0, str(ROOT / folder))
 
@@ -41,6 +43,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker("notebook")
+    folders = [ROOT / "tests" / name for name in LONGEST]
+
+    def place(item: pytest.Item) -> int:
+        return next((i for i, f in enumerate(folders) if f in item.path.parents), len(folders))
+
+    items.sort(key=place)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -52,6 +60,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     if not torch.cuda.is_available():
         pytest.fail("--require-gpu, and torch finds no CUDA device", pytrace=False)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Hold a worker to its one thread: with two a small product takes ten times as long."""
+    torch = sys.modules.get("torch")
+    if "PYTEST_XDIST_WORKER" in os.environ and torch and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        pytest.fail("left torch with several threads for the tests after it", pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -23,7 +23,6 @@ NAMES = ("quire-mini", "quire-mini-draft")
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
-    torch.set_num_threads(2)
     return {name: evaluate.load_model(MODELS / name, "cpu") for name in NAMES}
 
 

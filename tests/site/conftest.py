@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,20 +18,23 @@ SITE = ROOT / "_build" / "html"
 
 
 @pytest.fixture(scope="session")
-def site() -> Path:
+def site(testrun_uid: str) -> Path:
     """The folder of the built site.
 
-    `make test` has just built it from nothing and says so in SITE_IS_FRESH; otherwise it
-    is brought up to date here, by one worker while the others wait.
+    The first worker to need it brings it up to date, or in `make test`, which sets CLEAN_SITE,
+    builds it from nothing with warnings as errors; the others go on with what needs no site.
     """
-    if "SITE_IS_FRESH" not in os.environ:
-        jupyter_book = Path(sys.executable).parent / "jupyter-book"
-        command = [str(jupyter_book), "build", ".", "--path-output", ".", "-q"]
-        (ROOT / "_build").mkdir(exist_ok=True)
-        with FileLock(ROOT / "_build" / "site.lock"):
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.fail(f"the site does not build:\n{done.stderr[-2000:]}", pytrace=False)
+    built = ROOT / "_build" / "site.built"
+    built.parent.mkdir(exist_ok=True)
+    with FileLock(built.with_suffix(".lock")):
+        if not built.is_file() or built.read_text("utf8") != testrun_uid:
+            target = "site" if "CLEAN_SITE" in os.environ else "html"
+            done = subprocess.run(
+                ["make", target], cwd=ROOT, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                pytest.fail(f"the site does not build:\n{done.stderr[-2000:]}", pytrace=False)
+            built.write_text(testrun_uid, "utf8")
     return SITE
 
 
