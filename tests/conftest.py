@@ -17,6 +17,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Their files take minutes, so they come first: no worker waits at the end for another.
 LONGEST = ("notebooks", "site", "labs")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores; one thread each keeps them from waiting on one another. Other
+    # conftest files import torch, which looks once.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 for folder in ("book/_ext", "scripts", "tests/book"):
     sys.path.insert(0, str(ROOT / folder))
 
@@ -33,9 +37,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "notebook: a cell of a notebook, run by nbval")
     if not config.getoption("--require-gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        # Workers share the cores; one thread each keeps them from waiting on one another.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marker

@@ -200,6 +200,7 @@ class LLMEngine:
             yield
         except BaseException:
             self._scheduler.retract(scheduled)
+            self._runner.settle(pending for pending, _ in self._in_flight)
             raise
 
     def _drain(self) -> None:

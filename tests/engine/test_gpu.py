@@ -22,6 +22,7 @@ from quire.attention.torch_backend import TorchAttention
 from quire.kernels.runtime import runs_triton
 from quire.resources import shipped_models
 from quire.runner.decode_graphs import DecodeGraphs, Ending
+from quire.runner.pending import PendingStep
 from quire.sampling import TorchSampler
 
 pytestmark = pytest.mark.gpu
@@ -167,19 +168,34 @@ def test_replays_after_the_cache_was_reused(
         assert (len(replays) >= 25) == captures(mode)
 
 
-def test_an_interrupted_step(checkpoint: Folder, oracle: Oracle) -> None:
-    """The requests of a step that never reached the device compute it again."""
+@pytest.mark.parametrize("place", ["before its upload", "after it", "at its answer", "waiting"])
+def test_an_interrupted_step(
+    place: str, checkpoint: Folder, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its requests compute it again, and no step in flight beside it reads what is not its own."""
     run = Run.of(checkpoint("qwen3-sharded"), DEVICE, **SIZES)
-    upload, calls = run.llm.engine._runner._parts.staging.upload, 0
+    runner, calls = run.llm.engine._runner, 0
+    owner, name = {
+        "before its upload": (runner._parts.staging, "upload"),
+        "after it": (runner._parts.staging, "upload"),
+        "at its answer": (runner._answers, "fetch"),
+        "waiting": (PendingStep, "wait"),
+    }[place]
+    inner = getattr(owner, name)
 
-    def sometimes() -> None:
+    def sometimes(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls % 7 == 0:
+        torch.cuda._sleep(3_000_000)  # the device is behind, as it is with a large model
+        interrupted = calls % 7 == 0
+        if interrupted and place in ("before its upload", "waiting"):
             raise KeyboardInterrupt
-        upload()
+        answer = inner(*arguments)
+        if interrupted:
+            raise KeyboardInterrupt
+        return answer
 
-    run.llm.engine._runner._parts.staging.upload = sometimes  # type: ignore[method-assign]
+    monkeypatch.setattr(owner, name, sometimes)
     outputs = [run.add(p, replace(GREEDY, max_tokens=40)) for p in random_prompts([20, 7, 33])]
     interrupts = 0
     while run.llm.engine.has_requests:

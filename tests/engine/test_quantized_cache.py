@@ -188,7 +188,11 @@ def test_a_gpu_answers_as_a_cpu(
         [
             output.outputs[0].token_ids
             for output in Run.of(
-                checkpoint(model), device, kv_cache_dtype=name, cuda_graphs=cuda_graphs
+                checkpoint(model),
+                device,
+                kv_cache_dtype=name,
+                cuda_graphs=cuda_graphs,
+                num_blocks=200,  # not all of the memory: others may run there
             ).generate(prompts, GREEDY)
         ]
         for device in ("cpu", "cuda")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,17 @@ class ModelRunner:
         if self._graphs is not None and self._graphs.fits(output):
             return self._replay(output)
         return self._run(output, updates)
+
+    def settle(self, in_flight: Iterable[PendingStep]) -> None:
+        """Let the device finish, and take the answers of steps in flight out of shared memory.
+
+        A step that was lost has used up its turn of the host's buffers, or may be reading them
+        still: without this a later step's numbers would land in those of another.
+        """
+        if self._parts.config.device.type == "cuda":
+            torch.cuda.synchronize(self._parts.config.device)
+            for pending in in_flight:
+                pending.keep()
 
     def _replay(self, output: SchedulerOutput) -> PendingStep:
         """Queue a captured step."""

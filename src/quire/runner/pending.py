@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,11 @@ class PendingStep:
     num_logprobs: dict[str, int] = field(default_factory=dict)
     prompt_scores: dict[str, PromptScores] = field(default_factory=dict)
     done: torch.cuda.Event | None = None  # None on a CPU
+
+    def keep(self) -> None:
+        """Copy the tokens of a step that is done out of the buffer that steps take in turn."""
+        if self.sampled is not None:
+            self.sampled = replace(self.sampled, tokens=self.sampled.tokens.clone())
 
     def wait(self) -> StepResult:
         """Block until the step is done and return what it chose."""
