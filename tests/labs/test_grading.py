@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -179,7 +180,7 @@ def test_a_reference_that_is_lost_costs_the_test_that_lost_it(
     task = lab.task("engine")
     report = Grader(lab).grade(Submission(cells=reference_cells(lab)), [task])
     assert [o.points for o in report.outcomes] == [0, *(t.points for t in task.tests[1:])]
-    assert "the reference's penalise: the process ended" in report.reasons("engine")[0]
+    assert re.search("the reference's \\w+: the process ended", report.reasons("engine")[0])
 
 
 def test_a_machine_too_busy_is_not_the_cells_fault(
