@@ -10,7 +10,7 @@ BUILD := $(BIN)/jupyter-book build . --path-output . -q
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300
 
 .DEFAULT_GOAL := help
-.PHONY: help book html site test check test-gpu notebooks labs pdf lighthouse lock clean env
+.PHONY: help book html site test suite check test-gpu notebooks labs pdf lighthouse lock clean env
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -38,8 +38,11 @@ check: env
 	@$(BIN)/mypy
 	@$(BIN)/codespell
 
-test: env check  ## everything that needs no GPU: lint, types, engine, labs, notebooks, site
+test: env  ## everything that needs no GPU: lint, types, engine, labs, notebooks, site
 	@scripts/tools.sh
+	@$(MAKE) --no-print-directory -j 2 check suite
+
+suite: env
 	@CLEAN_SITE=1 $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder tests
 
 # GPU_JOBS=6 runs six tests at a time, for a GPU of 80 GB and more. Then, one by one, come
