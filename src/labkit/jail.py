@@ -72,9 +72,10 @@ def package_paths(packages: tuple[str, ...], withheld: tuple[str, ...]) -> dict[
     found: dict[str, Path] = {}
     for name in packages:
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
+        places = [*(spec.submodule_search_locations or ())] if spec else []
+        if spec is None or not (spec.origin or places):
             raise NoSandbox(f"the lab's tasks may import {name!r}, which is not installed here")
-        path = Path(spec.origin)
+        path = Path(spec.origin or places[0])  # several wheels may share a folder, as in `nvidia`
         path = path.parent if path.name == "__init__.py" else path
         beside = [*path.parent.glob(f"{name}.libs")]
         for entry in sys.path:
