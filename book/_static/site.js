@@ -17,27 +17,22 @@
     document.querySelectorAll(".search-button-field[aria-label]").forEach((button) => button.removeAttribute("aria-label"));
   };
 
-  // What scrolls sideways must be reachable by keyboard. To ask a box for its width lays out the
-  // section it is in, which page.css puts off: so a few at a time, whenever nothing else runs.
-  const whenIdle = window.requestIdleCallback ?? ((work) => setTimeout(() => work({ timeRemaining: () => 8 })));
-  let waiting = [];
-  const look = (deadline) => {
-    do {
-      const box = waiting.pop();
-      if (!box) {
-        document.documentElement.dataset.reachable = "all";
-        return;
-      }
-      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
-      else box.removeAttribute("tabindex");
-    } while (deadline.timeRemaining() > 1);
-    whenIdle(look);
-  };
+  // What scrolls must be reachable by keyboard. To ask a box for its width lays out its section,
+  // which page.css puts off on a phone: so it is asked once that has happened, when an observer
+  // whose margin covers the whole page finds that the box has a place.
+  const SCROLLERS = ".bd-article pre, .cell_output > .output, .pst-scrollable-table-container, .math > .katex-display";
+  const laidOut = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      laidOut.unobserve(target);
+      const scrolls = target.scrollWidth > target.clientWidth || target.scrollHeight > target.clientHeight;
+      if (scrolls) target.tabIndex = 0;
+      else target.removeAttribute("tabindex");
+    }
+  }, { rootMargin: "10000000px" });
   const lookAgain = () => {
-    const idle = waiting.length === 0;
-    delete document.documentElement.dataset.reachable;
-    waiting = [...document.querySelectorAll(".bd-article pre, .pst-scrollable-table-container, .math > .katex-display")].reverse();
-    if (idle) whenIdle(look);
+    laidOut.disconnect();
+    document.querySelectorAll(SCROLLERS).forEach((box) => laidOut.observe(box));
   };
 
   // Paper shows what the screen folds away.
