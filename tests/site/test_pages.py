@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import bookmeta
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Response
+from playwright.sync_api import Browser, ConsoleMessage, Page, Response, expect
 
 pytestmark = pytest.mark.browser
 
@@ -39,7 +39,8 @@ LAYOUT = """() => {
 LAY_OUT = ".bd-article section { content-visibility: visible !important }"
 REACHABLE = """() => [...document.querySelectorAll(
     ".bd-article pre, .pst-scrollable-table-container, .math > .katex-display"
-  )].every(box => box.scrollWidth <= box.clientWidth || box.tabIndex === 0)"""
+  )].every(box =>
+    !box.checkVisibility() || box.scrollWidth <= box.clientWidth || box.tabIndex === 0)"""
 
 # axe takes most of a page's time, so no rule is asked twice for one answer: colours are looked at
 # in both themes on a desk, since no width changes them, and all the rest in one theme at both
@@ -137,7 +138,7 @@ def test_page_is_sound(page_name: str, tab: Page, theme: str, site_url: str, axe
     colours, structure = width_of(tab) == WIDTHS["desk"][0], theme == "light"
     if colours or structure:
         tab.add_style_tag(content=LAY_OUT)
-        tab.wait_for_function(REACHABLE)
+        tab.wait_for_function(REACHABLE, timeout=5000)
         tab.evaluate(axe)
         complaints += tab.evaluate(AXE, [colours, structure])
     assert not complaints, "\n".join(complaints)
@@ -149,6 +150,21 @@ def test_no_style_sheet_of_ours_changes_a_colour_with_the_width() -> None:
         sheet = path.read_text("utf8")
         for block in re.findall(r"@media [^{]*-width[^{]*{((?:[^{}]*{[^{}]*})*)[^{}]*}", sheet):
             assert not re.search(r"color|background|fill|stroke|opacity|--q-\d", block), path.name
+
+
+def test_a_phone_makes_a_box_reachable_when_its_section_is_laid_out(
+    browser: Browser, site_url: str
+) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    tab = context.new_page()
+    tab.goto(f"{site_url}chapters/{bookmeta.slugs()[0]}.html")
+    # Early, or every section would have been laid out to find out.
+    last = tab.locator(".bd-article div.highlight pre:visible").last
+    assert last.get_attribute("tabindex") is None
+    tab.add_style_tag(content=".bd-article div.highlight pre { width: 4rem }")
+    last.scroll_into_view_if_needed()
+    expect(last).to_have_attribute("tabindex", "0")
+    context.close()
 
 
 def test_the_theme_button_works_and_is_remembered(browser: Browser, site_url: str) -> None:
