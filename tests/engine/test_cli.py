@@ -60,7 +60,7 @@ def test_generate_stops_at_a_stop_string(capsys: pytest.CaptureFixture[str]) -> 
         (["generate", "", "--device", "cpu"], ["prompt ''", "at least one"]),
         (["generate", "x", "--dtype", "float12"], ["'float12'", "float32"]),
         (["bench", "pitfalls", "--device", "cpu"], ["--device cuda"]),
-        (["bench", "engine", "--device", "cpu"], ["--device cuda", "bench cpu"]),
+        (["bench", "engine", "--device", "cpu"], ["--device cuda", "bench decode"]),
     ],
 )
 def test_an_error_is_one_line_that_names_value_and_remedy(
@@ -84,10 +84,10 @@ def test_info_prints_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bench_cpu_compares_and_writes_a_measurement(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["bench", "cpu", "--device", "cpu", "--tokens", "3", "--model", DRAFT]
+    arguments = ["bench", "decode", "--device", "cpu", "--tokens", "3", "--model", DRAFT]
     assert main([*arguments, "--threads", "1", "--out", str(tmp_path)]) == 0
     assert "ratio" in capsys.readouterr().out
-    written = json.loads((tmp_path / "engine-cpu.json").read_text("utf-8"))
+    written = json.loads((tmp_path / "decode-cpu.json").read_text("utf-8"))
     assert written["command"] == " ".join(["quire", *arguments, "--threads", "1"])
     rows = {(row["case"], row["metric"]): row for row in written["rows"]}
     for case in ("batch1", "batch32"):

@@ -14,7 +14,7 @@ from quire.bench import (
     cache_compression,
     cache_offload,
     cache_prefix,
-    cpu,
+    decode,
     divergence,
     engine,
     kernels,
@@ -34,7 +34,7 @@ from quire.models.loader import resolve_checkpoint
 TITLES = {
     "engine": "Whole runs of the engine on random weights of real shapes",
     "kernels": "Kernels against torch's best and a copy of the same size",
-    "cpu": "Output tokens per second on a CPU, quire against transformers' generate",
+    "decode": "Output tokens per second on a CPU, quire against transformers' generate",
     "steps": "Time of a prefill step over prompt length, of a decode step over batch size",
     "linear": "Matrix products of one decoder layer over the number of tokens at once",
     "cache-blocks": "Unused positions and time of decode attention over the size of a block",
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{' and '.join(engine.MODELS)})",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=256, help="cpu: output tokens")
+    parser.add_argument("--tokens", type=int, default=256, help="decode: output tokens")
     parser.add_argument("--out", type=Path, help="folder to write <id>.json to (default: print)")
     parser.add_argument("--id", help="the measurement's id (default: from name and device)")
     parser.add_argument("--max-batch", type=int, default=256, help="steps: largest batch")
@@ -78,8 +78,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     rows = _measure(args, device)
     print_rows(rows)
     if args.out is not None:
-        name = "engine" if args.name == "cpu" else args.name
-        measurement_id = args.id or f"{name}-{device_label(device)}"
+        measurement_id = args.id or f"{args.name}-{device_label(device)}"
         command = re.sub(r" --(out|commit) \S+", "", command)  # where, not what
         measurement = Measurement(measurement_id, TITLES[args.name], command, rows)
         print(f"wrote {measurement.save(args.out, args.commit)}")
@@ -87,8 +86,10 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 
 def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
-    if args.name == "cpu":
-        return cpu.run(args.model, args.tokens, args.threads)
+    if args.name == "decode":
+        if device.type != "cpu":
+            raise QuireError("bench decode compares on a CPU; use --device cpu, or bench engine")
+        return decode.run(args.model, args.tokens, args.threads)
     if args.name == "engine":
         models = engine.MODELS if args.model == DEFAULT_MODEL else (args.model,)
         return engine.run(models, device)

@@ -54,7 +54,9 @@ def _greedy(num_tokens: int) -> SamplingParams:
 def run(models: tuple[str, ...], device: torch.device, repeats: int = 3) -> list[Row]:
     """Measure the loads on each model; beside batch 1, transformers with a compiled step."""
     if device.type != "cuda":
-        raise QuireError("bench engine runs models of real size; use --device cuda, or bench cpu")
+        raise QuireError(
+            "bench engine runs models of real size; use --device cuda, or bench decode"
+        )
     rows = []
     for name in models:
         config = catalog_config(name)

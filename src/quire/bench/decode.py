@@ -1,4 +1,4 @@
-"""`quire bench cpu`: tokens per second against transformers' `generate`, in one run."""
+"""`quire bench decode`: tokens per second against transformers' `generate`, in one run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(model: str, num_tokens: int = 256, num_threads: int = 2) -> list[Row]:
     )
     params = SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True)
     if llm.tokenizer is None:
-        raise QuireError(f"model {model!r} has no tokenizer; bench cpu needs one")
+        raise QuireError(f"model {model!r} has no tokenizer; bench decode needs one")
     prompts = [llm.tokenizer.encode(PROMPT.replace("n", f"n{i}")) for i in range(BATCH)]
 
     def transformers_generate(batch: list[list[int]]) -> list[list[int]]:
