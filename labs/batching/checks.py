@@ -68,6 +68,9 @@ def joins(student: Subject, variant: str) -> None:
     server.expect("update", 2, [], want=["b"], because="b has said 2 tokens")
     server.expect("schedule", want=[["c", 0, 2, 1]])
     server.expect("schedule", want=[], because="c says its second token in the step in flight")
+    server.expect("add", "d", "ada", 0, 3, 1, 0, want=None)
+    why = "b has left seat 1; c has its seat until update"
+    server.expect("schedule", want=[["d", 1, 0, 3]], because=why)
 
 
 def shares(student: Subject, variant: str) -> None:

@@ -11,14 +11,14 @@
 #
 # You write who computes what in every step: a static batch, a continuous scheduler, the packing of
 # prompts in chunks, the memory that requests may hold; then all of it runs quire. Chapter:
-# *Batching*. 100 points, 70 core and 30 depth, all on a CPU, about five and a half hours; a
-# frontier task after that.
+# *Batching*. 100 points, 70 core and 30 depth, all on a CPU, about five hours; a frontier
+# task after that.
 #
 # | task | tier | points | minutes |
 # |---|---|---|---|
 # | 1. `static` | core | 15 | 40 |
-# | 2. `continuous` | core | 30 | 100 |
-# | 3. `chunked` | depth | 30 | 100 |
+# | 2. `continuous` | core | 30 | 120 |
+# | 3. `chunked` | depth | 30 | 60 |
 # | 4. `engine`, with a written answer | core | 20 + 5 | 80 |
 # | 5. a policy for an SLO | frontier | bonus | open |
 #
@@ -50,8 +50,9 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 #
 # **Specification.** `schedule` returns the next step as `entries`, a list of
 # `[request, start, count]` (compute `count` positions from `start` on) in order of arrival, and
-# `padding`, the positions that a rectangular batch of this width computes beyond those of the
-# entries. `update` tells what the step sampled, one token for every entry, and returns the requests
+# `padding`, the positions that the step computes beyond those of the entries: it is a rectangle of
+# the batch's rows times its width, the longest count of the step. (The chapter counts one rectangle
+# a batch; here it is one a step, since a later step need not be as wide.) `update` tells what the step sampled, one token for every entry, and returns the requests
 # that are answered now.
 #
 # - A batch is formed only when none runs. It takes the oldest waiting request and, up to
@@ -59,8 +60,8 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 # - A batch's first step computes the prompts, each whole; every later step one position of each
 #   request that has not finished. A request finishes when it has said `output` tokens or is in
 #   `ended`.
-# - The width is the longest count of the step. A row that has finished is still a row: it is
-#   computed to that width with no entry, until the batch is through.
+# - A row is a request of the batch, not a seat. One that has finished is still a row: it is computed
+#   to the step's width with no entry, until the batch is through.
 # - All requests of a batch are answered together, in order of arrival, when the last has finished.
 # - `add` raises `ValueError` for a request that waits or is in the batch, finished but not answered
 #   included. Without requests a step has no entries and no padding. Every `schedule` is followed by
@@ -149,12 +150,14 @@ labkit.check("static")
 # - Steps are numbered 1, 2, 3 in the order of the calls. `schedule` may be called again before the
 #   last step's `update`: what is in flight counts as computed and the token sampled there as said.
 #   `ended` names only requests that sampled in that step. Updates come in the order of the steps.
-# - A request ends when it is in `ended` or has said `output` tokens; the last token it may have is
-#   never computed. Its seat is free for the next `schedule`.
+# - A request ends in `update`, when it is in `ended` or has said `output` tokens, and its seat is
+#   free for the next `schedule`. The last token it may have is never computed: while the step that
+#   samples it is in flight, a request has no entry but keeps its seat and counts for its client.
 # - `trim` lets a request compute only the first `count` positions of its entry in the latest step,
 #   0 for none; it keeps its seat. A step that does not compute a request's last token gives it
-#   none. A second `trim` counts what the first has left; a request that was aborted, preempted or
-#   has ended since has no entry any more, and after that step's `update` none has.
+#   none. A second `trim` counts what the first has left, and an entry trimmed to 0 is one still. A
+#   request that was aborted, preempted or has ended since has no entry any more, and after that
+#   step's `update` none has.
 # - `preempt` makes a running request wait again, with the age, the priority and the order that it
 #   has had since it was added. What it had computed is lost, what it has said is not: admitted
 #   again, it computes its prompt and all that updates have told, from position 0, and nothing is
@@ -380,7 +383,8 @@ labkit.check("chunked")
 # ## Task 4: your scheduler in quire (core, 20 + 5 points)
 #
 # A seat costs nothing; the keys and values of a request do. quire preempts whoever ranks last; your
-# memory takes the request that is cheapest to compute again. The cell after the check puts your
+# memory takes the request that holds the fewest positions, which is the least to compute again (an
+# entry counts whole, though `trim` may still cut it). The cell after the check puts your
 # parts together and in the place of quire's scheduler.
 #
 # **Specification.** A `Memory` has `num_blocks` blocks of `block_size` positions. A request holds
@@ -393,7 +397,7 @@ labkit.check("chunked")
 #   that hold blocks the one that would lose the fewest positions gives way, among equals the one
 #   that got its first block last. It may be the request itself, one that had its turn in this step
 #   or is still to have it (it is then passed over), or one without an entry. A request's positions
-#   are those up to the end of the last entry that it got blocks for.
+#   are those up to the end of the last entry that it got blocks for; no later entry ends earlier.
 # - A request that holds none is new, and gives way if too few are free for its entry or if any
 #   request that held blocks at that moment, newly placed ones included, has given way in this step.
 #   When one new request gives way, so do all new ones behind it, or a long prompt would be
@@ -636,13 +640,16 @@ print("greedy tokens equal quire's on", len(PROMPTS), "prompts")
 # counts, for your static batch, your continuous scheduler without and with a share for each client,
 # and the latter with prompts packed in chunks of a budget:
 #
-# - `steps`, and of them `all busy`: those with something to compute in each of the six seats;
+# - `steps`, and of them `busy`: those with something to compute in each of the six seats;
 # - `positions` computed in all, by rows that had something to compute;
-# - `padding`: positions that a rectangle around each step would hold beyond those;
-# - `wait`: steps from a request's arrival to its first token, the mean for each client and the
-#   longest of all;
+# - `padding`: positions that a rectangle around each step would hold beyond those, and how many of
+#   them are in steps that computed a prompt;
+# - `first`: steps from a request's arrival to its first token, the mean for each client;
+# - `answer`: the same to its last token, or in a static batch until the batch is answered;
 # - `stall`: the most positions in a step in which somebody decoded, which is what stands between
-#   two tokens of an answer.
+#   two tokens of an answer;
+# - `ms`: all steps together on the machine of task 5, whose step takes 5 ms and 40 us a position, a
+#   static batch's padding included.
 
 # %%
 
@@ -663,7 +670,7 @@ class OneBatch:
         return [[name, self.seats[name], start, count] for name, start, count in entries]
 
     def update(self, step, ended):
-        self.static.update(ended)  # answers would come later; the tokens are counted now
+        self.static.update(ended)  # quire gives tokens out at once; `run` counts answers by batch
         return ended
 
 
@@ -699,23 +706,31 @@ def run(make_scheduler):
             for request in trace.steps[-1].result.token_ids:
                 said[request.removesuffix("-0")].append(clock)
         clock += 1
-    waits = {name: steps[1] - steps[0] for name, steps in said.items()}
-    positions = padding = stall = all_busy = 0
-    rows = {}  # of the static batch: those that have finished are still computed
+    answered = {name: steps[-1] for name, steps in said.items()}
+    positions = padding = beside = stall = all_busy = 0
+    rows = 0  # of the static batch: those that have finished are still computed
     for step in (step.scheduled for step in trace.steps):
         counts = [entry.num_tokens for entry in step.entries]
         if not counts:
             continue
-        if make_scheduler is static:
-            rows = len(counts) if step.new_requests else rows
-        width = max(counts) * (rows or len(counts))
-        positions, padding = positions + sum(counts), padding + width - sum(counts)
+        if make_scheduler is static and step.new_requests:
+            rows = len(counts)
+            batch = [entry.request_id.removesuffix("-0") for entry in step.entries]
+            answered |= dict.fromkeys(batch, max(said[name][-1] for name in batch))
+        extra = max(counts) * (rows or len(counts)) - sum(counts)
+        positions, padding = positions + sum(counts), padding + extra
+        beside += extra * (max(counts) > 1)
         all_busy += len(counts) == SEATS
         if any(entry.start > 0 and entry.num_tokens == 1 for entry in step.entries):
             stall = max(stall, sum(counts))
-    mean = {c: sum(w for n, w in waits.items() if n[:4] == c) for c in ("chat", "read")}
-    means = mean["chat"] / 12, mean["read"] / 12
-    row = [len(trace.steps), all_busy, positions, padding, *means, max(waits.values()), stall]
+
+    def mean(client, until):
+        return sum(until[n] - steps[0] for n, steps in said.items() if n[:4] == client) / 12
+
+    first = {name: steps[1] for name, steps in said.items()}
+    means = [mean(client, until) for until in (first, answered) for client in ("chat", "read")]
+    ms = 5 * len(trace.steps) + 0.04 * (positions + padding * (make_scheduler is static))
+    row = [len(trace.steps), all_busy, positions, padding, beside, *means, stall, ms]
     return {name: output.outputs[0].token_ids for name, output in outputs.items()}, row
 
 
@@ -731,12 +746,13 @@ except NotImplementedError:
 else:
     schedulers |= {f"3 seats, budget {n}": continuous(budget=n) for n in (128, 32)}
 
-print("scheduler              steps  all busy  positions  padding  wait chat  read  longest  stall")
+print(f"{'':41}{'padding':>15}{'first':>13}{'answer':>13}")
+print("scheduler             steps busy positions   all  prompts  chat  read   chat  read stall   ms")
 expected, _ = run(None)
 for name, make_scheduler in schedulers.items():
     tokens, row = run(make_scheduler)
     assert tokens == expected, name
-    line = "{:<22} {:5} {:9} {:10} {:8} {:10.1f} {:5.1f} {:8} {:6}"
+    line = "{:<21} {:5} {:4} {:9} {:5} {:8} {:5.1f} {:5.1f} {:6.1f} {:5.1f} {:5} {:4.0f}"
     print(line.format(name, *row))
 
 # %% [markdown]
@@ -746,30 +762,31 @@ for name, make_scheduler in schedulers.items():
 #    more steps, what is its padding made of, and why must an engine that lets requests join at
 #    every step be able to compute rows of unlike length?
 # 2. What does a share of the seats do to the waiting of `chat` and of `read`, and to the number of
-#    steps? Say where the additional steps come from; `all busy` shows it.
-# 3. What does the budget buy and what does it cost? Name a server for which you would choose each
-#    of the two budgets.
+#    steps? Say where the additional steps come from; `busy` shows it.
+# 3. What does the budget buy and what does it cost? Why has the static batch the smallest stall?
+#    Name a server for which you would choose each of the two budgets.
 
 # %% [markdown] written="explain"
 # <!-- written: explain -->
 # ### BEGIN SOLUTION
 # All schedulers compute 3,537 positions, but the static batch spreads them over 102 steps and the
 # continuous scheduler over 70: a row whose answer is done stays empty until the longest of its
-# batch is done, so only 30 steps have all six seats busy in place of 54, and a question that comes
-# meanwhile waits for the next batch, 36 steps in the mean. Those rows are the smaller part of the
-# 1,727 padding; the larger one is short questions in a batch whose first step is as wide as a text.
-# With joining at every step one row brings a prompt of up to 297 positions and its neighbours bring
-# one each, so a rectangle would hold 9,909 positions of nothing, almost three times the work; only
-# an engine that computes rows of unlike length profits. Three seats a client let a question wait
-# 5.2 steps in place of 12.5, and the readers pay, 21.5 in place of 7.4. The run takes 73 steps in
-# place of 70, since all six seats are busy in only 44 of them: the readers' three are all they may
-# have even while `chat` leaves its own empty, so the share is kept free, not lent. A budget of 128
-# holds the largest step with a decode in it at 126 positions in place of 302, so an answer under
-# way stalls less than half as long at worst, and the readers' first tokens come later, 27.2 steps;
-# with 32 the stall is 32, in steps that are much cheaper each, but there are 145 of them and
-# readers wait 67. A chat or code completion with a tight bound between tokens would take the small
-# budget; a server that summarises documents over night takes the large one, since each step reads
-# the weights once and fewer steps read them less often.
+# batch is done, so only 30 steps have all six seats busy in place of 54, and a question waits for
+# the next batch, 36 steps to its first token and 58 to its answer in place of 13 and 27. Those
+# rows are 183 of the 1,727 padding; 1,544 are short questions in a batch whose first step is as
+# wide as a text. With joining at every step one row brings a prompt of up to 297 positions and
+# its neighbours one each, so a rectangle would hold 9,909 positions of nothing, almost three
+# times the work: only an engine that computes rows of unlike length profits. Three seats a client
+# let a question wait 5.2 steps in place of 12.5, and the readers pay, 21.5 in place of 7.4; the
+# run takes 73 steps in place of 70, since all six seats are busy in only 44 of them: seats that
+# `chat` leaves empty are kept free, not lent. A budget of 128 holds the largest step with a
+# decode in it at 126 positions in place of 302, so an answer under way stalls less than half as
+# long at worst, for 20 ms more in all, and readers wait 27.2 steps; with 32 the stall is 32, but
+# there are 145 steps, which take 866 ms in place of 506, and readers wait 67. The static batch
+# stalls least, 6 positions, since it computes prompts only when nobody decodes: its questions do
+# their waiting before the first token. A chat or code completion with a tight bound between
+# tokens would take the small budget; a server that summarises documents over night the large one,
+# since fewer steps read the weights less often.
 # ### END SOLUTION
 
 # %% [markdown]

@@ -111,19 +111,23 @@ def test_seats(student, variant, day):
     seats=st.integers(2, 5),
     per_client=st.integers(1, 3),
     clients=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=4, max_size=10),
+    ahead=st.integers(0, 1),
 )
-@example(seats=3, per_client=1, clients=[(0, 4), (0, 1), (1, 1), (2, 1)])
-def test_clients(student, variant, seats, per_client, clients):
+@example(seats=3, per_client=1, clients=[(0, 4), (0, 1), (1, 1), (2, 1)], ahead=0)
+@example(seats=2, per_client=1, clients=[(0, 1), (0, 1), (0, 2), (0, 1)], ahead=1)
+def test_clients(student, variant, seats, per_client, clients, ahead):
     """A client has at most its share of the seats, and the next in line gets the others."""
     steps = Day(student, seats, per_client)
     for i, (client, output) in enumerate(clients):
         steps.add(f"r{i}", output=output, client=("ada", "bob", "cid")[client])
     for i in range(4):
-        steps.step()
+        steps.plan()
+        while len(steps.flying) > ahead:
+            steps.tell()
         if i == 1:
             steps.call("abort", "r0")
             steps.call("abort", "r3")
-    steps.rest()
+    steps.rest(ahead)
 
 
 @given(
