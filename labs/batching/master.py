@@ -747,7 +747,9 @@ else:
     schedulers |= {f"3 seats, budget {n}": continuous(budget=n) for n in (128, 32)}
 
 print(f"{'':41}{'padding':>15}{'first':>13}{'answer':>13}")
-print("scheduler             steps busy positions   all  prompts  chat  read   chat  read stall   ms")
+print(
+    "scheduler             steps busy positions   all  prompts  chat  read   chat  read stall   ms"
+)
 expected, _ = run(None)
 for name, make_scheduler in schedulers.items():
     tokens, row = run(make_scheduler)

@@ -1,4 +1,4 @@
-"""quire-mini with a scheduler that speaks plain values to whoever is given: two `Twin`s.
+"""quire with a scheduler that speaks plain values to whoever is given: two `Twin`s.
 
 The adapter does what the notebook's own does; every answer is compared before the engine
 sees it.
@@ -122,7 +122,10 @@ class WithParts:
 
 @functools.cache
 def engine(own: bool, overlap: bool) -> tuple[Any, list[Delegate]]:
-    """quire-mini, with quire's `own` scheduler or a delegate; made once for all submissions."""
+    """quire with its `own` scheduler or a delegate; made once for all submissions.
+
+    On the smaller model, since who computes what does not depend on it.
+    """
     from quire import LLM, Components
 
     made: list[Delegate] = []
@@ -132,8 +135,8 @@ def engine(own: bool, overlap: bool) -> tuple[Any, list[Delegate]]:
         return made[0]
 
     llm = LLM(
-        "quire-mini", device="cpu", dtype="float32", block_size=BLOCK_SIZE, max_model_len=MAX_LEN,
-        max_num_seqs=4, num_blocks=100 if own else 13, enable_prefix_caching=False,
+        "quire-mini-draft", device="cpu", dtype="float32", block_size=BLOCK_SIZE,
+        max_model_len=MAX_LEN, max_num_seqs=4, num_blocks=100 if own else 13, enable_prefix_caching=False,
         overlap=overlap, components=Components(scheduler=None if own else delegate),
     )  # fmt: skip
     return llm, made

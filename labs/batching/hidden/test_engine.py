@@ -110,7 +110,7 @@ def _served(student, make_scheduler, seed, limit):
             overlap, limit,
         )  # fmt: skip
         student.compare(
-            f"quire-mini with your parts on {count} requests{' and overlap' * overlap}", got,
+            f"quire-mini-draft with your parts on {count} requests{' and overlap' * overlap}", got,
             own_tokens(count, first),
         )  # fmt: skip
 

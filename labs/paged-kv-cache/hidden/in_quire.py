@@ -1,4 +1,4 @@
-"""quire-mini with a cache manager that speaks plain values to whoever is given: both of a `Pair`.
+"""quire with a cache manager that speaks plain values to whoever is given: both of a `Pair`.
 
 The wrappers do what the notebook's own do; every answer is compared before the engine sees it.
 """
@@ -122,13 +122,16 @@ class WithTables:
 
 @functools.cache
 def engine(num_blocks: int, own: bool) -> tuple[Any, Delegate]:
-    """quire-mini, with quire's `own` manager or a delegate; made once for all submissions."""
+    """quire with its `own` manager or a delegate; made once for all submissions.
+
+    On the smaller model, since who computes what does not depend on it.
+    """
     from quire import LLM, Components
 
     delegate = Delegate(num_blocks)
     manager = None if own else lambda *ignored: delegate
     llm = LLM(
-        "quire-mini", device="cpu", dtype="float32", block_size=BLOCK_SIZE, max_model_len=128,
+        "quire-mini-draft", device="cpu", dtype="float32", block_size=BLOCK_SIZE, max_model_len=128,
         num_blocks=num_blocks, max_num_batched_tokens=48,
         components=Components(kv_cache_manager=manager),
     )  # fmt: skip
