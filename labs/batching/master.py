@@ -48,20 +48,20 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 # The simplest server waits for some requests, runs them as one rectangle until the last is done,
 # and answers all of them. What it wastes can be counted.
 #
-# **Specification.** `schedule` returns the next step as `entries`, a list of
-# `[request, start, count]` (compute `count` positions from `start` on) in order of arrival, and
-# `padding`, the positions that the step computes beyond those of the entries: it is a rectangle of
-# the batch's rows times its width, the longest count of the step. (The chapter counts one rectangle
-# a batch; here it is one a step, since a later step need not be as wide.) `update` tells what the step sampled, one token for every entry, and returns the requests
-# that are answered now.
+# **Specification.** `schedule` returns the next step as `entries`, a list of `[request, start,
+# count]` (compute `count` positions from `start` on) in order of arrival, and `padding`, the
+# positions that the step computes beyond those of the entries: it is a rectangle of the batch's
+# rows times its width, the longest count of the step. (The chapter counts one rectangle a batch;
+# here it is one a step, since a later step need not be as wide.) `update` tells what the step
+# sampled, one token for every entry, and returns the requests that are answered now.
 #
 # - A batch is formed only when none runs. It takes the oldest waiting request and, up to
 #   `num_seats` in all, those whose prompts are nearest to it in length, among equals the older.
 # - A batch's first step computes the prompts, each whole; every later step one position of each
 #   request that has not finished. A request finishes when it has said `output` tokens or is in
 #   `ended`.
-# - A row is a request of the batch, not a seat. One that has finished is still a row: it is computed
-#   to the step's width with no entry, until the batch is through.
+# - A row is a request of the batch, not a seat. One that has finished is still a row: it is
+#   computed to the step's width with no entry, until the batch is through.
 # - All requests of a batch are answered together, in order of arrival, when the last has finished.
 # - `add` raises `ValueError` for a request that waits or is in the batch, finished but not answered
 #   included. Without requests a step has no entries and no padding. Every `schedule` is followed by
