@@ -137,7 +137,8 @@ def engine(own: bool, overlap: bool) -> tuple[Any, list[Delegate]]:
     llm = LLM(
         "quire-mini-draft", device="cpu", dtype="float32", block_size=BLOCK_SIZE,
         max_model_len=MAX_LEN, max_num_seqs=4, num_blocks=100 if own else 13,
-        enable_prefix_caching=False, overlap=overlap, components=Components(scheduler=None if own else delegate),
+        enable_prefix_caching=False, overlap=overlap,
+        components=Components(scheduler=None if own else delegate),
     )  # fmt: skip
     return llm, made
 
