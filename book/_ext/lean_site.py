@@ -5,8 +5,8 @@ seventh) and as many scripts that block the first paint. `_templates/layout.html
 `_static/site.css` alone; this extension writes it when the pages are done, from the sheets
 Sphinx knows of, without the rules whose classes no page and no script mentions.
 
-As soon as a page has loaded, and after each change of an explorable, the theme's script asks every
-box of code or output for its width. On a phone that lays out the whole chapter, section by section
+As soon as a page has loaded, and whenever its content changes, the theme's script asks every box
+of code or output for its width. On a phone that lays out the whole chapter, section by section
 (1.5 s of a slowed processor, where all else took 2.8 s), so that one call is taken out of the
 script: `site.js` looks at the same boxes when their section has been laid out anyway.
 """
