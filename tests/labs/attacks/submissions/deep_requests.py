@@ -10,7 +10,7 @@ frame = sys._getframe()
 while "replies" not in frame.f_locals:
     frame = frame.f_back
 replies, requests = frame.f_locals["replies"], frame.f_locals["requests"]
-for depth in range(600, 1000):
+for depth in range(600, 2200):  # about 980 can be read on Python 3.11, 1,500 on 3.12
     deep = b"[" * depth + b"]" * depth
     replies.write(b'{"ask": {"op": "call", "name": "penalise", "args": ' + deep + b"}}\n")
     replies.flush()
