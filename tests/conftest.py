@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Their files take minutes, so they come first: no worker waits at the end for another.
-LONGEST = ("notebooks", "site", "labs")
+# Their files take minutes, so they come first: no worker waits at the end for another. The site
+# is built meanwhile.
+LONGEST = ("notebooks", "labs", "site")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; one thread each keeps them from waiting on one another. Other
     # conftest files import torch, which looks once.

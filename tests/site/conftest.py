@@ -17,24 +17,38 @@ ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
 
 
-@pytest.fixture(scope="session")
-def site(testrun_uid: str) -> Path:
-    """The folder of the built site.
+def bring_up_to_date(run: str) -> str | None:
+    """Build the site unless this test run has; what went wrong, or None.
 
-    The first worker to need it brings it up to date, or in `make test`, which sets CLEAN_SITE,
-    builds it from nothing with warnings as errors; the others go on with what needs no site.
+    In `make test`, which sets CLEAN_SITE, it is built from nothing with warnings as errors.
     """
     built = ROOT / "_build" / "site.built"
     built.parent.mkdir(exist_ok=True)
     with FileLock(built.with_suffix(".lock")):
-        if not built.is_file() or built.read_text("utf8") != testrun_uid:
+        if not built.is_file() or built.read_text("utf8") != run:
             target = "site" if "CLEAN_SITE" in os.environ else "html"
             done = subprocess.run(
                 ["make", target], cwd=ROOT, capture_output=True, text=True, check=False
             )
             if done.returncode:
-                pytest.fail(f"the site does not build:\n{done.stderr[-2000:]}", pytrace=False)
-            built.write_text(testrun_uid, "utf8")
+                return done.stderr[-2000:]
+            built.write_text(run, "utf8")
+    return None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the first worker of `make test` build in the background: nobody waits for it then."""
+    worker = getattr(session.config, "workerinput", {})
+    if "CLEAN_SITE" in os.environ and worker.get("workerid") == "gw0":
+        run = (worker["testrunuid"],)
+        threading.Thread(target=bring_up_to_date, args=run, daemon=True).start()
+
+
+@pytest.fixture(scope="session")
+def site(testrun_uid: str) -> Path:
+    """The folder of the built site."""
+    if complaint := bring_up_to_date(testrun_uid):
+        pytest.fail(f"the site does not build:\n{complaint}", pytrace=False)
     return SITE
 
 

@@ -45,10 +45,11 @@ READY = """() => document.fonts.status === "loaded" &&
   [...document.querySelectorAll("[data-src]")].every(figure =>
     figure.dataset.state || figure.getBoundingClientRect().top > innerHeight + 600)"""
 
-# Contrast is a matter of a text's colour and size and of what is behind it, so axe, which takes
-# seconds for a chapter's thousands of texts, looks at the first of each kind.
+# Contrast is a matter of a text's colour and size and of what is behind it, so of a chapter's
+# thousands of texts axe looks at the first of each kind.
 AXE = """async () => {
-  const kinds = new Map(), others = [];
+  const kinds = new Set();
+  const mark = element => element.toggleAttribute("data-first-of-kind", true);
   const seen = (element, behind) => {
     if (!element.checkVisibility()) return;
     const style = getComputedStyle(element);
@@ -57,22 +58,18 @@ AXE = """async () => {
     behind += style.backgroundImage + style.opacity;
     const text = [...element.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim());
     if (text || element.matches("input, select, textarea")) {
-      const { color, textDecorationLine } = getComputedStyle(element.parentElement);
-      const kind = [element.localName, style.color, style.fontSize, style.fontWeight,
-        style.textDecorationLine, behind, color, textDecorationLine].join();
-      if (!kinds.has(kind)) kinds.set(kind, element);
+      const { color, fontSize, fontWeight } = style;
+      const kind = [element.localName, color, fontSize, fontWeight, behind].join();
+      if (!kinds.has(kind)) mark(element);
+      kinds.add(kind);
     }
-    if (element.shadowRoot) others.push(element);
+    element.shadowRoot?.querySelectorAll("*").forEach(mark);
     for (const child of element.children) seen(child, behind);
   };
   seen(document.body, "");
-  const ofColour = ["color-contrast", "link-in-text-block"], resultTypes = ["violations"];
-  const off = Object.fromEntries(ofColour.map(rule => [rule, { enabled: false }]));
-  const runs = [
-    await axe.run(document, { resultTypes, rules: off }),
-    await axe.run({ include: [...kinds.values(), ...others] }, { resultTypes, runOnly: ofColour }),
-  ];
-  return runs.flatMap(run => run.violations).map(
+  axe.configure({ rules: [{ id: "color-contrast", selector: "[data-first-of-kind]" }] });
+  const { violations } = await axe.run(document, { resultTypes: ["violations"] });
+  return violations.map(
     v => `axe ${v.id}: ${v.help}\\n    ` + v.nodes.slice(0, 4).map(
       n => `${n.target.join(" ")} — ${n.html.slice(0, 160)} ${n.any.map(a => a.message).join("; ")}`
     ).join("\\n    "));
