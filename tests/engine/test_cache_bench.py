@@ -31,7 +31,7 @@ def test_every_share_of_a_prompt_is_hit() -> None:
 
 
 def test_swap_computes_least(checkpoint: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_offload, "REPEATS", 1)
+    monkeypatch.setattr(cache_offload, "PREEMPTION_REPEATS", 1)
     rows = cache_offload.preemption_rows("quire-mini-draft", CPU)
     counts = {row.case.removeprefix("preempt-"): row.parameters for row in rows}
     computed = {way: count["computed_positions"] for way, count in counts.items()}

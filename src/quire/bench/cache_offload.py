@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from quire.analysis import catalog_config
 from quire.bench.measurement import Row
-from quire.bench.timing import median_seconds, synchronize
+from quire.bench.timing import interleaved_seconds, synchronize
 from quire.kv.spec import layer_specs
 from quire.kv.storage import bytes_per_block
 from quire.llm import LLM
@@ -22,7 +24,8 @@ from quire.sampling.params import SamplingParams
 from quire.trace import Trace
 
 BLOCK_SIZE = 16
-REPEATS = 3
+WARMUP, REPEATS = 4, 7
+PREEMPTION_REPEATS = 3
 FIRST = SamplingParams(max_tokens=1, temperature=0)
 
 
@@ -41,60 +44,59 @@ def load_rows(config: ModelConfig | str, device: torch.device) -> list[Row]:
 
     Two prompts, each as large as the cache, are served in turn, so that each has driven the
     other out when it comes again. After the first round both are in host memory and nothing
-    is saved any more. The baseline is an engine without a second tier, on the same prompts.
+    is saved any more. The baseline, an engine without a second tier, has the same prompts and
+    takes turns with it; each keeps its best.
     """
     contexts = (256, 1024, 4096, 16384, 32768) if device.type == "cuda" else (128, 256, 512, 1024)
-    longest = max(contexts)
     generator = random.Random(0)
-    seconds: dict[tuple[bool, int], float] = {}
-    counts: dict[int, int] = {}
-    for loads in (True, False):
-        for context in contexts:
-            llm = _load(
+    rows = []
+    for context in contexts:
+        engines = {
+            way: _load(
                 config,
                 device,
                 max_model_len=context + BLOCK_SIZE,
                 max_num_seqs=1,
-                max_num_batched_tokens=longest,
+                max_num_batched_tokens=context,
                 num_blocks=context // BLOCK_SIZE + 2,
-                num_host_blocks=2 * context // BLOCK_SIZE if loads else 0,
+                num_host_blocks=num_host_blocks,
                 cuda_graphs=False,
             )
-            vocabulary = llm.model_config.vocab_size
-            prompts = [[generator.randrange(vocabulary) for _ in range(context)] for _ in range(2)]
-            turns = iter(range(1000))
-
-            def first_token(llm: LLM = llm, turns: Any = turns, prompts: Any = prompts) -> None:
-                llm.generate(prompts[next(turns) % 2], FIRST, use_tqdm=False)
-
-            seconds[loads, context] = median_seconds(first_token, device, warmup=4, repeats=7)
-            if loads:
-                # Of 11 turns all but the first two load; the first block and the last stay.
-                counts[context] = manager_of(llm).num_loaded_tokens // 9
-                assert counts[context] >= context - 3 * BLOCK_SIZE, "prompts were not loaded"
-            block_bytes = bytes_per_block(
-                layer_specs(llm.model_config, llm.config.cache_dtype), BLOCK_SIZE
-            )
-            del llm
-    rows = []
-    for context in contexts:
-        num_bytes = counts[context] // BLOCK_SIZE * block_bytes
+            for way, num_host_blocks in (("load", 2 * context // BLOCK_SIZE), ("recompute", 0))
+        }
+        vocabulary = engines["load"].model_config.vocab_size
+        prompts = [[generator.randrange(vocabulary) for _ in range(context)] for _ in range(2)]
+        works = {way: _first_token(llm, prompts) for way, llm in engines.items()}
+        seconds = interleaved_seconds(works, device, warmup=WARMUP, repeats=REPEATS)
+        # Of all turns but the first two each loads; the first block and the last stay.
+        num_tokens = manager_of(engines["load"]).num_loaded_tokens // (WARMUP + REPEATS - 2)
+        assert num_tokens >= context - 3 * BLOCK_SIZE, "prompts were not loaded"
+        specs = layer_specs(engines["load"].model_config, engines["load"].config.cache_dtype)
+        num_bytes = num_tokens // BLOCK_SIZE * bytes_per_block(specs, BLOCK_SIZE)
         rows.append(
             Row(
                 f"load-{context}",
                 "ttft",
-                seconds[True, context],
+                seconds["load"],
                 "s",
-                {"recompute": seconds[False, context]},
+                {"recompute": seconds["recompute"]},
                 {
                     "context": context,
-                    "loaded_tokens": counts[context],
+                    "loaded_tokens": num_tokens,
                     "bytes": num_bytes,
-                    "gb_per_s": num_bytes / seconds[True, context] / 1e9,
+                    "gb_per_s": num_bytes / seconds["load"] / 1e9,
                 },
             )
         )
+        del engines, works
+        gc.collect()
     return rows
+
+
+def _first_token(llm: LLM, prompts: list[list[int]]) -> Callable[[], object]:
+    """Serve the prompts in turn, one a call, to the first token."""
+    turns = itertools.cycle(prompts)
+    return lambda: llm.generate(next(turns), FIRST, use_tqdm=False)
 
 
 def preemption_rows(config: ModelConfig | str, device: torch.device) -> list[Row]:
@@ -126,7 +128,7 @@ def preemption_rows(config: ModelConfig | str, device: torch.device) -> list[Row
     }
     vocabulary = engines["swap"].model_config.vocab_size
     seconds = dict.fromkeys(ways, math.inf)
-    for turn in range(1 + REPEATS):  # in turns; the first one warms up
+    for turn in range(1 + PREEMPTION_REPEATS):  # in turns; the first one warms up
         generator = random.Random(turn)
         prompts = [
             [generator.randrange(vocabulary) for _ in range(prompt)] for _ in range(num_requests)
