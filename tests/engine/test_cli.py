@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from quire import LLM, SamplingParams
+from quire.bench import steps
 from quire.cli import main
 
 PROMPT = "def fibonacci(n):\n"
@@ -103,3 +105,13 @@ def test_bench_steps_times_prefill_and_decode(tmp_path: Path) -> None:
     cases = [row["case"] for row in written["rows"]]
     assert "decode-batch2" in cases
     assert all(row["value"] > 0 for row in written["rows"])
+
+
+def test_bench_steps_says_when_a_batch_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Room for one request of 256 tokens and its output, not for two.
+    monkeypatch.setattr(steps, "LLM", partial(LLM, num_blocks=30))
+    command = ["bench", "steps", "--device", "cpu", "--max-batch", "2", "--model", DRAFT]
+    assert main([*command, "--threads", "1"]) == 2
+    assert "2 requests of 256 tokens never decoded together" in capsys.readouterr().err

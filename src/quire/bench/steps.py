@@ -16,6 +16,7 @@ import torch
 
 from quire.analysis import Hardware, Work, decode_work, prefill_work, roofline_time
 from quire.bench.measurement import Row
+from quire.errors import NoFreeBlocks
 from quire.llm import LLM
 from quire.models.config import ModelConfig
 from quire.sampling.params import SamplingParams
@@ -81,6 +82,11 @@ def run(
         steps_of(batch, CONTEXT, 4)
         steps = steps_of(batch, CONTEXT, NUM_TOKENS + 1)
         decode = [s for s in steps if s.scheduled.num_tokens == len(s.scheduled.entries) == batch]
+        if len(decode) < 2:
+            raise NoFreeBlocks(
+                f"{batch} requests of {CONTEXT} tokens never decoded together: the cache has room "
+                "for fewer. Free memory of the device, or stop at a smaller batch (--max-batch)."
+            )
         time = statistics.median((b.end - a.end) * 1e3 for a, b in pairwise(decode))
         work = decode_work(config, batch, CONTEXT + NUM_TOKENS // 2, dtype, dtype)
         rows.append(
