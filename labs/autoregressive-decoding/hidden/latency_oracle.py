@@ -6,6 +6,7 @@ it sees, reads and writes is looked up per layer.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -78,14 +79,22 @@ def work(
     return flops, moved
 
 
+@functools.cache  # the same steps are asked for on each machine, with noise and without
+def _work_of(
+    model: tuple[tuple[str, Any], ...], variant: str, batch: int, new: int, before: int
+) -> tuple[float, float]:
+    return work(dict(model), variant, batch, new, before)
+
+
 def times(
     model: dict[str, Any], variant: str, row: dict[str, int], constants: tuple[float, float, float]
 ) -> dict[str, float]:
     """TTFT and TPOT of a row on a machine of (overhead s, FLOP/s, bytes/s)."""
     overhead, flop_rate, byte_rate = constants
+    sizes = tuple(model.items())
 
     def seconds(new: int, before: int) -> float:
-        flops, moved = work(model, variant, row["batch"], new, before)
+        flops, moved = _work_of(sizes, variant, row["batch"], new, before)
         return overhead + max(flops / flop_rate, moved / byte_rate)
 
     steps = [seconds(1, row["prompt"] + i) for i in range(row["output"] - 1)]
