@@ -1,4 +1,4 @@
-"""How quire takes a time: warmed up, synchronised, repeated, the median kept."""
+"""How quire takes a time: warmed up, waited for, repeated; the median kept, of rivals the best."""
 
 from __future__ import annotations
 
