@@ -9,11 +9,12 @@ device never waits for the host. Waiting at once is the same loop with one step 
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from quire.config import EngineConfig
 from quire.detokenizer import Detokenizer, Tokenizer
@@ -21,10 +22,11 @@ from quire.errors import InvalidRequestError, QuireError
 from quire.messages import Logprob, PromptLogprobs, SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
 from quire.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from quire.prompts import PromptReader
 from quire.request import FinishReason, Request
 from quire.runner.model_runner import ModelRunner
 from quire.runner.pending import PendingStep
-from quire.sampling.params import SamplingParams, is_int
+from quire.sampling.params import SamplingParams
 from quire.scheduler import Scheduler
 from quire.trace import Trace
 
@@ -67,6 +69,7 @@ class LLMEngine:
         self.config = config
         self.model_config = model_config
         self.tokenizer = tokenizer
+        self._prompts = PromptReader(tokenizer, model_config, config.max_model_len)
         self.trace = trace
         self._scheduler = scheduler
         self._runner = runner
@@ -103,7 +106,7 @@ class LLMEngine:
         """
         if request_id in self._parents:
             raise InvalidRequestError(f"request_id={request_id!r} still runs: choose another")
-        token_ids = self._tokenize(prompt, params)
+        token_ids = self._prompts.read(prompt, params)
         parent = _Parent(
             RequestOutput(
                 request_id,
@@ -118,12 +121,13 @@ class LLMEngine:
             Request(
                 f"{request_id}-{index}",
                 token_ids,
-                _params_of_sample(params, index),
+                params,
                 self.model_config.eos_token_ids,
                 priority=priority,
                 client_id=client_id,
                 extra_keys=() if cache_salt is None else (cache_salt,),
                 parent_id=None if index == 0 else f"{request_id}-0",
+                seed=seed_of_sample(params, index),
             )
             for index in range(params.n)
         ]
@@ -270,44 +274,13 @@ class LLMEngine:
         if sequence.completion.index == 0 and rows is not None:
             rows[scores.start : scores.start + len(scores.rows)] = scores.rows
 
-    def _tokenize(self, prompt: str | Sequence[int], params: SamplingParams) -> list[int]:
-        if self.tokenizer is None and (isinstance(prompt, str) or params.stop_strings):
-            raise InvalidRequestError(
-                "this checkpoint has no tokenizer: give the prompt as token ids, and "
-                "stop_token_ids instead of stop strings"
-            )
-        if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
-            raise InvalidRequestError(f"prompt {prompt!r}: give a string or a list of token ids")
-        if isinstance(prompt, str):
-            assert self.tokenizer is not None
-            token_ids = list(self.tokenizer.encode(prompt))
-        else:
-            token_ids = list(prompt)
-        if not token_ids:
-            raise InvalidRequestError(
-                f"prompt {prompt!r} has no tokens: a model needs at least one to continue from"
-            )
-        vocab_size = self.model_config.vocab_size
-        for position, token_id in enumerate(token_ids):
-            if not (is_int(token_id) and 0 <= token_id < vocab_size):
-                raise InvalidRequestError(
-                    f"token id {token_id!r} at position {position} is outside the vocabulary: "
-                    f"this model's ids are integers in [0, {vocab_size})"
-                )
-        if len(token_ids) >= self.config.max_model_len:
-            raise InvalidRequestError(
-                f"the prompt has {len(token_ids)} tokens and max_model_len is "
-                f"{self.config.max_model_len}, which must hold one output token too: shorten "
-                f"the prompt or raise max_model_len (the model allows "
-                f"{self.model_config.max_position})"
-            )
-        return token_ids
 
+def seed_of_sample(params: SamplingParams, index: int) -> int:
+    """Return the seed of sample `index`: its own, so that no two samples draw alike.
 
-def _params_of_sample(params: SamplingParams, index: int) -> SamplingParams:
-    """Give sample `index` of a seeded request a seed of its own; sample 0 keeps it."""
-    if params.seed is None or index == 0:
-        return params
-    # An odd step walks through all 64-bit values before it repeats one.
-    seed = (params.seed + index * 0x9E37_79B9_7F4A_7C15 + 2**63) % 2**64 - 2**63
-    return replace(params, seed=seed)
+    Sample 0 keeps the seed that the caller gave. An odd step walks through all 64-bit values
+    before it repeats one.
+    """
+    if params.seed is None:
+        return secrets.randbits(63)
+    return (params.seed + index * 0x9E37_79B9_7F4A_7C15 + 2**63) % 2**64 - 2**63

@@ -25,6 +25,7 @@ class NewRequest:
     token_ids: list[int]  # prompt, and outputs of a resumed request
     num_prompt_tokens: int
     sampling_params: SamplingParams
+    seed: int  # of every draw: whoever carries the message out draws the same tokens
 
 
 @dataclass(slots=True)  # not frozen: that takes four times as long, a request and step

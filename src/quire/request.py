@@ -37,6 +37,7 @@ class Request:
     client_id: str = ""  # whom a fair policy counts the tokens for
     extra_keys: tuple[str, ...] = ()  # cached blocks are shared only among equal ones
     parent_id: str | None = None  # sample 0 of the same prompt, whose blocks it may share
+    seed: int = 0  # of its draws; the engine gives one to a request that asked for none
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_placeholders: int = 0  # sampled by a queued step; the host does not know them yet

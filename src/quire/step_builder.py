@@ -48,6 +48,7 @@ class StepBuilder:
                 request.prompt_token_ids + request.output_token_ids,
                 len(request.prompt_token_ids),
                 request.sampling_params,
+                request.seed,
             )
         )
         self._hit_tokens[request.request_id] = request.num_computed_tokens

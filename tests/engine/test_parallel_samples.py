@@ -9,7 +9,7 @@ from checkpoints import SPECS, assert_greedy, assert_logprobs, random_prompts
 from runs import Folder, Oracle, Run
 
 from quire import SamplingParams
-from quire.engine import _params_of_sample
+from quire.engine import seed_of_sample
 
 BLOCK = 8
 GREEDY = SamplingParams(temperature=0, max_tokens=14, ignore_eos=True, logprobs=0)
@@ -75,7 +75,7 @@ def test_seeded_samples_are_those_of_separate_requests(
     for output, params in zip(outputs, each, strict=True):
         assert len({tuple(c.token_ids) for c in output.outputs}) == params.n
         for completion in output.outputs:
-            single = replace(_params_of_sample(params, completion.index), n=1)
+            single = replace(params, n=1, seed=seed_of_sample(params, completion.index))
             (alone,) = run.generate([output.prompt_token_ids], single)
             assert completion.token_ids == alone.outputs[0].token_ids
             assert completion.cumulative_logprob == pytest.approx(

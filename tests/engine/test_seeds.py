@@ -12,7 +12,7 @@ import naive_sampling
 import pytest
 from naive_sampling import assert_distributed
 
-from quire import LLM, SamplingParams
+from quire import LLM, SamplingParams, Trace
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +125,22 @@ def test_engine_draws_from_the_models_distribution(
     tokens = [row[0] for row in tokens_of(engine, [prompt] * len(rows), rows)]
     logits = checkpoints.oracle_logits(oracle("qwen2"), prompt)[-1].tolist()
     assert_distributed(tokens, naive_sampling.distribution(logits, params))
+
+
+def test_a_seed_is_drawn_once_and_travels_in_the_message(checkpoint: Callable[[str], Path]) -> None:
+    """Two runners that are given the same messages draw the same tokens, unseeded ones too."""
+    trace = Trace()
+    options: dict[str, Any] = {"device": "cpu", "max_num_seqs": 2, "num_blocks": 6}
+    llm = LLM(checkpoint("qwen2"), trace=trace, max_model_len=64, **options)
+    params = SamplingParams(temperature=2.0, n=2, max_tokens=40)
+    tokens_of(llm, [[5, 6, 7], [8, 9]], [params] * 2)
+    twin = LLM(checkpoint("qwen2"), max_model_len=64, **options).engine._runner
+    for step in trace.steps:
+        assert twin.execute(step.scheduled).wait().token_ids == step.result.token_ids
+    seeds: dict[str, set[int]] = {}
+    for step in trace.steps:
+        for new in step.scheduled.new_requests:
+            seeds.setdefault(new.request_id, set()).add(new.seed)
+    assert any(step.scheduled.preempted_ids for step in trace.steps)
+    assert all(len(own) == 1 for own in seeds.values()), "a resumed request keeps its seed"
+    assert len(set.union(*seeds.values())) == len(seeds) == 4

@@ -6,7 +6,6 @@ their row on the device: the next step can be queued before the host has seen th
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,9 +101,8 @@ class InputBatch:
             self._states[request.row] = RowState(
                 params, request.num_prompt_tokens, [0] * len(self.block_tables)
             )
-            seed = params.seed if params.seed is not None else secrets.randbits(63)
             floats.append((params.temperature, params.top_p, params.min_p))
-            integers.append((seed, params.top_k))
+            integers.append((request.seed, params.top_k))
             tokens = self._send(torch.tensor(request.token_ids))
             self.token_ids[request.row, : len(request.token_ids)] = tokens
         rows = self._send(torch.tensor([request.row for request in requests]))

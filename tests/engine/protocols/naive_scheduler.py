@@ -125,6 +125,7 @@ class NaiveScheduler:
                     request.prompt_token_ids + request.output_token_ids,
                     len(request.prompt_token_ids),
                     request.sampling_params,
+                    request.seed,
                 )
             )
         self.policy.scheduled(self.entries)
