@@ -25,7 +25,7 @@ from docutils.statemachine import StringList
 from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from labkit.lab import Lab, load_lab
+from labkit.reader.lab import Lab, load_lab
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

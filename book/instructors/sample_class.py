@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit.build import build_notebook, notebook_text, reference_cells
-from labkit.lab import load_lab
-from labkit.verify import load_mutants
+from labkit.author.build import build_notebook, notebook_text
+from labkit.author.verify import load_mutants
+from labkit.grading.cells import reference_cells
+from labkit.reader.lab import load_lab
 
 LAB = load_lab(Path(__file__).parent / "example-lab")
 Notebook = dict[str, Any]

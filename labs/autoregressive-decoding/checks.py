@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.subject import Subject
+from labkit.reader.subject import Subject
 
 NEUTRAL: dict[str, Any] = {
     "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "allowed": None, "quota": None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from labkit.subject import Instance, Subject, Wrong
+from labkit.reader.subject import Instance, Subject, Wrong
 
 
 def _refused(student: Subject, thing: Instance, name: str, *args: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labkit.subject import Instance, Subject, Wrong
+from labkit.reader.subject import Instance, Subject, Wrong
 
 
 def _refused(student: Subject, thing: Instance, error: str, name: str, *args: object) -> None:

@@ -12,11 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from labkit.build import read_cells
-from labkit.frontier import run
-from labkit.lab import load_lab
-from labkit.sandbox import Child, Limits, Surroundings
-from labkit.subject import Subject, Wrong, in_child
+from labkit.gpu.frontier import run
+from labkit.grading.cells import read_cells
+from labkit.reader.lab import load_lab
+from labkit.reader.subject import Subject, Wrong, in_child
+from labkit.sandbox.process import Child, Limits, Surroundings
 
 LAB = load_lab(Path(__file__).parent)
 TRACES = 3

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from labkit.frontier import KERNEL_MARK, compile_cell, run
-from labkit.gpu import Argument, Device, NoGpu, Pointer, Runner
-from labkit.kernels import Array, KernelTask, Roofline, from_bfloat16, judge_speed, measure
-from labkit.lab import load_lab
-from labkit.subject import Wrong
+from labkit.gpu.frontier import KERNEL_MARK, compile_cell, run
+from labkit.gpu.kernels import Array, KernelTask, Roofline, from_bfloat16, judge_speed, measure
+from labkit.gpu.runner import Argument, Device, NoGpu, Pointer, Runner
+from labkit.reader.lab import load_lab
+from labkit.reader.subject import Wrong
 from quire.analysis.hardware import load_hardware
 
 LAB = load_lab(Path(__file__).parent)

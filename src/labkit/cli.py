@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.lab import Lab, LabError, load_lab
-from labkit.sandbox import NoSandbox
+from labkit.reader.lab import Lab, LabError, load_lab
+from labkit.sandbox.process import NoSandbox
 
 if TYPE_CHECKING:  # each command imports what it needs: a reader has no grading libraries
-    from labkit.classroom import Job, Settings
-    from labkit.variants import Choice
+    from labkit.course.classroom import Job, Settings
+    from labkit.grading.variants import Choice
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _work_in(notebook: Path) -> tuple[Lab, dict[str, Any]]:
     """A notebook's content and the lab that it says it is of."""
-    from labkit.work import load_notebook
+    from labkit.reader.work import load_notebook
 
     content = load_notebook(notebook)
     slug = content.get("metadata", {}).get("labkit", {}).get("lab")
@@ -147,7 +147,7 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _write_work(options: argparse.Namespace, kind: str) -> int:
-    from labkit.work import keep_what_was_saved, read_work, summary, work_of
+    from labkit.reader.work import keep_what_was_saved, read_work, summary, work_of
 
     lab, content = _work_in(options.notebook)
     work = work_of(lab, content)
@@ -166,7 +166,7 @@ def _write_work(options: argparse.Namespace, kind: str) -> int:
 def _restore(options: argparse.Namespace) -> int:
     import json
 
-    from labkit.work import load_notebook, put_back, read_work
+    from labkit.reader.work import load_notebook, put_back, read_work
 
     notebook = options.notebook
     made, names = put_back(load_notebook(notebook), read_work(options.saved))
@@ -180,8 +180,8 @@ def _restore(options: argparse.Namespace) -> int:
 
 
 def _new(options: argparse.Namespace) -> int:
-    from labkit.lab import labs_folder
-    from labkit.new import scaffold
+    from labkit.author.new import scaffold
+    from labkit.reader.lab import labs_folder
 
     folder = scaffold(options.slug, options.folder or labs_folder())
     print(f"wrote {folder}: change it, then labkit build {folder} and labkit verify {folder}")
@@ -189,7 +189,13 @@ def _new(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
-    from labkit.build import build_notebook, drift, nbgrader_source, notebook_text, starter_path
+    from labkit.author.build import (
+        build_notebook,
+        drift,
+        nbgrader_source,
+        notebook_text,
+        starter_path,
+    )
 
     drifted = []
     for name in options.lab:
@@ -215,7 +221,7 @@ def _build(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from labkit.verify import file_problems, score_table, verify_rows
+    from labkit.author.verify import file_problems, score_table, verify_rows
 
     lab = load_lab(options.lab)
     problems = file_problems(lab)
@@ -232,7 +238,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _release(options: argparse.Namespace) -> int:
-    from labkit.release import release
+    from labkit.author.release import release
 
     lab = load_lab(options.lab)
     for path in release(lab, options.out, _choice(options, lab).variant):
@@ -241,7 +247,7 @@ def _release(options: argparse.Namespace) -> int:
 
 
 def _bundle(options: argparse.Namespace) -> int:
-    from labkit.bundle import bundle
+    from labkit.author.bundle import bundle
 
     lab = load_lab(options.lab)
     path = options.out or Path(f"{lab.slug}-gradescope.zip")
@@ -251,8 +257,8 @@ def _bundle(options: argparse.Namespace) -> int:
 
 
 def _grade(options: argparse.Namespace) -> int:
-    from labkit.classroom import plan
-    from labkit.intake import find_handins
+    from labkit.course.classroom import plan
+    from labkit.course.intake import find_handins
 
     settings = _settings(options)
     handins, problems = find_handins(options.submission, settings.lab())
@@ -260,8 +266,8 @@ def _grade(options: argparse.Namespace) -> int:
 
 
 def _regrade(options: argparse.Namespace) -> int:
-    from labkit.classroom import plan_again, records_in
-    from labkit.grading import what_changed
+    from labkit.course.classroom import plan_again, records_in
+    from labkit.course.run import what_changed
 
     settings = _settings(options)
     jobs = plan_again(options.out, settings, options.student)
@@ -275,15 +281,15 @@ def _regrade(options: argparse.Namespace) -> int:
 def _finish(
     options: argparse.Namespace, settings: Settings, jobs: list[Job], problems: list[str]
 ) -> int:
-    from labkit.course import load_course
-    from labkit.grading import grade_and_publish
+    from labkit.course.course import load_course
+    from labkit.course.run import grade_and_publish
 
     course = load_course(options.course, settings.lab().slug)
     return grade_and_publish(settings, jobs, course, options.out, problems, options.jobs)
 
 
 def _key(options: argparse.Namespace) -> int:
-    from labkit.variants import new_key
+    from labkit.grading.variants import new_key
 
     key = new_key(options.file)
     print(f"wrote {options.file}, fingerprint {key.fingerprint}: keep it, and keep it secret")
@@ -291,14 +297,14 @@ def _key(options: argparse.Namespace) -> int:
 
 
 def _choice(options: argparse.Namespace, lab: Lab) -> Choice:
-    from labkit.variants import choose, read_key
+    from labkit.grading.variants import choose, read_key
 
     file = options.course_key_file
     return choose(lab, None if file is None else read_key(file))
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    from labkit.classroom import Settings
+    from labkit.course.classroom import Settings
 
     lab = load_lab(options.lab)
     if not (lab.folder / "hidden").is_dir():

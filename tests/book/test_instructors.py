@@ -18,15 +18,16 @@ import sources
 from bookmeta import ROOT
 
 import labkit
-from labkit.build import build_notebook, drift, given_cells, reference_cells
+from labkit.author.build import build_notebook, drift
+from labkit.author.verify import load_mutants, map_problems, submission_of, verify
 from labkit.cli import _parser, main
-from labkit.lab import import_folder, load_lab
-from labkit.sandbox import Limits
-from labkit.verify import load_mutants, map_problems, submission_of, verify
+from labkit.grading.cells import given_cells, reference_cells
+from labkit.reader.lab import import_folder, load_lab
+from labkit.sandbox.process import Limits
 
 FOLDER = ROOT / "book" / "instructors"
 PAGES = sorted(FOLDER.glob("*.md"))
-TUTOR = ROOT / "src" / "labkit" / "templates" / "AGENTS.md"
+TUTOR = ROOT / "src" / "labkit" / "author" / "templates" / "AGENTS.md"
 EXAMPLE = load_lab(FOLDER / "example-lab")
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from labkit.build import build_notebook, notebook_text
-from labkit.grade import Grader
-from labkit.lab import Lab, load_lab
-from labkit.new import scaffold
-from labkit.notebook import Submission, read_submission
-from labkit.report import Report
+from labkit.author.build import build_notebook, notebook_text
+from labkit.author.new import scaffold
+from labkit.grading.grade import Grader
+from labkit.grading.report import Report
+from labkit.reader.lab import Lab, load_lab
+from labkit.reader.notebook import Submission, read_submission
 
 SLUG = "autoregressive-decoding"
 

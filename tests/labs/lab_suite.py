@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 import pytest
 
 import labkit
-from labkit.build import build_notebook, drift, given_cells, reference_cells
-from labkit.lab import Lab, load_lab
-from labkit.verify import (
+from labkit.author.build import build_notebook, drift
+from labkit.author.verify import (
     load_mutants,
     map_problems,
     own_problems,
@@ -21,6 +20,8 @@ from labkit.verify import (
     verify_solution,
     verify_starter,
 )
+from labkit.grading.cells import given_cells, reference_cells
+from labkit.reader.lab import Lab, load_lab
 
 SOLUTIONS = ["master.py", "second.py"]
 

@@ -16,10 +16,11 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from labkit.build import build_notebook, notebook_text, reference_cells
-from labkit.lab import Lab, load_lab
-from labkit.verify import load_mutants
-from labkit.zips import write_zip
+from labkit.author.build import build_notebook, notebook_text
+from labkit.author.verify import load_mutants
+from labkit.author.zips import write_zip
+from labkit.grading.cells import reference_cells
+from labkit.reader.lab import Lab, load_lab
 
 Notebook = dict[str, Any]
 NAMES = [

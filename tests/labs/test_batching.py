@@ -8,10 +8,10 @@ from types import ModuleType
 import pytest
 from lab_suite import LabSuite
 
-from labkit.build import build_notebook
-from labkit.frontier import MARK, cell_of
-from labkit.lab import import_folder, labs_folder, load_lab
-from labkit.subject import Wrong
+from labkit.author.build import build_notebook
+from labkit.gpu.frontier import MARK, cell_of
+from labkit.reader.lab import import_folder, labs_folder, load_lab
+from labkit.reader.subject import Wrong
 
 BY_HOPE = """
 def policy(budget, block, wishes, now):

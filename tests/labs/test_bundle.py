@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from labkit.autograde import choose as choose_file
-from labkit.build import build_notebook, notebook_text
-from labkit.bundle import bundle, bundle_files, requirements, runs_engine
+from labkit.author.build import build_notebook, notebook_text
+from labkit.author.bundle import bundle, bundle_files, requirements, runs_engine
 from labkit.cli import main
-from labkit.lab import Lab
-from labkit.variants import Choice, choose, new_key
+from labkit.course.autograde import choose as choose_file
+from labkit.grading.variants import Choice, choose, new_key
+from labkit.reader.lab import Lab
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_it_grades_as_gradescope_runs_it(autograder: Path, small_lab: Lab) -> No
 
 def test_the_unpacked_labkit_runs_and_no_other(autograder: Path, small_lab: Lab) -> None:
     (autograder / "submission" / "x.ipynb").write_text("", "utf8")
-    report = autograder / "source" / "src" / "labkit" / "report.py"
+    report = autograder / "source" / "src" / "labkit" / "grading" / "report.py"
     report.write_text(report.read_text("utf8") + "\nprint('of the bundle')\n")
     done = _run(autograder)
     assert "of the bundle" in done.stdout

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import labkit
-from labkit.lab import Lab, LabError
-from labkit.subject import LATEST, Instance, Subject, Wrong, in_notebook
-from labkit.values import difference
+from labkit.reader.lab import Lab, LabError
+from labkit.reader.subject import LATEST, Instance, Subject, Wrong, in_notebook
+from labkit.reader.values import difference
 
 
 class Agreeable:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from synthetic_class import HOSTILE, NAMES, class_of
 
-from labkit import classroom
 from labkit.cli import main
-from labkit.lab import Lab
+from labkit.course import classroom
+from labkit.reader.lab import Lab
 
 SLOW = ("endless loop", "fork bomb", "huge list", "floods stdout")  # seconds until they are ended
 

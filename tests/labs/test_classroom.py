@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from labkit import classroom, grading
-from labkit.build import build_notebook, notebook_text
-from labkit.classroom import Settings, grade_class, plan, plan_again, records_in
+from labkit.author.build import build_notebook, notebook_text
 from labkit.cli import main
-from labkit.intake import find_handins
-from labkit.lab import Lab, LabError
-from labkit.report import BROKEN
-from labkit.variants import choose, read_key
+from labkit.course import classroom, run
+from labkit.course.classroom import Settings, grade_class, plan, plan_again, records_in
+from labkit.course.intake import find_handins
+from labkit.grading.report import BROKEN
+from labkit.grading.variants import choose, read_key
+from labkit.reader.lab import Lab, LabError
 
 
 def _totals(out: Path) -> dict[str, float]:
@@ -76,7 +76,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
         return real(*given)
 
     monkeypatch.setattr(classroom, "grade_one", interrupted)
-    assert grade() == grading.INTERRUPTED
+    assert grade() == run.INTERRUPTED
     assert "stopped with 2 of 3 graded; the same command goes on" in capsys.readouterr().err
     assert not (tmp_path / "out" / "index.html").exists()
     graded.clear()
@@ -97,7 +97,7 @@ def test_a_process_that_dies_takes_no_other_hand_in_with_it(
     small_lab: Lab, handed_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import labkit.classroom as c, os\n"
+        "import labkit.course.classroom as c, os\n"
         "read = c.read_handin\n"
         "c.read_handin = lambda h, lab: os._exit(1) if h.student == 'bob' else read(h, lab)\n"
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit.course import Course, load_course
-from labkit.lab import LabError
+from labkit.course.course import Course, load_course
+from labkit.reader.lab import LabError
 
 DUE = datetime(2026, 10, 12, 23, 59)
 RULES = Course(

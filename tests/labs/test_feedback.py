@@ -10,14 +10,21 @@ from typing import Any
 
 import pytest
 
-from labkit.course import Late
-from labkit.feedback import feedback_page, groups, histogram, marking_page, summary_page, told
-from labkit.gradebook import Result
-from labkit.lab import Lab
-from labkit.marks import Mark
-from labkit.record import Record, Verdict
-from labkit.report import UNSAFE
-from labkit.similarity import Pair, alike
+from labkit.course.course import Late
+from labkit.course.feedback import (
+    feedback_page,
+    groups,
+    histogram,
+    marking_page,
+    summary_page,
+    told,
+)
+from labkit.course.gradebook import Result
+from labkit.course.marks import Mark
+from labkit.course.record import Record, Verdict
+from labkit.course.similarity import Pair, alike
+from labkit.grading.report import UNSAFE
+from labkit.reader.lab import Lab
 
 NASTY = "<script>alert(1)</script>{{ 7 * 7 }} <img src=https://example.org/x onerror=alert(2)>"
 REASON = "called fit([3, 4], 5)\nexpected [0]\ngot [0, 1]\nat [1]: one too many"

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labkit.frontier import compile_cell
-from labkit.gpu import Argument, Device, KernelLost, Launch, Pointer, Runner
-from labkit.kernels import (
+from labkit.gpu.frontier import compile_cell
+from labkit.gpu.kernels import (
     KernelTask,
     Problem,
     Roofline,
@@ -23,8 +22,9 @@ from labkit.kernels import (
     measure,
     to_bfloat16,
 )
-from labkit.lab import import_folder, load_lab
-from labkit.subject import Wrong
+from labkit.gpu.runner import Argument, Device, KernelLost, Launch, Pointer, Runner
+from labkit.reader.lab import import_folder, load_lab
+from labkit.reader.subject import Wrong
 
 pytestmark = pytest.mark.gpu
 

@@ -9,16 +9,17 @@ import re
 import numpy as np
 import pytest
 
-from labkit import grade, sandbox
-from labkit.build import reference_cells
-from labkit.grade import Grader, grade_submission
-from labkit.lab import Lab, labs_folder, load_lab
-from labkit.notebook import Submission
-from labkit.report import BROKEN, UNSAFE
-from labkit.sandbox import Child, Limits, Request
-from labkit.subject import Subject
-from labkit.values import difference
-from labkit.variants import CourseKey, choose
+from labkit.grading import grade
+from labkit.grading.cells import reference_cells
+from labkit.grading.grade import Grader, grade_submission
+from labkit.grading.report import BROKEN, UNSAFE
+from labkit.grading.variants import CourseKey, choose
+from labkit.reader.lab import Lab, labs_folder, load_lab
+from labkit.reader.notebook import Submission
+from labkit.reader.subject import Subject
+from labkit.reader.values import difference
+from labkit.sandbox import process
+from labkit.sandbox.process import Child, Limits, Request
 
 RAISES = """# task: engine
 def choose_tokens(rows):
@@ -186,7 +187,7 @@ def test_a_reference_that_is_lost_costs_the_test_that_lost_it(
 def test_a_machine_too_busy_is_not_the_cells_fault(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "START_SECONDS", 0.0)
+    monkeypatch.setattr(process, "START_SECONDS", 0.0)
     report = Grader(lab).grade(Submission(cells=reference_cells(lab)), [lab.task("sampler")])
     assert report.broken == [
         f"{BROKEN}: the sandbox did not start within 0 s: the machine is busy"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit.classroom import read_handin
-from labkit.intake import find_handins, folder_name
-from labkit.lab import Lab, LabError
+from labkit.course.classroom import read_handin
+from labkit.course.intake import find_handins, folder_name
+from labkit.reader.lab import Lab, LabError
 
 
 def _zip(path: Path, files: dict[str, str]) -> Path:
@@ -154,7 +154,7 @@ def test_archives_that_cannot_be_read_are_named(
     handins, problems = find_handins([good, broken], lab)
     assert [h.student for h in handins] == ["ada"]
     assert problems[0].startswith("broken.zip cannot be read as a zip")
-    monkeypatch.setattr("labkit.intake.MAX_TOTAL", 1)
+    monkeypatch.setattr("labkit.course.intake.MAX_TOTAL", 1)
     _, problems = find_handins([good, _plain(tmp_path)], lab)
     assert problems[0].startswith("good.zip holds 1 files of 2 bytes; 5000 files and 1 bytes are")
 

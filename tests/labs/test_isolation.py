@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from labkit import jail, sandbox
-from labkit.child import from_wire, to_wire
-from labkit.lab import labs_folder, load_lab
-from labkit.predecessors import Relay, interface_of
-from labkit.sandbox import (
+from labkit.grading.predecessors import Relay, interface_of
+from labkit.reader.lab import labs_folder, load_lab
+from labkit.sandbox import jail, process
+from labkit.sandbox.child import from_wire, to_wire
+from labkit.sandbox.process import (
     Child,
     ChildLost,
     Limits,
@@ -28,7 +28,7 @@ from labkit.sandbox import (
     Surroundings,
     printable,
 )
-from labkit.syscalls import DENIED, UnknownMachine, filter_program
+from labkit.sandbox.syscalls import DENIED, UnknownMachine, filter_program
 
 NUMPY = Surroundings(("numpy",))
 ROOT = Path(__file__).resolve().parents[2]
@@ -380,7 +380,7 @@ return [os.getuid(), os.getgid(), os.getgroups(), tried]
 def test_a_machine_too_busy_to_start_a_child_is_told_from_one_that_cannot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sandbox, "START_SECONDS", 0.0)
+    monkeypatch.setattr(process, "START_SECONDS", 0.0)
     with pytest.raises(StartTooSlow, match="the machine is busy"):
         Child(NUMPY)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from labkit.frontier import KERNEL_MARK, cell_of, checked, compile_cell
-from labkit.gpu import Argument, Device, Launch, NoGpu, Pointer, Runner
-from labkit.lab import import_folder, load_lab
-from labkit.subject import Wrong
+from labkit.gpu.frontier import KERNEL_MARK, cell_of, checked, compile_cell
+from labkit.gpu.runner import Argument, Device, Launch, NoGpu, Pointer, Runner
+from labkit.reader.lab import import_folder, load_lab
+from labkit.reader.subject import Wrong
 
 HOPPER = Device("NVIDIA H100", 90, 232_448, 1024, (2**31 - 1, 65_535, 65_535), 50 << 20)
 ARGUMENTS: dict[str, Argument] = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.kernels import (
+from labkit.gpu.kernels import (
     Array,
     KernelTask,
     Problem,

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from labkit.build import build_notebook, nbgrader_source
-from labkit.gradebook import NBGRADER
-from labkit.lab import Lab
-from labkit.work import untouched
+from labkit.author.build import build_notebook, nbgrader_source
+from labkit.course.gradebook import NBGRADER
+from labkit.reader.lab import Lab
+from labkit.reader.work import untouched
 
 FORMS: list[Callable[[Lab], Any]] = [
     build_notebook,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from labkit.build import drift
+from labkit.author.build import drift
+from labkit.author.verify import load_mutants, verify
 from labkit.cli import main
-from labkit.lab import Lab
-from labkit.verify import load_mutants, verify
+from labkit.reader.lab import Lab
 
 
 def test_a_new_lab_verifies(small_lab: Lab) -> None:

@@ -8,13 +8,13 @@ from types import ModuleType
 import pytest
 from lab_suite import LabSuite
 
-from labkit.build import reference_cells
-from labkit.frontier import MARK, cell_of
-from labkit.grade import Grader
-from labkit.lab import import_folder, load_lab
-from labkit.notebook import Submission
-from labkit.sandbox import Limits
-from labkit.subject import Wrong
+from labkit.gpu.frontier import MARK, cell_of
+from labkit.grading.cells import reference_cells
+from labkit.grading.grade import Grader
+from labkit.reader.lab import import_folder, load_lab
+from labkit.reader.notebook import Submission
+from labkit.reader.subject import Wrong
+from labkit.sandbox.process import Limits
 
 BY_REUSE = '''
 class Policy(LeastRecent):

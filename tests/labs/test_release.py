@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 import labkit
-from labkit.build import build_notebook, reference_cells
+from labkit.author.build import build_notebook
+from labkit.author.release import release_files
 from labkit.cli import main
-from labkit.lab import Lab, LabError
-from labkit.release import release_files
-from labkit.variants import CourseKey, read_key
-from labkit.work import read_work
+from labkit.grading.cells import reference_cells
+from labkit.grading.variants import CourseKey, read_key
+from labkit.reader.lab import Lab, LabError
+from labkit.reader.work import read_work
 
 
 @pytest.fixture(params=["window", "quantized", "shared"])

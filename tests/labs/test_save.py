@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 import labkit
-from labkit.build import build_notebook, notebook_text
+from labkit.author.build import build_notebook, notebook_text
 from labkit.cli import main
-from labkit.lab import Lab
-from labkit.notebook import read_submission
-from labkit.work import SaveError, read_work, untouched
+from labkit.reader.lab import Lab
+from labkit.reader.notebook import read_submission
+from labkit.reader.work import SaveError, read_work, untouched
 
 Notebook = dict[str, Any]
 DRAW = "# task: sampler\ndef draw(probabilities, u):\n    return 1\n"
@@ -254,7 +254,7 @@ def colab(starter: Notebook, folder: Path, monkeypatch: pytest.MonkeyPatch) -> d
     monkeypatch.setitem(sys.modules, "google.colab", package)
     monkeypatch.setitem(sys.modules, "google.colab._message", message)
     monkeypatch.setitem(sys.modules, "google.colab.files", files)
-    monkeypatch.setattr(importlib.import_module("labkit.save"), "DRIVE", folder / "drive")
+    monkeypatch.setattr(importlib.import_module("labkit.reader.save"), "DRIVE", folder / "drive")
     return seen
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from labkit import notebook
 from labkit.cli import main
-from labkit.grade import Grader
-from labkit.lab import Lab
-from labkit.notebook import Submission, read_submission
+from labkit.grading.grade import Grader
+from labkit.reader import notebook
+from labkit.reader.lab import Lab
+from labkit.reader.notebook import Submission, read_submission
 
 Notebook = dict[str, Any]
 Submit = Callable[[Any], Submission]

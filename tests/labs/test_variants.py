@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit.lab import Lab, LabError
-from labkit.variants import PUBLIC_SEED, Choice, CourseKey, choose, new_key, read_key
+from labkit.grading.variants import PUBLIC_SEED, Choice, CourseKey, choose, new_key, read_key
+from labkit.reader.lab import Lab, LabError
 
 
 def test_without_a_key_the_public_default(lab: Lab) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit.build import build_notebook, notebook_text
-from labkit.lab import Lab, LabError, load_lab
-from labkit.verify import Row, file_problems, load_mutants, verify, verify_rows
+from labkit.author.build import build_notebook, notebook_text
+from labkit.author.verify import Row, file_problems, load_mutants, verify, verify_rows
+from labkit.reader.lab import Lab, LabError, load_lab
 
 TOML = """
 slug = "double"

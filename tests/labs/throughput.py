@@ -20,11 +20,12 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
-from labkit.build import build_notebook, notebook_text, reference_cells
-from labkit.grade import Grader
-from labkit.lab import Lab, load_lab
-from labkit.notebook import TASK_LINE, parse
-from labkit.verify import load_mutants
+from labkit.author.build import build_notebook, notebook_text
+from labkit.author.verify import load_mutants
+from labkit.grading.cells import reference_cells
+from labkit.grading.grade import Grader
+from labkit.reader.lab import Lab, load_lab
+from labkit.reader.notebook import TASK_LINE, parse
 
 SLUG = "autoregressive-decoding"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labkit.subject import Subject
+from labkit.reader.subject import Subject
 
 
 def full_then_empty(student: Subject, variant: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from labkit.subject import Subject, Wrong, history
-from labkit.values import describe, difference
+from labkit.reader.subject import Subject, Wrong, history
+from labkit.reader.values import describe, difference
 
 View = Callable[[Any], Any]
 

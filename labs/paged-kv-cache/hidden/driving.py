@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from labkit.subject import Instance, Subject, Wrong, history
-from labkit.values import describe
+from labkit.reader.subject import Instance, Subject, Wrong, history
+from labkit.reader.values import describe
 
 
 class Refused(Exception):

@@ -22,12 +22,12 @@ from contextlib import ExitStack, chdir
 from dataclasses import dataclass
 from pathlib import Path
 
-from labkit.grade import Grader
-from labkit.lab import Lab, load_lab
-from labkit.notebook import Submission, why_not_python
-from labkit.report import Report
-from labkit.sandbox import Limits
-from labkit.variants import CourseKey, choose
+from labkit.grading.grade import Grader
+from labkit.grading.report import Report
+from labkit.grading.variants import CourseKey, choose
+from labkit.reader.lab import Lab, load_lab
+from labkit.reader.notebook import Submission, why_not_python
+from labkit.sandbox.process import Limits
 
 SUBMISSIONS = Path(__file__).parent / "submissions"
 SLUG = "autoregressive-decoding"

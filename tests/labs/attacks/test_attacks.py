@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from attack_suite import HEADER, SECRET, SLUG, Attack, Host, line, load_attacks, run, secrets_of
 
-from labkit.lab import load_lab
+from labkit.reader.lab import load_lab
 
 ATTACKS = load_attacks()
 TABLE = Path(__file__).resolve().parents[3] / "book" / "instructors" / "output" / "attacks.txt"

@@ -17,7 +17,7 @@ for name in (
     "sampling_oracle",
     "test_sampler",
     "labkit",
-    "labkit.grade",
+    "labkit.grading.grade",
     "quire",
     "quire.sampling",
 ):

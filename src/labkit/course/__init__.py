@@ -1,0 +1,1 @@
+"""Grading a class: hand-ins in, records, grades and pages out."""

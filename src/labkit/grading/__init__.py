@@ -1,0 +1,1 @@
+"""Judging one hand-in: the reference, the hidden tests' run, the report."""

@@ -1,0 +1,1 @@
+"""What runs in the reader's notebook, and the lab and hand-in that both sides know."""

@@ -1,0 +1,193 @@
+"""`Subject`: the reader's code as a check or a hidden test sees it.
+
+A test asks for a call and compares what comes back. Whether the code runs in the same
+notebook (`labkit.check`) or in a sandboxed child (`labkit grade`) is the transport's
+business, so one test can be written for both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from labkit.reader.values import describe, difference
+from labkit.sandbox.child import Executor, from_wire, to_wire
+from labkit.sandbox.process import Child, ChildLost
+
+Transport = Callable[[dict[str, Any]], dict[str, Any]]
+MAX_ARGUMENT = 180  # characters of one argument in a message
+LATEST = 12  # calls of an object that a message tells
+Said = Callable[[], str]  # a call in words: made only when there is something to complain about
+
+
+class Wrong(AssertionError):
+    """The code did not do what was asked; the message says what was called and came back."""
+
+
+def in_notebook(
+    namespace: dict[str, Any], through: tuple[type[BaseException], ...] = ()
+) -> Transport:
+    """Reach the functions of a notebook's namespace, with copies of the arguments.
+
+    `through` and an interrupt from the keyboard reach the caller; other exceptions of the
+    code are an answer.
+    """
+    executor = Executor(namespace, (KeyboardInterrupt, *through))
+
+    def send(request: dict[str, Any]) -> dict[str, Any]:
+        reply = executor.handle(json.loads(json.dumps(request)))
+        if "error" in reply:
+            return reply
+        return {"value": from_wire(reply["value"]), "args": from_wire(reply.get("args", []))}
+
+    return send
+
+
+def in_child(child: Child) -> Transport:
+    """Reach the cells that a child has loaded; a lost child is an error of the code."""
+
+    def send(request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return child.request(request)
+        except ChildLost as lost:
+            return {"error": str(lost)}
+
+    return send
+
+
+class _Caller:
+    """Sends requests and complains about what comes back."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+
+    def send(self, said: Said, request: dict[str, Any]) -> dict[str, Any]:
+        reply = self.transport(request)
+        if "error" in reply:
+            self.fail(f"called {said()}\ngot {reply['error']}")
+        return reply
+
+    def fail(self, words: str) -> None:
+        raise Wrong(words)
+
+
+class Subject:
+    """The functions and classes that the reader has written."""
+
+    def __init__(self, transport: Transport) -> None:
+        """Speak to the code through `transport`."""
+        self._caller = _Caller(transport)
+
+    def fail(self, words: str) -> None:
+        """Complain in the test's own words.
+
+        Raises:
+            Wrong: always.
+        """
+        self._caller.fail(words)
+
+    def call(self, name: str, *args: Any, said: Said | None = None) -> Any:
+        """Call a function and return its value; `said` words the call for a complaint.
+
+        Raises:
+            Wrong: it raised, gave no plain value, or the child is gone.
+        """
+        return self.call_returning((), name, *args, said=said)[0]
+
+    def call_returning(
+        self, returning: Sequence[int], name: str, *args: Any, said: Said | None = None
+    ) -> tuple[Any, list[Any]]:
+        """Call a function; return its value and the arguments at `returning` as it left them."""
+        said = said or (lambda: _call(name, args))
+        request = {"op": "call", "name": name, "args": to_wire(args), "returning": list(returning)}
+        reply = self._caller.send(said, request)
+        if len(reply["args"]) != len(returning):
+            self.fail(f"called {said()}\ngot its arguments back incomplete")
+        return reply["value"], reply["args"]
+
+    def expect(
+        self,
+        name: str,
+        *args: Any,
+        want: Any,
+        tolerance: float = 0.0,
+        because: str = "",
+        said: Said | None = None,
+    ) -> None:
+        """Call a function and compare its value with `want`.
+
+        Raises:
+            Wrong: the value differs; the message says the call (as `said` words it, where that
+                is given), both values and `because`.
+        """
+        got = self.call(name, *args, said=said)
+        self.compare(said or (lambda: _call(name, args)), got, want, tolerance, because)
+
+    def compare(
+        self, call: str | Said, got: Any, want: Any, tolerance: float = 0.0, because: str = ""
+    ) -> None:
+        """Compare a value that `call` gave; see `expect`."""
+        found = difference(got, want, tolerance)
+        if found is not None:
+            call = call if isinstance(call, str) else call()
+            reason = f"  ({because})" if because else ""
+            detail = "" if "at " not in found[:4] and "shape" not in found else f"\n{found}"
+            self.fail(
+                f"called {call}\nexpected {describe(want)}{reason}\ngot {describe(got)}{detail}"
+            )
+
+    def new(self, name: str, *args: Any) -> Instance:
+        """Make an object of one of the reader's classes."""
+        request = {"op": "new", "name": name, "args": to_wire(args)}
+        reply = self._caller.send(lambda: _call(name, args), request)
+        if type(reply["value"]) is not int:
+            self.fail(f"called {_call(name, args)}\ngot {describe(reply['value'])}")
+        return Instance(self, self._caller, (name, args), reply["value"])
+
+
+class Instance:
+    """An object of the reader's, driven from outside; it knows the calls it has had."""
+
+    def __init__(
+        self, subject: Subject, caller: _Caller, made: tuple[str, Sequence[Any]], handle: int
+    ) -> None:
+        self._subject, self._caller = subject, caller
+        self._history, self._handle = [made], handle
+
+    def _said(self, last: str) -> str:
+        """Say how the object was made, its latest calls and `last`."""
+        (made, arguments), *calls = self._history
+        told = [f".{_call(name, args)}" for name, args in calls]
+        return history(_call(made, arguments), [*told, last] if last else told)
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Call a method and return its value."""
+        request = {"op": "method", "handle": self._handle, "name": name, "args": to_wire(args)}
+        reply = self._caller.send(lambda: self._said(f".{_call(name, args)}"), request)
+        self._history.append((name, args))
+        return reply["value"]
+
+    def expect(
+        self, name: str, *args: Any, want: Any, tolerance: float = 0.0, because: str = ""
+    ) -> None:
+        """Call a method and compare its value with `want`; see `Subject.expect`."""
+        got = self.call(name, *args)  # the history now ends with this call
+        self._subject.compare(lambda: self._said(""), got, want, tolerance, because)
+
+    def expect_attribute(self, name: str, want: Any, because: str = "") -> None:
+        """Read an attribute and compare it with `want`."""
+        request = {"op": "get", "handle": self._handle, "name": name}
+        reply = self._caller.send(lambda: self._said(f".{name}"), request)
+        self._subject.compare(lambda: self._said(f".{name}"), reply["value"], want, 0.0, because)
+
+
+def history(made: str, calls: Sequence[str]) -> str:
+    """Say how an object was made and its latest calls; those before them are counted."""
+    hidden = max(0, len(calls) - LATEST)
+    cut = [f"… {hidden} call{'s' * (hidden > 1)} before …"] if hidden else []
+    return "; ".join([made, *cut, *calls[hidden:]])
+
+
+def _call(name: str, args: Sequence[Any]) -> str:
+    return f"{name}({', '.join(describe(arg, MAX_ARGUMENT) for arg in args)})"
