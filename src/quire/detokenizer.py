@@ -12,8 +12,8 @@ from typing import Protocol
 class Tokenizer(Protocol):
     """The part of a transformers tokenizer that quire uses."""
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, with the model's special tokens."""
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
+        """Return the token ids of a text, by default with the model's special tokens."""
         ...
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> str:

@@ -27,6 +27,7 @@ from quire.request import FinishReason, Request
 from quire.runner.model_runner import ModelRunner
 from quire.runner.pending import PendingStep
 from quire.sampling.params import SamplingParams
+from quire.sampling.resolve import resolve
 from quire.scheduler import Scheduler
 from quire.trace import Trace
 
@@ -102,11 +103,18 @@ class LLMEngine:
         Raises:
             InvalidRequestError: the prompt is empty, too long, or has a token id outside
                 the vocabulary; text was given, or a stop string, without a tokenizer; a
-                request of that id still runs.
+                parameter that this model cannot serve; a request of that id still runs.
         """
         if request_id in self._parents:
             raise InvalidRequestError(f"request_id={request_id!r} still runs: choose another")
         token_ids = self._prompts.read(prompt, params)
+        params = resolve(
+            params,
+            self.tokenizer,
+            num_prompt_tokens=len(token_ids),
+            max_model_len=self.config.max_model_len,
+            vocab_size=self.model_config.vocab_size,
+        )
         parent = _Parent(
             RequestOutput(
                 request_id,

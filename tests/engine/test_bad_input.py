@@ -149,19 +149,31 @@ NAN, INF = float("nan"), float("inf")
 VALUES: list[tuple[str, Any]] = [
     *[("temperature", v) for v in (-0.1, 101, NAN, INF, -INF, "1", None, True, [1.0])],
     *[("top_p", v) for v in (0, 0.0, -0.5, 1.01, NAN, "0.9", None, True)],
-    *[("top_k", v) for v in (-1, 2.0, "5", None, True, NAN, 2**63)],
+    *[("top_k", v) for v in (-2, 2.0, "5", None, True, NAN, 2**63)],
     *[("min_p", v) for v in (-0.01, 1.5, NAN, "0.1", None, False)],
     *[("repetition_penalty", v) for v in (0, -1, NAN, INF, "1", None, True, 1e-30)],
     *[("presence_penalty", v) for v in (-2.1, 2.1, NAN, "1", None)],
     *[("frequency_penalty", v) for v in (-2.1, 2.1, NAN, "1", None)],
-    *[("max_tokens", v) for v in (0, -3, "5", 5.0, None, True)],
+    *[("max_tokens", v) for v in (-1, -3, "5", 5.0, True, np.bool_(True))],
+    *[("min_tokens", v) for v in (-1, 17, "5", 5.0, None, True)],
     *[("n", v) for v in (0, -1, 1.0, "1", None, True)],
     *[("seed", v) for v in (2**63, -(2**63) - 1, 1.5, "1", True)],
     *[("logprobs", v) for v in (-1, 101, 1.0, "1", True)],
     *[("prompt_logprobs", v) for v in (-1, 101, 1.0, "1", True)],
-    *[("stop", v) for v in ("", [""], ["a", ""], [5], 5, None, [None], b"x", {"a"})],
-    *[("stop_token_ids", v) for v in (5, "5", ["5"], [1.0], [-1], [True], None)],
-    *[("ignore_eos", v) for v in ("no", 0, 1, None)],
+    *[("stop", v) for v in ("", [""], ["a", ""], [5], 5, [None], b"x", {"a"})],
+    *[("stop_token_ids", v) for v in (5, "5", ["5"], [1.0], [-1], [True], {1: 2})],
+    *[("logit_bias", v) for v in (5, [1], {"1": 1.0}, {-1: 1.0}, {1: NAN}, {1: True})],
+    *[("logit_bias", v) for v in ({1: 100.5}, {1: -101}, {1: None}, {1.0: 1.0}, {True: 1.0})],
+    *[("allowed_token_ids", v) for v in ([], (), 5, "5", [-1], [1.0], [True], [None])],
+    *[("bad_words", v) for v in ("word", [""], ["  "], [5], 5, [None])],
+    *[("bad_words_ids", v) for v in ([[]], [1], 5, "5", [["1"]], [[-1]], [[1], []], [[1.0]])],
+    *[("logits_processors", v) for v in (len, [5], 5, ["f"], [None])],
+    *[
+        (name, v)
+        for name in ("ignore_eos", "detokenize", "skip_special_tokens")
+        for v in ("no", 0, 1, None)
+    ],
+    *[("include_stop_str_in_output", v) for v in ("no", 0, 1, None)],
 ]
 
 

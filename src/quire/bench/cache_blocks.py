@@ -37,7 +37,7 @@ def waste_rows() -> list[Row]:
     lengths = [
         length
         for prompt, own in zip(prompts, params, strict=True)
-        for length in range(len(prompt), len(prompt) + own.max_tokens)
+        for length in range(len(prompt), len(prompt) + own.output_limit)
     ]
     used = sum(lengths)
     reserved = 1 - used / (len(lengths) * MAX_MODEL_LEN)

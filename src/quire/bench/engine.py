@@ -79,7 +79,7 @@ def run(models: tuple[str, ...], device: torch.device, repeats: int = 3) -> list
             loads["64x512x256"] = uniform_load(64, 512, 256)
         for label, load in loads.items():
             seconds = _seconds(llm, load, repeats)
-            num_tokens = sum(p.max_tokens for p in load[1])
+            num_tokens = sum(p.output_limit for p in load[1])
             rows.append(
                 Row(f"{case}-{label}", "tokens_per_second", num_tokens / seconds, "tokens/s")
             )
@@ -101,7 +101,7 @@ def _seconds(llm: LLM, load: Load, repeats: int) -> float:
     def work() -> None:
         outputs = llm.generate(prompts, params, use_tqdm=False)
         produced = sum(len(output.outputs[0].token_ids) for output in outputs)
-        assert produced == sum(p.max_tokens for p in params), produced
+        assert produced == sum(p.output_limit for p in params), produced
 
     return _median(work, repeats)
 
@@ -135,11 +135,11 @@ def _transformers_ms(name: str, load: Load, repeats: int) -> float:
         model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=params[0].max_tokens,
-            min_new_tokens=params[0].max_tokens,
+            max_new_tokens=params[0].output_limit,
+            min_new_tokens=params[0].output_limit,
             do_sample=False,
             cache_implementation="static",
             pad_token_id=0,
         )
 
-    return _median(work, repeats) / params[0].max_tokens * 1e3
+    return _median(work, repeats) / params[0].output_limit * 1e3

@@ -93,7 +93,7 @@ def arrive(llm: LLM, num_readers: int, prompt_tokens: int, seed: int) -> tuple[f
 
     def submit(name: str, length: int) -> RequestOutput:
         ids = [generator.randrange(llm.model_config.vocab_size) for _ in range(length)]
-        return engine.add_request(name, ids, replace(many, max_tokens=many.max_tokens - length))
+        return engine.add_request(name, ids, replace(many, max_tokens=many.output_limit - length))
 
     readers = [submit(f"reader-{i}", 128) for i in range(num_readers)]
     while min(len(times(reader)) for reader in readers) < SETTLED:

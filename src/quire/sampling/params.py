@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from quire.errors import InvalidRequestError
+from quire.sampling import values
+from quire.sampling.values import is_int, refuse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["MAX_LOGPROBS", "LogitsProcessor", "SamplingParams", "is_int"]
+
+MAX_LOGPROBS = 100
+UNLIMITED = 2**63 - 1  # more tokens than any sequence has
+
+LogitsProcessor = Callable[[list[int], "Tensor"], "Tensor"]
+"""`f(output_token_ids, logits) -> logits`: a request's output so far and its row, float32 [V]."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """Sampling and stopping of one request; the names and defaults are vLLM's.
 
-    Logits pass through, in this order: penalties, temperature, min-p, top-k, top-p.
-    See the chapter "Autoregressive decoding", section "Choosing a token".
+    Logits pass through, in this order, which is vLLM's: `allowed_token_ids`, `bad_words`,
+    `min_tokens`, `logit_bias`, `logits_processors`, penalties (repetition, frequency,
+    presence), temperature, min-p, top-k, top-p. See the chapter "Autoregressive decoding",
+    section "Choosing a token". Numbers may be numpy's or torch's scalars; None for a list or
+    dict is an empty one.
 
     Args:
         n: completions to sample for one prompt.
         temperature: divides the logits; 0 chooses the largest logit (greedy).
-        top_k: keep the k most probable tokens; 0 keeps all.
+        top_k: keep the k most probable tokens; 0 or -1 keeps all.
         top_p: keep the smallest set of tokens whose probability reaches `top_p`
             (Holtzman et al. 2020); 1 keeps all.
         min_p: keep tokens at least `min_p` times as probable as the most probable one
@@ -27,14 +44,29 @@ class SamplingParams:
         presence_penalty: subtracted from the logits of tokens seen in the output.
         frequency_penalty: subtracted once for each time a token was seen in the output.
         seed: makes the request's draws repeatable, alone or in any batch.
-        max_tokens: output tokens at most.
+        max_tokens: output tokens at most; None: as many as `max_model_len` leaves room for; 0:
+            none, the prompt is only scored (`prompt_logprobs`).
+        min_tokens: neither the model's end-of-sequence token nor one of `stop_token_ids` is
+            chosen before the output has so many tokens. Stop strings are not looked at.
         stop: strings that end the output; the output is cut before the first of them.
         stop_token_ids: token ids that end the output, beside the model's own.
         ignore_eos: go on after the model's end-of-sequence token.
+        include_stop_str_in_output: cut the output behind the stop string instead of before it.
+        logit_bias: numbers between -100 and 100, added to the logits of these token ids.
+        allowed_token_ids: choose none but these; None allows all.
+        bad_words: strings that are not to be in the output. Each is tokenised as the beginning
+            of a text and after a space; a token that would complete one of these sequences of
+            tokens in the output is not chosen. Another tokenisation of the same text passes.
+        bad_words_ids: the same for sequences of token ids (the name is transformers').
+        logits_processors: functions `f(output_token_ids, logits) -> logits` of this request's
+            output so far and its row of logits, float32 [V], applied in their order. They run
+            on the host, which waits for the device to learn the output: a step takes longer.
         logprobs: log-probabilities to return per output token: the chosen token's and
-            those of this many most probable ones. They are the model's own, before
-            penalties, temperature and truncation.
+            those of this many most probable ones. They are the model's own, before all that
+            is listed above.
         prompt_logprobs: the same for each prompt token but the first.
+        detokenize: make text of the output; without it there is no text and no stop string.
+        skip_special_tokens: leave special tokens out of the text.
 
     Raises:
         InvalidRequestError: a value outside its range; the message names both.
@@ -49,58 +81,35 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
-    max_tokens: int = 16
+    max_tokens: int | None = 16
+    min_tokens: int = 0
     stop: str | list[str] = field(default_factory=list)
     stop_token_ids: list[int] = field(default_factory=list)
     ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] = field(default_factory=list)
+    bad_words_ids: list[list[int]] = field(default_factory=list)
+    logits_processors: list[LogitsProcessor] = field(default_factory=list)
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("n", "max_tokens"):
-            value = getattr(self, name)
-            _require(is_int(value) and value >= 1, name, value, "an integer of at least 1")
-        _require(
-            is_int(self.top_k) and 0 <= self.top_k < 2**63,
-            "top_k",
-            self.top_k,
-            "an integer of at least 1, or 0 to keep every token",
-        )
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            # NaN lies between no two numbers.
-            _require(number and low <= value <= high, name, value, f"between {low:g} and {high:g}")
-        _require(self.top_p > 0, "top_p", self.top_p, "above 0 (use temperature=0 for greedy)")
-        _require(
-            self.seed is None or (is_int(self.seed) and -(2**63) <= self.seed < 2**63),
-            "seed",
-            self.seed,
-            "an integer of 64 bits, or None",
-        )
-        for name in ("logprobs", "prompt_logprobs"):
-            value = getattr(self, name)
-            _require(
-                value is None or (is_int(value) and 0 <= value <= MAX_LOGPROBS),
-                name,
-                value,
-                f"None or between 0 and {MAX_LOGPROBS}",
+        for name, read in _READERS.items():
+            object.__setattr__(self, name, read(name, getattr(self, name)))
+        if self.top_k == -1:
+            object.__setattr__(self, "top_k", 0)
+        if self.top_p == 0:
+            refuse("top_p", self.top_p, "above 0 (use temperature=0 for greedy)")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            refuse("min_tokens", self.min_tokens, f"at most max_tokens={self.max_tokens}")
+        if self.stop and not self.detokenize:
+            refuse(
+                "detokenize", self.detokenize, f"True, as stop={self.stop!r} is looked for in text"
             )
-        _require(
-            isinstance(self.stop, str | list | tuple)
-            and all(isinstance(text, str) and text for text in self.stop_strings),
-            "stop",
-            self.stop,
-            "a non-empty string or a list of them",
-        )
-        _require(
-            isinstance(self.stop_token_ids, list | tuple)
-            and all(is_int(token_id) and token_id >= 0 for token_id in self.stop_token_ids),
-            "stop_token_ids",
-            self.stop_token_ids,
-            "a list of token ids",
-        )
-        _require(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "True or False")
 
     @property
     def greedy(self) -> bool:
@@ -113,8 +122,13 @@ class SamplingParams:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
 
     @property
+    def output_limit(self) -> int:
+        """`max_tokens` as a number; None asks for more than any sequence can have."""
+        return UNLIMITED if self.max_tokens is None else self.max_tokens
+
+    @property
     def has_penalties(self) -> bool:
-        """Whether the logits depend on the tokens so far."""
+        """Whether tokens so far make their own repetition less or more likely."""
         return (
             self.repetition_penalty != 1
             or self.presence_penalty != 0
@@ -122,22 +136,32 @@ class SamplingParams:
         )
 
 
-MAX_LOGPROBS = 100
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("temperature", 0.0, 100.0),
-    ("top_p", 0.0, 1.0),
-    ("min_p", 0.0, 1.0),
-    ("repetition_penalty", 0.01, 100.0),
-    ("presence_penalty", -2.0, 2.0),
-    ("frequency_penalty", -2.0, 2.0),
-)
-
-
-def is_int(value: object) -> bool:
-    """Whether a value is an integer; True and False are not meant as numbers."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise InvalidRequestError(f"{name}={value!r}: must be {allowed}")
+_num_logprobs = values.integer(0, MAX_LOGPROBS, f"None or between 0 and {MAX_LOGPROBS}")
+_READERS: dict[str, values.Reader] = {
+    "n": values.integer(1, UNLIMITED, "an integer of at least 1"),
+    "temperature": values.number(0, 100),
+    "top_k": values.integer(-1, UNLIMITED, "an integer of at least 1, or 0 or -1 for every token"),
+    "top_p": values.number(0, 1),
+    "min_p": values.number(0, 1),
+    "repetition_penalty": values.number(0.01, 100),
+    "presence_penalty": values.number(-2, 2),
+    "frequency_penalty": values.number(-2, 2),
+    "seed": values.optional(values.integer(-(2**63), 2**63 - 1, "an integer of 64 bits, or None")),
+    "max_tokens": values.optional(
+        values.integer(0, UNLIMITED, "an integer of at least 0, or None for no limit")
+    ),
+    "min_tokens": values.integer(0, UNLIMITED, "an integer of at least 0"),
+    "stop": values.strings,
+    "stop_token_ids": values.token_ids,
+    "ignore_eos": values.flag,
+    "include_stop_str_in_output": values.flag,
+    "logit_bias": values.biases,
+    "allowed_token_ids": values.optional(values.some_token_ids),
+    "bad_words": values.words,
+    "bad_words_ids": values.token_sequences,
+    "logits_processors": values.functions,
+    "logprobs": values.optional(_num_logprobs),
+    "prompt_logprobs": values.optional(_num_logprobs),
+    "detokenize": values.flag,
+    "skip_special_tokens": values.flag,
+}
