@@ -6,6 +6,7 @@ their row on the device: the next step can be queued before the host has seen th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,15 +125,18 @@ class InputBatch:
                 held[group] += len(ids)
 
     def sampling_tensors(
-        self, rows: Tensor, positions: Tensor, entries: list[ScheduledEntry]
+        self, rows: Tensor, positions: Tensor, chosen: Sequence[tuple[ScheduledEntry, int]]
     ) -> SamplingTensors:
-        """Gather the sampling parameters of the rows that choose a token.
+        """Gather the sampling parameters of N tokens that are being chosen.
+
+        A request may choose several at once, where drafts are verified: each follows the
+        tokens at [0, position) of its row, the drafts before it included.
 
         Args:
-            rows, positions: [R], the rows and the positions of the tokens being chosen.
-            entries: the same R requests as the host knows them.
+            rows, positions: int64 [N], of these tokens.
+            chosen: the same N as the host knows them, each an entry and a position.
         """
-        params = [self.state(entry.row).params for entry in entries]
+        params = [self.state(entry.row).params for entry, _ in chosen]
         temperature, top_p, min_p = self._floats.index_select(1, rows).unbind()
         seeds, top_k = self._integers.index_select(1, rows).unbind()
         asked = [p.logprobs for p in params if p.logprobs is not None]
@@ -144,7 +148,7 @@ class InputBatch:
             top_k=top_k if any(p.top_k != 0 for p in params) else None,
             top_p=top_p if any(p.top_p != 1 for p in params) else None,
             min_p=min_p if any(p.min_p != 0 for p in params) else None,
-            penalties=self._penalties(rows, entries, params),
+            penalties=self._penalties(rows, chosen, params),
             num_logprobs=max(asked, default=None),
         )
 
@@ -155,12 +159,15 @@ class InputBatch:
         return SamplingTensors(temperature, seeds, positions, False, top_k, top_p, min_p)
 
     def _penalties(
-        self, rows: Tensor, entries: list[ScheduledEntry], params: list[SamplingParams]
+        self,
+        rows: Tensor,
+        chosen: Sequence[tuple[ScheduledEntry, int]],
+        params: list[SamplingParams],
     ) -> Penalties | None:
         if not any(p.has_penalties for p in params):
             return None
-        ends = [entry.start + entry.num_tokens for entry in entries]
-        prompts = [self.state(entry.row).num_prompt_tokens for entry in entries]
+        ends = [position for _, position in chosen]
+        prompts = [self.state(entry.row).num_prompt_tokens for entry, _ in chosen]
         known = self.token_ids[rows, : max(ends)]
         bounds = self._send(torch.tensor([prompts, ends]))
         return Penalties.build(params, known, bounds[0], bounds[1], self._vocab_size)

@@ -155,7 +155,8 @@ class ModelRunner:
     ) -> None:
         """Choose the tokens at `positions` of `rows`, and keep them where the next step reads."""
         batch, sampler = self._parts.batch, self._parts.sampler
-        tensors = batch.sampling_tensors(rows, positions, pending.sampling)
+        chosen = [(entry, entry.start + entry.num_tokens) for entry in pending.sampling]
+        tensors = batch.sampling_tensors(rows, positions, chosen)
         sampled = sampler(self._parts.model.compute_logits(hidden).float(), tensors)
         _check_sampled(sampled, tensors, type(sampler).__name__)
         batch.token_ids[rows, positions] = sampled.tokens[:, 0]
