@@ -304,3 +304,11 @@ def test_a_sentence_is_said_once_and_a_slip_is_short(solved: Notebook, submit: S
     solved["cells"].append({"cell_type": "code", "source": f"# task: engine{'e' * 100_000}"})
     notes = submit(solved).notes
     assert notes == ["several cells say `# task: engine`: the last one counts"]
+
+
+def test_a_notebook_of_another_lab_says_so(lab: Lab, submit: Callable[..., Submission]) -> None:
+    notebook = {"metadata": {"labkit": {"lab": "batching", "variant": "fair"}}, "cells": []}
+    submission = submit(notebook)
+    assert submission.other_lab == "batching"
+    assert submission.notes[0] == f"the file is of the lab 'batching', not {lab.slug}"
+    assert submit({"cells": []}).other_lab is None

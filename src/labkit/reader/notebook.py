@@ -45,6 +45,7 @@ class Submission:
     problems: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     variant: str | None = None  # as the notebook names it
+    other_lab: str | None = None  # the lab that the notebook says it is of, where it is another
     student: str = ""  # whose it is, as the file's name says
 
     @property
@@ -120,9 +121,7 @@ def _collect_submit_file(lab: Lab, content: dict[str, Any]) -> Submission:
             f"the file says format {_quoted(content['labkit'])}, read as format {SUBMIT_FORMAT}"
         )
     if content.get("lab") != lab.slug:
-        submission.notes.append(
-            f"the file is of the lab {_quoted(content.get('lab'))}, not {lab.slug}"
-        )
+        _note_other_lab(lab, submission, content.get("lab"))
     for task in lab.tasks:
         source = content["cells"].get(task.name)
         if type(source) is str:
@@ -139,7 +138,11 @@ def _collect_submit_file(lab: Lab, content: dict[str, Any]) -> Submission:
 def collect(lab: Lab, notebook: dict[str, Any], cells: list[Any]) -> Submission:
     """Take what is to be graded out of a notebook's JSON."""
     submission = Submission()
-    _note_variant(lab, submission, _dig(notebook, "metadata", "labkit", "variant"))
+    of_lab = _dig(notebook, "metadata", "labkit", "lab")
+    if of_lab in (None, lab.slug):
+        _note_variant(lab, submission, _dig(notebook, "metadata", "labkit", "variant"))
+    else:
+        _note_other_lab(lab, submission, of_lab)
     names = [task.name for task in lab.tasks]
     by_label: dict[str, str] = {}
     by_slip: dict[str, tuple[str, str]] = {}
@@ -175,6 +178,12 @@ def collect(lab: Lab, notebook: dict[str, Any], cells: list[Any]) -> Submission:
     _prepare_all(lab, submission, "in the notebook")
     submission.notes = list(dict.fromkeys(submission.notes))  # a million copies are one sentence
     return submission
+
+
+def _note_other_lab(lab: Lab, submission: Submission, named: Any) -> None:
+    """Keep which lab a file says it is of, where that is another."""
+    submission.other_lab = _quoted(named).strip("'")
+    submission.notes.append(f"the file is of the lab {_quoted(named)}, not {lab.slug}")
 
 
 def _note_variant(lab: Lab, submission: Submission, named: str | None) -> None:
