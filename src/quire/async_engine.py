@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quire.errors import QuireError
-from quire.llm import LLM, Prompt
+from quire.llm import LLM
 from quire.outputs import RequestOutput
+from quire.prompts import Prompt
 from quire.sampling.params import SamplingParams
 
 

@@ -6,7 +6,10 @@ one byte each. Text is handed out only once it can no longer change.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
+
+from quire.sampling.params import SamplingParams
 
 
 class Tokenizer(Protocol):
@@ -29,10 +32,12 @@ class Detokenizer:
     of a text in its own way (a leading space, say).
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop_strings: list[str]) -> None:
-        """Decode with `tokenizer`; look for `stop_strings`."""
+    def __init__(
+        self, tokenizer: Tokenizer, params: SamplingParams, prompt_token_ids: Sequence[int]
+    ) -> None:
+        """Decode with `tokenizer` what follows `prompt_token_ids`, as `params` ask."""
         self._tokenizer = tokenizer
-        self._stop_strings = stop_strings
+        self._stop_strings = stop_strings = params.stop_strings
         # The tail of the text that may yet turn out to be the start of a stop string.
         self._held_back = max((len(stop) - 1 for stop in stop_strings), default=0)
         self._token_ids: list[int] = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ from quire.errors import InvalidRequestError, QuireError
 from quire.messages import Logprob, PromptLogprobs, SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
 from quire.outputs import CompletionOutput, RequestMetrics, RequestOutput
-from quire.prompts import PromptReader
+from quire.prompts import Prompt, PromptReader
 from quire.request import FinishReason, Request
 from quire.runner.model_runner import ModelRunner
 from quire.runner.pending import PendingStep
@@ -86,14 +86,14 @@ class LLMEngine:
     def add_request(
         self,
         request_id: str,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: SamplingParams,
         *,
         priority: int = 0,
         client_id: str = "",
         cache_salt: str | None = None,
     ) -> RequestOutput:
-        """Submit a prompt, as text or as token ids; return its output, which steps let grow.
+        """Submit a prompt (`quire.prompts.Prompt`); return its output, which steps let grow.
 
         Args:
             priority: lower runs first, under the policy "priority".
@@ -107,7 +107,8 @@ class LLMEngine:
         """
         if request_id in self._parents:
             raise InvalidRequestError(f"request_id={request_id!r} still runs: choose another")
-        token_ids = self._prompts.read(prompt, params)
+        tokenized = self._prompts.read(prompt, params)
+        token_ids = tokenized.token_ids
         params = resolve(
             params,
             self.tokenizer,
@@ -118,7 +119,7 @@ class LLMEngine:
         parent = _Parent(
             RequestOutput(
                 request_id,
-                prompt if isinstance(prompt, str) else None,
+                tokenized.text,
                 token_ids,
                 outputs=[],
                 finished=False,
@@ -148,7 +149,7 @@ class LLMEngine:
                 completion.logprobs, completion.cumulative_logprob = [], 0.0
             detokenizer = None
             if self.tokenizer is not None:
-                detokenizer = Detokenizer(self.tokenizer, params.stop_strings)
+                detokenizer = Detokenizer(self.tokenizer, params, token_ids)
             sequence = _Sequence(
                 request, completion, RequestMetrics(request.arrival_time), detokenizer
             )

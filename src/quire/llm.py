@@ -16,10 +16,9 @@ from quire.kernels.runtime import runs_triton
 from quire.models.config import ModelConfig
 from quire.models.loader import resolve_checkpoint
 from quire.outputs import RequestOutput
+from quire.prompts import Prompt
 from quire.sampling.params import SamplingParams, is_int
 from quire.trace import Trace
-
-Prompt = str | Sequence[int]
 
 
 class LLM:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from quire.detokenizer import Tokenizer
 from quire.errors import InvalidRequestError
 from quire.models.config import ModelConfig
 from quire.sampling.params import SamplingParams, is_int
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """A prompt that has been read."""
+
+    text: str | None  # None where token ids were given
+    token_ids: list[int]
+
+
+Prompt = str | Sequence[int] | TokenizedPrompt
 
 
 class PromptReader:
@@ -21,13 +33,15 @@ class PromptReader:
         self._model_config = model_config
         self._max_model_len = max_model_len
 
-    def read(self, prompt: str | Sequence[int], params: SamplingParams) -> list[int]:
-        """Return the token ids of a prompt.
+    def read(self, prompt: Prompt, params: SamplingParams) -> TokenizedPrompt:
+        """Return the token ids of a prompt; one that was read already is returned as it is.
 
         Raises:
             InvalidRequestError: the prompt is empty, too long, or has a token id outside the
                 vocabulary; text was given, or a stop string, without a tokenizer.
         """
+        if isinstance(prompt, TokenizedPrompt):
+            return prompt
         if self._tokenizer is None and (isinstance(prompt, str) or params.stop_strings):
             raise InvalidRequestError(
                 "this checkpoint has no tokenizer: give the prompt as token ids, and "
@@ -58,4 +72,4 @@ class PromptReader:
                 f"the prompt or raise max_model_len (the model allows "
                 f"{self._model_config.max_position})"
             )
-        return token_ids
+        return TokenizedPrompt(prompt if isinstance(prompt, str) else None, token_ids)

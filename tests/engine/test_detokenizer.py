@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from quire.detokenizer import Detokenizer
+from quire import SamplingParams
+from quire.detokenizer import Detokenizer, Tokenizer
 
 TEXTS = [
     "def fibonacci(n):\n    return n",
@@ -42,6 +44,13 @@ class SpaceTokenizer(ByteTokenizer):
         return super().decode(token_ids, skip_special_tokens=skip_special_tokens).removeprefix(" ")
 
 
+def after(
+    tokenizer: Tokenizer, stops: list[str] | None = None, prompt: Sequence[int] = (), **options: Any
+) -> Detokenizer:
+    """A detokenizer of what follows a prompt."""
+    return Detokenizer(tokenizer, SamplingParams(stop=stops or [], **options), prompt)
+
+
 def feed(detokenizer: Detokenizer, token_ids: list[int]) -> list[str]:
     """Append tokens until a stop, then finish; return what was ready after each."""
     shown = []
@@ -61,7 +70,7 @@ def assert_grows(shown: list[str]) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_byte_by_byte(text: str) -> None:
-    shown = feed(Detokenizer(ByteTokenizer(), []), ByteTokenizer().encode(text))
+    shown = feed(after(ByteTokenizer()), ByteTokenizer().encode(text))
     assert_grows(shown)
     assert shown[-1] == text
 
@@ -69,38 +78,38 @@ def test_byte_by_byte(text: str) -> None:
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_trained_tokenizer(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
     token_ids = tokenizer.encode(text)
-    shown = feed(Detokenizer(tokenizer, []), token_ids)
+    shown = feed(after(tokenizer), token_ids)
     assert_grows(shown)
     assert shown[-1] == tokenizer.decode(token_ids)
 
 
 def test_characters_appear_as_soon_as_they_are_whole() -> None:
-    shown = feed(Detokenizer(ByteTokenizer(), []), ByteTokenizer().encode("aé日b"))
+    shown = feed(after(ByteTokenizer()), ByteTokenizer().encode("aé日b"))
     assert shown == ["a", "a", "aé", "aé", "aé", "aé日", "aé日b", "aé日b"]
 
 
 def test_incomplete_bytes_at_the_end_are_shown_once() -> None:
     token_ids = [*b"ok ", *"日".encode()[:2]]
-    shown = feed(Detokenizer(ByteTokenizer(), []), token_ids)
+    shown = feed(after(ByteTokenizer()), token_ids)
     assert shown[-2:] == ["ok ", "ok \ufffd"]
 
 
 def test_special_tokens_have_no_text() -> None:
     token_ids = [256, *b"a", 256, *"é".encode()[:1], 256, *"é".encode()[1:], 256]
-    assert feed(Detokenizer(ByteTokenizer(), []), token_ids)[-1] == "aé"
+    assert feed(after(ByteTokenizer()), token_ids)[-1] == "aé"
 
 
 @pytest.mark.parametrize("text", [" a b", "a  b", "  x"])
 def test_a_leading_space_is_lost_at_the_start_only(text: str) -> None:
     tokens = SpaceTokenizer().encode(text)
-    assert feed(Detokenizer(SpaceTokenizer(), []), tokens)[-1] == text.removeprefix(" ")
+    assert feed(after(SpaceTokenizer()), tokens)[-1] == text.removeprefix(" ")
 
 
 @settings(deadline=None, derandomize=True)
 @given(data=st.binary(max_size=40))
 def test_any_bytes(data: bytes) -> None:
     """Broken UTF-8 included: the stream adds up to what decoding all at once gives."""
-    shown = feed(Detokenizer(ByteTokenizer(), []), list(data))
+    shown = feed(after(ByteTokenizer()), list(data))
     assert_grows(shown)
     assert shown[-1] == data.decode("utf-8", errors="replace")
 
@@ -109,7 +118,7 @@ def test_any_bytes(data: bytes) -> None:
 @given(tokens=st.lists(st.integers(0, 330), max_size=30))
 def test_any_tokens(tokens: list[int], tokenizer: PreTrainedTokenizerFast) -> None:
     """Random ids of a real tokenizer, ids it does not know included."""
-    shown = feed(Detokenizer(tokenizer, []), tokens)
+    shown = feed(after(tokenizer), tokens)
     assert_grows(shown)
     assert shown[-1] == tokenizer.decode(tokens, skip_special_tokens=True)
 
@@ -168,7 +177,7 @@ CASES: dict[str, Any] = {
 def test_stop_strings(name: str) -> None:
     pieces, stops, text, stopped_by = CASES[name]
     assert cut(pieces, stops) == (text, stopped_by)  # the oracle agrees with the table
-    detokenizer = Detokenizer(PieceTokenizer(pieces), stops)
+    detokenizer = after(PieceTokenizer(pieces), stops)
     shown = feed(detokenizer, list(range(len(pieces))))
     assert_grows(shown)
     assert (detokenizer.text, detokenizer.stopped_by) == (text, stopped_by)
@@ -182,7 +191,7 @@ letters = st.text("ab", min_size=1, max_size=4)
 @given(pieces=st.lists(letters, max_size=12), stops=st.lists(letters, min_size=1, max_size=3))
 def test_any_stop_strings(pieces: list[str], stops: list[str]) -> None:
     """Two letters make every kind of overlap likely. Nothing shown is ever taken back."""
-    detokenizer = Detokenizer(PieceTokenizer(pieces), stops)
+    detokenizer = after(PieceTokenizer(pieces), stops)
     shown = feed(detokenizer, list(range(len(pieces))))
     assert_grows(shown)
     text, stopped_by = cut(pieces, stops)
@@ -191,7 +200,7 @@ def test_any_stop_strings(pieces: list[str], stops: list[str]) -> None:
 
 
 def test_a_stop_string_of_several_bytes() -> None:
-    detokenizer = Detokenizer(ByteTokenizer(), ["日本"])
+    detokenizer = after(ByteTokenizer(), ["日本"])
     shown = feed(detokenizer, ByteTokenizer().encode("in 日本語"))
     assert detokenizer.stopped_by == "日本"
     assert shown[-1] == "in "
@@ -200,13 +209,13 @@ def test_a_stop_string_of_several_bytes() -> None:
 
 def test_a_stop_string_made_by_the_incomplete_end() -> None:
     """U+FFFD, shown at the end for want of bytes, is text like any other."""
-    detokenizer = Detokenizer(ByteTokenizer(), ["k\ufffd"])
+    detokenizer = after(ByteTokenizer(), ["k\ufffd"])
     shown = feed(detokenizer, [*b"ok", 0xE6, 0x97])
     assert (shown[-1], detokenizer.stopped_by) == ("o", "k\ufffd")
 
 
 def test_what_is_held_back_is_no_more_than_needed() -> None:
-    detokenizer = Detokenizer(ByteTokenizer(), ["stop", "e"])
+    detokenizer = after(ByteTokenizer(), ["stop", "e"])
     for byte in b"abcdfgh":
         detokenizer.append(byte)
     assert detokenizer.text == "abcdfgh"

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 
 from quire.bench.measurement import Row
-from quire.llm import LLM, Prompt
+from quire.llm import LLM
 from quire.models.config import ModelConfig
+from quire.prompts import Prompt
 from quire.sampling.params import SamplingParams
 
 NUM_TOKENS = 128
