@@ -395,15 +395,16 @@ labkit.check("chunked")
 #
 # - A request that holds blocks is never left short: while too few are free for its entry, of all
 #   that hold blocks the one that would lose the fewest positions gives way, among equals the one
-#   that got its first block last. It may be the request itself, one that had its turn in this step
-#   or is still to have it (it is then passed over), or one without an entry. A request's positions
-#   are those up to the end of the last entry that it got blocks for; no later entry ends earlier.
+#   that got its first block last, counted since it last held none. It may be the request itself,
+#   one that had its turn in this step or is still to have it (it is then passed over), or one
+#   without an entry. A request's positions are those up to the end of the last entry that it got
+#   blocks for; no later entry ends earlier.
 # - A request that holds none is new, and gives way if too few are free for its entry or if any
 #   request that held blocks at that moment, newly placed ones included, has given way in this step.
 #   When one new request gives way, so do all new ones behind it, or a long prompt would be
 #   overtaken for ever.
 # - So that those that run can grow, a new request leaves `spare` blocks free, unless nobody else
-#   holds any.
+#   holds any at its turn.
 # - `fits` says whether a request could run to its end if it were alone. (The last token it may have
 #   is never computed.)
 # - `free` takes all blocks of a request that has ended; one without any is left alone.

@@ -204,7 +204,7 @@ labkit.check("pool")
 # somebody else's.
 #
 # **Specification.** `block_names` returns the names of the full blocks of `tokens`, first to last,
-# each of 1 to 64 bytes. Under one `block_size` two blocks, of one prompt or of two, have the same
+# each of 16 to 64 bytes. Under one `block_size` two blocks, of one prompt or of two, have the same
 # name exactly when all that their keys and values depend on is equal: the tokens from the start of
 # the prompt to the end of the block, the salt, and the part of each image that lies among these
 # tokens.
@@ -214,6 +214,8 @@ labkit.check("pool")
 #   images with one digest are equal and of one length. An image may reach beyond the end of
 #   `tokens`.
 # - What comes after a block's end changes nothing in its name, the rest of an image included.
+# - A token is an integer from -2³¹ to 2³¹ - 1 (some engines mark placeholders by negative ones);
+#   `salt` and the digests are any strings.
 # - A hash of 256 bits, such as SHA-256 from `hashlib`, counts as giving different values for
 #   different inputs. Python's `hash` is no such thing: `hash(-1) == hash(-2)`.
 #

@@ -202,6 +202,7 @@ def test_trimmed(student, variant, day, ahead):
     for which, share, _ in day:
         for name, _, _, count in steps.plan()[which % 2 :]:
             steps.call("trim", name, min(count, count * share // 5))
+            steps.call("trim", name, count * share // 8)  # of what the first has left
         while len(steps.flying) > ahead:
             steps.tell()
     name, _, _, count = (steps.plan() or [["nobody", 0, 0, 0]])[0]
@@ -209,6 +210,8 @@ def test_trimmed(student, variant, day, ahead):
     steps.call("trim", "nobody", 0)
     steps.call("trim", name, count // 2)
     steps.call("trim", name, count // 2 + 1)  # more than the first has left
+    for number in (0, 0, 1):
+        steps.call("trim", name, number)  # an entry of 0 positions is one still
     while steps.flying:
         steps.tell()
     steps.call("trim", name, 0)  # its step is over
@@ -233,6 +236,29 @@ def test_other_lives(student, variant):
     steps.tell()
     steps.add("b", 1, 1)
     steps.rest(1)
+
+
+@given(
+    day=st.lists(NUMBERS, min_size=3, max_size=9), seats=st.integers(1, 2),
+    ahead=st.integers(0, 1),
+)  # fmt: skip
+@example(day=[(0, 0, 0), (3, 0, 0), (1, 2, 0)], seats=1, ahead=0)
+def test_refuses(student, variant, day, seats, ahead):
+    """What waits is not preempted or trimmed, what has not ended not added; nothing changes."""
+    steps = Day(student, seats)
+    for i in range(4):
+        steps.add(f"r{i}", 2 + i, 3)
+    for first, second, third in day:
+        steps.call("preempt", f"r{second % 5}")
+        steps.add(f"r{third % 4}", 9, 1)
+        steps.plan()
+        steps.add(f"r{first % 4}", 9, 1)
+        steps.call("trim", f"r{first % 5}", 1)
+        steps.call("preempt", f"r{3 - first % 4}")
+        steps.call("trim", f"r{3 - first % 4}", 0)
+        while len(steps.flying) > ahead:
+            steps.tell()
+    steps.rest(ahead)
 
 
 CALLS = st.tuples(st.sampled_from("aaapppputxr"), st.integers(0, 6), st.integers(0, 9))

@@ -53,21 +53,28 @@ def test_blocks_are_counted(student, variant, size, lengths):
 
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=2, max_size=5), size=st.integers(1, 2),
-    order=st.permutations(range(5)), skipped=st.integers(0, 6),
+    order=st.permutations(range(5)), skipped=st.integers(0, 6), again=st.integers(0, 4),
 )  # fmt: skip
-@example(lengths=[2, 2, 2], size=1, order=[0, 1, 2, 3, 4], skipped=6)
-@example(lengths=[3, 1, 3], size=1, order=[0, 1, 2, 3, 4], skipped=1)
-@example(lengths=[1, 4], size=1, order=[1, 0, 2, 3, 4], skipped=6)
-def test_cheapest_gives_way(student, variant, lengths, size, order, skipped):
+@example(lengths=[2, 2, 2], size=1, order=[0, 1, 2, 3, 4], skipped=6, again=4)
+@example(lengths=[3, 1, 3], size=1, order=[0, 1, 2, 3, 4], skipped=1, again=4)
+@example(lengths=[1, 4], size=1, order=[1, 0, 2, 3, 4], skipped=6, again=4)
+@example(lengths=[2, 2, 2], size=1, order=[0, 1, 2, 3, 4], skipped=6, again=0)
+def test_cheapest_gives_way(student, variant, lengths, size, order, skipped, again):
     """Those with the fewest positions give way, placed already or not, with an entry or not."""
     memory = _memory(student, sum(-(-n // size) for n in lengths), size)
     ends = {f"r{i}": length for i, length in enumerate(lengths)}
     for name, length in ends.items():
         _place(memory, (name, 0, length))
+    if f"r{again}" in ends:  # it ends, and one of its name comes: the latest of all
+        memory.call("free", f"r{again}")
+        _place(memory, (f"r{again}", 0, ends[f"r{again}"]))
     for _ in range(4):
         names = [f"r{i}" for i in order if f"r{i}" in ends and i != skipped]
         gone = _place(memory, *((name, ends[name], 1) for name in names))
         ends = {n: end + (n in names) for n, end in ends.items() if n not in gone}
+        back = gone[:1]  # it comes back as a new one, if there is room
+        if back and not _place(memory, (back[0], 0, 1)):
+            ends |= {back[0]: 1}
 
 
 @given(
@@ -89,16 +96,23 @@ def test_new_ones_wait(student, variant, running, new, blocks, spare):
     _place(memory, *((f"m{i}", 0, n) for i, n in enumerate(new)))
 
 
-@given(spare=st.integers(0, 4), lengths=st.lists(st.integers(1, 12), min_size=2, max_size=5))
-@example(spare=2, lengths=[12, 1])
-@example(spare=2, lengths=[6, 4, 1])
-@example(spare=1, lengths=[8, 4, 2])
-def test_spare(student, variant, spare, lengths):
-    """Some blocks are kept for the growth of those that run, if any run."""
+@given(
+    spare=st.integers(0, 4), lengths=st.lists(st.integers(1, 12), min_size=2, max_size=5),
+    together=st.booleans(),
+)  # fmt: skip
+@example(spare=2, lengths=[12, 1], together=False)
+@example(spare=2, lengths=[6, 4, 1], together=False)
+@example(spare=1, lengths=[8, 4, 2], together=False)
+@example(spare=2, lengths=[6, 5], together=True)
+@example(spare=2, lengths=[6, 4, 1], together=True)
+def test_spare(student, variant, spare, lengths, together):
+    """Some blocks are kept for the growth of those that run, one placed just before included."""
     memory = _memory(student, 12, 1, spare)
+    if together:
+        _place(memory, *((f"r{i}", 0, length) for i, length in enumerate(lengths)))
     for i, length in enumerate(lengths):
-        if not _place(memory, (f"r{i}", 0, length)):
-            _place(memory, (f"r{i}", length, 1))
+        if not _place(memory, (f"s{i}", 0, length)):
+            _place(memory, (f"s{i}", length, 1))
 
 
 def _served(student, make_scheduler, seed, limit):

@@ -66,3 +66,18 @@ def test_answers_together(student, variant):
     _run(twin, 3)
     twin.call("add", "r0", 2, 1, because="an answered request may come again")
     _run(twin, 2)
+
+
+@given(sizes=SIZES, seats=st.integers(1, 3), again=st.lists(st.integers(0, 6), max_size=3))
+@example(sizes=[(2, 1), (2, 3), (2, 1)], seats=2, again=[0, 1, 2])
+def test_refuses(student, variant, sizes, seats, again):
+    """A request that waits, runs or has finished unanswered is refused; an answered one is not."""
+    twin = _server(student, seats, sizes)
+    for step in range(4):
+        for i in again:
+            twin.call("add", f"r{i % len(sizes)}", 1 + step, 2)
+        twin.call("schedule")
+        for i in again:
+            twin.call("add", f"r{i % len(sizes)}", 1 + step, 2)
+        twin.call("update", [])
+    _run(twin, 4)

@@ -126,6 +126,18 @@ def test_room(student, variant, num_blocks, sizes):
         cache.call("num_free")
 
 
+def test_begins_anew(student, variant):
+    """A request that was freed begins anew: other tokens, salt and client, and all is published."""
+    cache = _cache(student, 20, 2, quota=3)
+    _served(cache, "a", [1, 2, 3, 4, 5], client="ada")
+    _served(cache, "a", [6, 7, 8, 9, 5], client="bob", salt="pepper")
+    _served(cache, "b", [6, 7, 8, 9, 5, 5], client="cyd", salt="pepper")
+    _served(cache, "b", [1, 2, 3, 4, 5, 5], client="cyd")
+    _served(cache, "a", [9, 9, 9, 9, 9, 9, 9], client="bob")  # its quota is bob's, not ada's
+    _served(cache, "b", [6, 7, 8, 9, 5, 5], client="cyd", salt="pepper")
+    _served(cache, "b", [1, 2, 3, 4, 5, 5], client="cyd")
+
+
 def test_a_refusal_evicts_nothing(student, variant):
     """What was cached before a `reserve` that found too little room is cached after it."""
     cache = _cache(student, 6, 2)
@@ -142,16 +154,19 @@ VISIT = st.tuples(st.integers(0, 5), st.integers(1, 12), st.integers(0, 1), st.b
 
 @given(visits=st.lists(VISIT, max_size=14), num_blocks=st.integers(5, 14), quota=st.integers(0, 6))
 @example(visits=[(0, 9, 0, False), (5, 7, 0, False), (0, 9, 0, False)], num_blocks=7, quota=6)
+@example(visits=[(0, 6, 0, False), (1, 9, 0, False), (1, 9, 0, False)], num_blocks=14, quota=6)
 def test_any_day(student, variant, visits, num_blocks, quota):
     """Clients with salts come and go until the cache is full and beyond."""
     cache = _cache(student, num_blocks, 2, quota)
     held = []
-    for i, (family, length, client, keep) in enumerate(visits):
+    for family, length, client, keep in visits:
         tokens = [family % 3] * (length // 2) + [family] * (length - length // 2)
-        salt, name = ["", "pepper"][client and family % 2], ["ada", "bob"][client]
+        salt, payer = ["", "pepper"][client and family % 2], ["ada", "bob"][client]
         images = [[1, 4, "cat"]] if family == 5 and length > 3 else []
-        _served(cache, f"r{i}", tokens, salt, images, name, free=not keep)
-        held += [f"r{i}"] if keep else []
+        # A name that is not held comes again, as a request that was preempted does.
+        request = next(name for name in ("a", "b", "c", "d") if name not in held)
+        _served(cache, request, tokens, salt, images, payer, free=not keep)
+        held += [request] if keep else []
         if len(held) > 2:
             cache.call("free", held.pop(0))
     for request in held:

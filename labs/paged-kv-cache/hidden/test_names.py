@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import struct
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -23,14 +25,14 @@ def depends_on(tokens, block_size, salt, images):
     ]
 
 
-def _names(student, tokens, block_size, salt, images, shown=""):
+def _names(student, tokens, block_size, salt, images, least=1):
     got = student.call("block_names", tokens, block_size, salt, images)
     call = f"block_names({tokens}, {block_size}, {salt!r}, {images})"
     count = len(tokens) // block_size
     if type(got) is not list or len(got) != count:
         student.fail(f"called {call}\nexpected {count} names\ngot {str(got)[:200]}")
-    if not all(type(name) is bytes and 1 <= len(name) <= 64 for name in got):
-        student.fail(f"called {call}\nexpected names of 1 to 64 bytes\ngot {str(got)[:200]}")
+    if not all(type(name) is bytes and least <= len(name) <= 64 for name in got):
+        student.fail(f"called {call}\nexpected names of 16 to 64 bytes\ngot {str(got)[:200]}")
     return got
 
 
@@ -56,9 +58,9 @@ def _judge(student, *prompts):
 
 @given(tokens=TOKENS, block_size=SIZES)
 def test_full_blocks(student, variant, tokens, block_size):
-    """One name for each full block, none for the rest; each of 1 to 64 bytes."""
-    _names(student, tokens, block_size, "", [])
-    _names(student, tokens * 3, block_size, "salt", [])
+    """One name for each full block, none for the rest; each of 16 to 64 bytes."""
+    _names(student, tokens, block_size, "", [], least=16)
+    _names(student, tokens * 3, block_size, "salt", [], least=16)
 
 
 @given(tokens=TOKENS, at=st.integers(0, 13), more=TOKENS, block_size=SIZES)
@@ -72,15 +74,36 @@ def test_tokens_and_what_precedes_them(student, variant, tokens, at, more, block
     _judge(student, (wide, block_size, "", []), (split, block_size, "", []))
 
 
-def test_numbers_do_not_run_together(student, variant, seed):
-    """Large token ids are told apart, and so is one token from two."""
+def test_nothing_runs_together(student, variant, seed):
+    """Large and negative token ids, one token and two, a salt and tokens, a digest and its part."""
     rng = random.Random(seed)
     big = [rng.randrange(100_000, 150_000) for _ in range(4)]
     _judge(
         student, (big, 2, "", []), ([t + 256 for t in big], 2, "", []),
-        ([t + 65_536 for t in big], 2, "", []),
+        ([t + 65_536 for t in big], 2, "", []), ([-1, -2, -1, -1], 2, "", []),
+        ([-2, -1, -1, -1], 2, "", []), ([-2, -2, -2, -1], 2, "", []), ([1, 2, 2, 1], 2, "", []),
         ([1, 23, 4, 56], 2, "", []), ([12, 3, 45, 6], 2, "", []), ([1, 2, 3, 4], 2, "", []),
     )  # fmt: skip
+    _judge(student, *((tokens, 2, salt, []) for salt, tokens in _salted(1 + rng.randrange(8))))
+    part = 1 + rng.randrange(8)  # of the image "a1", and part 10 + part of the image "a"
+    _judge(
+        student, ([7] * 20, 1, "", [[0, 20, "a"]]), ([7] * 20, 1, "", [[0, 20, "a1"]]),
+        ([7] * 20, 1, "", [[0, 20, f"a{part}"]]), ([7] * 20, 1, f"a{part}", []),
+    )  # fmt: skip
+
+
+def _salted(digit):
+    """Salts that look like what a solution may write for the tokens that come next."""
+    first, rest = [digit, 2], [3, 4]
+    yield "", [*first, *rest]
+    yield "", [10 * digit + 3, 4]
+    for border in ("", ",", ", ", " ", "|", ":", "-", "/", "\n", "\0"):
+        written = border.join(map(str, first))
+        yield from ((salt, rest) for salt in {written, written + border, str(digit) + border})
+    for written in (str(first), f"{first},", str(tuple(first)), json.dumps(first).replace(" ", "")):
+        yield written, rest
+    for layout in ("<2i", "<2q", ">2i", ">2q", "<2h", "2B"):
+        yield struct.pack(layout, *first).decode(), rest
 
 
 @given(tokens=TOKENS, one=st.sampled_from(["", "a", "1"]), other=st.sampled_from(["", "a", "0"]))

@@ -198,15 +198,63 @@ def test_refuses(student, variant):
     pool.call("allocate", 3, because="a refused acquire is no use")
 
 
-DAY = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 11), st.integers(0, 11)), max_size=30)
+REPEATS = st.lists(st.integers(0, 3), min_size=1, max_size=7)
+
+
+@given(found=REPEATS, dropped=st.permutations([0, 1, 2, 3] * 2), quota=st.integers(1, 9))
+@example(found=[0, 0, 1], dropped=[0, 1, 0, 2, 3, 1, 2, 3], quota=9)
+@example(found=[1], dropped=[1, 0, 2, 0, 1, 3, 2, 3], quota=9)
+def test_a_block_twice_in_a_list(student, variant, found, dropped, quota):
+    """Twice in a list: two uses; and a block is free where its last reference is dropped."""
+    pool = _pool(student, 7, quota)
+    blocks = _named(pool, 4)
+    pool.call("acquire", [blocks[i] for i in found])
+    for i in range(4):
+        pool.call("references", blocks[i])
+    # The list drops one reference for each time it names a block; those left go first.
+    left = [i for i in range(4) for _ in range(max(0, found.count(i) - 1))]
+    pool.call("release", [blocks[i] for i in left])
+    held = {i: 1 + min(1, found.count(i)) for i in range(4)}
+    order = [i for place, i in enumerate(dropped) if dropped[:place].count(i) < held[i]]
+    pool.call("release", [blocks[i] for i in order], because="in this order")
+    _compare_all(pool, names=4)
+    for _ in range(6):
+        pool.call("allocate", 1)
+
+
+@given(
+    before=st.lists(st.integers(0, 3), max_size=6), after=st.lists(st.integers(0, 3), max_size=4)
+)
+@example(before=[0, 0], after=[1])
+def test_uses(student, variant, before, after):
+    """What acquired a block before it had a name is no use of it, and neither is its holder."""
+    pool = _pool(student, 6)
+    blocks = pool.call("allocate", 4)
+    pool.call("acquire", [blocks[i] for i in before])
+    for i, block in enumerate(blocks):
+        pool.call("publish", block, b"n%d" % i, "ada")
+    pool.call("acquire", [blocks[i] for i in after])
+    pool.call("release", [blocks[i] for i in [*before, *after, *range(4)]])
+    pool.call("allocate", 3, because="uses are counted from the name on")
+    pool.call("allocate", 1)
+
+
+DAY = st.lists(
+    st.tuples(
+        st.integers(0, 5), st.integers(0, 11), st.integers(0, 11),
+        st.lists(st.integers(0, 11), max_size=3),
+    ),
+    max_size=30,
+)  # fmt: skip
 
 
 @given(num_blocks=st.integers(3, 9), quota=st.integers(0, 4), day=DAY)
 def test_any_day(student, variant, num_blocks, quota, day):
     """Any order of calls, those that are refused included."""
     pool = _pool(student, num_blocks, quota)
-    for operation, first, second in day:
+    for operation, first, second, others in day:
         block = 1 + first % (num_blocks - 1)
+        several = [block, *(1 + other % (num_blocks - 1) for other in others)]
         if operation == 0:
             pool.call("allocate", first % 4)
         elif operation == 1:
@@ -216,7 +264,9 @@ def test_any_day(student, variant, num_blocks, quota, day):
         elif operation == 3:
             found = pool.call("lookup", b"n%d" % second)
             pool.call("acquire", [found or block])
+        elif operation == 4:
+            pool.call("acquire", several)
         else:
-            pool.call("release", [block, 1 + second % (num_blocks - 1)])
+            pool.call("release", several)
         pool.call("num_free")
     _compare_all(pool)
