@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quire.attention.interface import AttentionBatch, HostBatch
+from quire.kv.batch import AttentionBatch, HostBatch
+from quire.kv.layer import LayerKV
 from quire.kv.quantized import dequantize, quantize
-from quire.kv.storage import LayerKV
 
 NAN = float("nan")
 

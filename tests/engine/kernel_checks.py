@@ -27,10 +27,10 @@ from quire.kernels.qkv import norm_rotate_torch, norm_rotate_triton
 from quire.kernels.sampling import greedy_triton, sample_torch, sample_triton
 from quire.kernels.skinny_matrix import matrix_linear
 from quire.kernels.softmax import softmax_triton
+from quire.kv.layer import LayerKV
 from quire.kv.quantized import LARGEST
-from quire.kv.storage import LayerKV
-from quire.layers.rope import RotaryTable, Rotation
-from quire.models.config import RopeConfig
+from quire.layers.rope import RotaryTable
+from quire.models.rope_config import RopeConfig
 from quire.sampling.processors import apply_min_p, apply_temperature, apply_top_k_top_p
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -124,13 +124,13 @@ def check_heads(
     exact = RotaryTable(RopeConfig(10_000.0), head_size, 1, dtype, torch.device(device))
     exact.cos, exact.sin = table.cos.double(), table.sin.double()
     positions = torch.tensor([0, 49, 17], device=device)
-    rotation = Rotation(table, positions)
+    rotation = table.at(positions)
     slots = torch.tensor([9, 31, 16], device=device)
     expected = norm_rotate_torch(
         qkv.double(),
         None if weight is None else weight.double(),
         EPS,
-        Rotation(exact, positions),
+        exact.at(positions),
         num_heads,
         num_kv_heads,
         None,
@@ -175,7 +175,7 @@ def heads_as_codes(device: str) -> None:
             qkv = draw(device, num_tokens, width, dtype=dtype)
             qkv[1, -head_size:] = 0  # a value of zeros has a scale of zero
             table = RotaryTable(RopeConfig(1e4), head_size, 50, dtype, torch.device(device))
-            rotation = Rotation(table, torch.tensor([0, 49, 17], device=device))
+            rotation = table.at(torch.tensor([0, 49, 17], device=device))
             slots = torch.tensor([9, 31, 16], device=device)
             kv, expected = (
                 code_cache((4, block_size, num_kv_heads, head_size), code, device) for _ in range(2)

@@ -16,9 +16,9 @@ from checkpoints import Scripted
 from torch import Tensor
 
 from quire import LLM, Components, QuireError, SamplingParams, Trace
-from quire.attention.interface import AttentionBatch
 from quire.attention.torch_backend import TorchAttention
 from quire.config import EngineConfig
+from quire.kv.batch import AttentionBatch
 from quire.kv.block_pool import BlockPool, LRUBlockPool
 from quire.kv.kv_cache_manager import KVCacheManager, PagedKVCacheManager
 from quire.messages import SchedulerOutput, StepResult

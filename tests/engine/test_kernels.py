@@ -18,8 +18,9 @@ from torch import Tensor
 
 from quire.kernels import activation, linear, norm, qkv, runtime, sampling, softmax
 from quire.kernels.runtime import serves, starts_early
-from quire.layers.rope import RotaryTable, Rotation
-from quire.models.config import RopeConfig
+from quire.kv.layer import LayerKV
+from quire.layers.rope import RotaryTable
+from quire.models.rope_config import RopeConfig
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +144,11 @@ def test_a_cpu_writes_the_cache() -> None:
     """The twin's own write, against the kernel's expectation of slots."""
     table = RotaryTable(RopeConfig(10_000.0), 8, 20, torch.float32, torch.device("cpu"))
     key, value = (torch.zeros(3, 4, 2, 8).transpose(1, 2) for _ in range(2))
-    kv = qkv.LayerKV(key, value)
+    kv = LayerKV(key, value)
     slots = torch.tensor([5, 11])
     projected = draw("cpu", 2, 6 * 8)
     _, keys, values = qkv.norm_rotate(
-        projected, None, EPS, Rotation(table, torch.tensor([1, 19])), 2, 2, kv, slots
+        projected, None, EPS, table.at(torch.tensor([1, 19])), 2, 2, kv, slots
     )
     assert torch.equal(key[[1, 2], :, [1, 3]], keys)
     assert torch.equal(value[[1, 2], :, [1, 3]], values)

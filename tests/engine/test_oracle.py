@@ -22,8 +22,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from quire import LLM, RequestOutput, SamplingParams
-from quire.attention.interface import AttentionBatch
 from quire.attention.torch_backend import TorchAttention
+from quire.kv.batch import AttentionBatch
 from quire.kv.spec import layer_specs
 from quire.kv.storage import KVStorage
 from quire.layers.attention import StepMetadata

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from quire import LLM, Components, QuireError, SamplingParams
 from quire.attention.torch_backend import TorchAttention, TorchMetadata
+from quire.kv.layer import LayerKV
 from quire.kv.quantized import FORMATS, dequantize, quantize
 from quire.kv.spec import KVCacheSpec
-from quire.kv.storage import KVStorage, LayerKV
+from quire.kv.storage import KVStorage
 from quire.resources import data_dir
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from quire.attention.torch_backend import TorchAttention, TorchMetadata
 from quire.errors import QuireError
-from quire.kv.storage import LayerKV
+from quire.kv.layer import LayerKV
 
 
 class HeavyHitterAttention(TorchAttention):

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quire.attention.interface import AttentionBatch
-from quire.kv.storage import LayerKV
+from quire.kv.batch import AttentionBatch
+from quire.kv.layer import LayerKV
 
 
 @dataclass

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quire.attention.interface import AttentionBatch
 from quire.kernels.paged_decode import DecodeScratch, paged_decode
 from quire.kernels.prefill import prefill, tokens_per_tile
 from quire.kernels.tuning import Tuning, tuning
-from quire.kv.storage import LayerKV
+from quire.kv.batch import AttentionBatch
+from quire.kv.layer import LayerKV
 
 
 @dataclass

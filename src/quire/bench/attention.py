@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from quire.attention.interface import AttentionBatch, HostBatch
 from quire.attention.triton_backend import TritonAttention
 from quire.bench.measurement import Row
 from quire.bench.timing import graph_seconds
-from quire.kv.storage import LayerKV
+from quire.kv.batch import AttentionBatch, HostBatch
+from quire.kv.layer import LayerKV
 
 HEAD_SIZE = 128
 NUM_KV_HEADS = 8

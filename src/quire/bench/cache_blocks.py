@@ -12,15 +12,17 @@ from collections.abc import Callable
 
 import torch
 
-from quire.attention.interface import AttentionBackend, AttentionBatch
+from quire.attention.interface import AttentionBackend
 from quire.attention.torch_backend import TorchAttention
 from quire.bench.engine import mix256
 from quire.bench.measurement import Row
 from quire.bench.timing import graph_seconds, interleaved_seconds
 from quire.kernels.runtime import runs_triton
+from quire.kv.batch import AttentionBatch
+from quire.kv.layer import LayerKV
 from quire.kv.quantized import FORMATS
 from quire.kv.spec import KVCacheSpec
-from quire.kv.storage import KVStorage, LayerKV
+from quire.kv.storage import KVStorage
 
 SIZES = (8, 16, 32, 64, 128, 256)
 MAX_MODEL_LEN = 2048  # of the load

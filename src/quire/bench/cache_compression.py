@@ -24,8 +24,8 @@ from quire.bench.engine import VOCABULARY
 from quire.bench.measurement import Row
 from quire.bench.perplexity import heldout_texts, nats_per_token, perplexity
 from quire.config import Components
+from quire.kv.layer import LayerKV
 from quire.kv.quantized import FORMATS, SCALE_BYTES
-from quire.kv.storage import LayerKV
 from quire.llm import LLM
 from quire.sampling.params import SamplingParams
 

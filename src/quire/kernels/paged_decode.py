@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quire.attention.interface import AttentionBatch
 from quire.kernels.runtime import jit, starts_early, tl, triton
 from quire.kernels.tuning import DecodeTuning
-from quire.kv.storage import LayerKV
+from quire.kv.batch import AttentionBatch
+from quire.kv.layer import LayerKV
 
 LOG2_E = 1.4426950408889634
 MAX_SPLITS = 64  # as many partial results are merged

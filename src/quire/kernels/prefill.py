@@ -13,11 +13,11 @@ from __future__ import annotations
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from quire.attention.interface import AttentionBatch
 from quire.kernels.paged_decode import LOG2_E, MIN_ROWS
 from quire.kernels.runtime import jit, tl, triton
 from quire.kernels.tuning import PrefillTuning
-from quire.kv.storage import LayerKV
+from quire.kv.batch import AttentionBatch
+from quire.kv.layer import LayerKV
 
 
 @jit

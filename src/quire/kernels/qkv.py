@@ -9,10 +9,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from quire.kernels.norm import rms_norm_torch
+from quire.kernels.rotation import Rotation, rotate
 from quire.kernels.runtime import jit, serves, starts_early, tl, triton
+from quire.kv.layer import LayerKV
 from quire.kv.quantized import LARGEST
-from quire.kv.storage import LayerKV
-from quire.layers.rope import Rotation, rotate
 
 Heads = tuple[Tensor, Tensor, Tensor]  # query, key, value: each [T, its heads, head_size]
 
@@ -83,7 +83,7 @@ def norm_rotate_triton(
     num_tokens, all_heads = qkv.shape[0], num_heads + 2 * num_kv_heads
     head_size = qkv.shape[1] // all_heads
     writes = kv is not None and slots is not None
-    positions, cos, sin = rotation.positions, rotation.table.cos, rotation.table.sin
+    positions, cos, sin = rotation.positions, rotation.cos, rotation.sin
     key_cache, value_cache = (kv.key, kv.value) if kv is not None else (qkv, qkv)
     scales = (kv.key_scale, kv.value_scale) if kv is not None and writes else (None, None)
     strides = (*key_cache.stride()[:3], *value_cache.stride()[:3]) if writes else (0,) * 6

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from quire.attention.interface import AttentionBackend
 from quire.kernels.qkv import norm_rotate
-from quire.kv.storage import LayerKV
+from quire.kernels.rotation import Rotation
+from quire.kv.layer import LayerKV
 from quire.layers.linear import Linear
 from quire.layers.module import Layer
 from quire.layers.norm import HeadNorm
-from quire.layers.rope import Rotation
 from quire.models.config import ModelConfig
 
 

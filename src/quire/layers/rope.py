@@ -1,14 +1,19 @@
-"""Rotary position embedding (Su et al. 2021), with Llama 3's scaling of frequencies."""
+"""Rotary position embedding (Su et al. 2021) and the ways to stretch it over longer texts.
+
+A model that was trained on short texts meets angles it never saw where a text is longer.
+Linear scaling turns everything more slowly; Llama 3 and YaRN slow down what has turned less
+than once or a few times in training, and leave alone what has turned often.
+"""
 
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from quire.models.config import RopeConfig
+from quire.kernels.rotation import Rotation
+from quire.models.rope_config import RopeConfig
 
 
 def inverse_frequencies(config: RopeConfig, head_size: int) -> Tensor:
@@ -19,6 +24,8 @@ def inverse_frequencies(config: RopeConfig, head_size: int) -> Tensor:
         return frequencies / config.factor
     if config.kind == "llama3":
         return _llama3(frequencies, config)
+    if config.kind == "yarn":
+        return _yarn(frequencies, config)
     return frequencies
 
 
@@ -30,10 +37,33 @@ def _llama3(frequencies: Tensor, config: RopeConfig) -> Tensor:
     return (1 - ramp) * frequencies / config.factor + ramp * frequencies
 
 
+def _yarn(frequencies: Tensor, config: RopeConfig) -> Tensor:
+    """Blend along the pairs of dimensions: those that turn often in training are kept.
+
+    Peng et al. 2023 (YaRN): the ramp goes from the pair that turns `beta_fast` times over the
+    original length to the one that turns `beta_slow` times.
+    """
+    num_pairs = len(frequencies)
+
+    def pair_of(turns: float) -> float:
+        """The pair, not always a whole number, that turns so often over the original length."""
+        length = config.original_max_position / (turns * 2 * math.pi)
+        return num_pairs * math.log(length) / math.log(config.theta)
+
+    first, last = pair_of(config.beta_fast), pair_of(config.beta_slow)
+    if config.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * num_pairs - 1)
+    last = last if last != first else last + 0.001  # a step
+    stretched = ((torch.arange(num_pairs).float() - first) / (last - first)).clamp(0, 1)
+    return frequencies / config.factor * stretched + frequencies * (1 - stretched)
+
+
 class RotaryTable:
     """cos and sin of every position, computed once.
 
-    The sine carries the sign of the rotation, so that `rotate` is three operations.
+    The sine carries the sign of the rotation; both carry the factor by which YaRN sharpens
+    attention, once for the query and once for the key.
     """
 
     def __init__(
@@ -46,30 +76,10 @@ class RotaryTable:
     ) -> None:
         """Tabulate positions [0, max_len); angles in float32, whatever the dtype."""
         angles = torch.outer(torch.arange(max_len).float(), inverse_frequencies(config, head_size))
-        self.cos = torch.cat([angles.cos(), angles.cos()], dim=-1).to(device, dtype)
-        self.sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).to(device, dtype)
+        cos, sin = (x * config.attention_factor for x in (angles.cos(), angles.sin()))
+        self.cos = torch.cat([cos, cos], dim=-1).to(device, dtype)
+        self.sin = torch.cat([-sin, sin], dim=-1).to(device, dtype)
 
-    def lookup(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos and sin for positions [num_tokens], each [num_tokens, 1, head_size]."""
-        return self.cos[positions][:, None], self.sin[positions][:, None]
-
-
-class Rotation:
-    """The table at the positions of a step's tokens, the same for all layers."""
-
-    def __init__(self, table: RotaryTable, positions: Tensor) -> None:
-        """`positions` are int64 [num_tokens]."""
-        self.table = table
-        self.positions = positions
-
-    @cached_property
-    def gathered(self) -> tuple[Tensor, Tensor]:
-        """cos and sin as torch wants them; a kernel reads them from the table in place."""
-        return self.table.lookup(self.positions)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn dimension i of x [num_tokens, heads, head_size] against i + head_size / 2."""
-    half = x.shape[-1] // 2
-    swapped = torch.cat((x.narrow(-1, half, half), x.narrow(-1, 0, half)), dim=-1)
-    return torch.addcmul(x * cos, swapped, sin)
+    def at(self, positions: Tensor) -> Rotation:
+        """Return what turns tokens at int64 `positions`, [num_tokens]."""
+        return Rotation(self.cos, self.sin, positions)

@@ -8,27 +8,12 @@ chapter "Autoregressive decoding".
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quire.errors import CheckpointError, UnsupportedModelError
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary position embedding: base frequency and, where a model has it, its scaling.
-
-    `kind` is "default", "linear" (positions divided by `factor`) or "llama3" (low
-    frequencies divided by `factor`, high ones kept, a ramp between).
-    """
-
-    theta: float = 10_000.0
-    kind: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position: int = 8_192
+from quire.models.rope_config import RopeConfig
 
 
 @dataclass(frozen=True)
@@ -49,7 +34,7 @@ class ModelConfig:
     head_size: int
     max_position: int  # longest sequence the model was made for, in tokens
     rms_norm_eps: float = 1e-6
-    rope: RopeConfig = RopeConfig()
+    rope: RopeConfig = field(default_factory=RopeConfig)
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     output_bias: bool = False

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from quire.attention.interface import AttentionBackend
 from quire.kernels.activation import silu_mul
-from quire.kv.storage import KVStorage, LayerKV
+from quire.kv.layer import LayerKV
+from quire.kv.storage import KVStorage
 from quire.layers.attention import Attention, StepMetadata
 from quire.layers.linear import Linear
 from quire.layers.module import Layer
 from quire.layers.norm import RMSNorm
-from quire.layers.rope import RotaryTable, Rotation
+from quire.layers.rope import RotaryTable
 from quire.models.config import ModelConfig
 
 
@@ -100,7 +101,7 @@ class Decoder(Layer):
 
     def forward(self, token_ids: Tensor, storage: KVStorage, step: StepMetadata) -> Tensor:
         """Return the hidden states of a step's tokens, [num_tokens, hidden_size]."""
-        step.rotation = Rotation(self.rotary, step.positions)
+        step.rotation = self.rotary.at(step.positions)
         x = F.embedding(token_ids, self.embed_tokens)
         residual = torch.zeros_like(x)
         for layer, module in enumerate(self.layers):

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quire.attention.interface import AttentionBatch
 from quire.kernels.step import DecodeInputs, begin_step
+from quire.kv.batch import AttentionBatch
 from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.runner.device import DeviceParts
 from quire.sampling.sampler import GraphSafeSampler

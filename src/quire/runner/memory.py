@@ -7,9 +7,10 @@ from itertools import pairwise
 
 import torch
 
-from quire.attention.interface import AttentionBackend, AttentionBatch
+from quire.attention.interface import AttentionBackend
 from quire.config import EngineConfig
 from quire.errors import QuireError
+from quire.kv.batch import AttentionBatch
 from quire.kv.spec import KVCacheSpec
 from quire.kv.storage import KVStorage, bytes_per_block
 from quire.layers.attention import StepMetadata

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quire.attention.interface import AttentionBackend, AttentionBatch, HostBatch
+from quire.attention.interface import AttentionBackend
 from quire.config import EngineConfig
 from quire.errors import QuireError
+from quire.kv.batch import AttentionBatch, HostBatch
 from quire.kv.storage import KVStorage
 from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.models.decoder import Decoder
