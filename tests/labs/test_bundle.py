@@ -87,6 +87,8 @@ def test_a_failure_of_the_grader_is_no_score(autograder: Path) -> None:
 def test_the_file_with_most_cells_counts(small_lab: Lab, tmp_path: Path) -> None:
     assert "neither a notebook" in choose_file(tmp_path, small_lab).problems["fit"]
     (tmp_path / "empty.json").write_text("{}")
+    words = "no task of this lab found in these files: empty.json"
+    assert words in choose_file(tmp_path, small_lab).notes
     (tmp_path / "sub").mkdir()
     solved = notebook_text(build_notebook(small_lab, solution=True))
     (tmp_path / "sub" / "work.ipynb").write_text(solved, "utf8")

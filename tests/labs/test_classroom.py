@@ -283,6 +283,27 @@ def test_a_class_graded_with_another_key_says_so(
         assert note not in _results(tmp_path / "out", "eve")["output"]
 
 
+def test_what_earns_nothing_for_what_it_is_is_said(
+    lab: Lab, handed_in: Path, grade: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong file, another lab's: to the instructor by name, to the student in words."""
+    (handed_in / "bob.ipynb").write_text(notebook_text(build_notebook(lab)), "utf8")
+    (handed_in / "zoe").mkdir()
+    (handed_in / "zoe" / "notes.json").write_text("{}")
+    (handed_in / "zoe" / "scratch.ipynb").write_text(json.dumps({"cells": []}))
+    for command in ("grade", "regrade"):
+        assert grade(command=command) == 0
+        said = capsys.readouterr().err
+        found = "no task of this lab found in these files"
+        assert f"zoe, attempt 1: {found}: scratch.ipynb, notes.json" in said
+        assert f"bob, attempt 1: {found}: bob.ipynb" in said
+        assert f"of another lab than step-filling: bob ({lab.slug})" in said
+        assert "another variant" not in said
+    assert f"{found}: scratch.ipynb, notes.json" in _results(tmp_path / "out", "zoe")["output"]
+    assert f"the file is of the lab '{lab.slug}'" in _results(tmp_path / "out", "bob")["output"]
+    assert found not in _results(tmp_path / "out", "ada")["output"]
+
+
 def test_a_slip_of_the_grader_costs_one_hand_in(
     grade: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -12,7 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-from labkit.course.intake import readable
+from labkit.course.files import readable
+from labkit.course.record import note_files
 from labkit.grading.grade import Grader
 from labkit.reader.lab import Lab, load_lab
 from labkit.reader.notebook import Submission, read_submission, unreadable
@@ -45,9 +46,8 @@ def choose(folder: Path, lab: Lab) -> Submission:
         return unreadable(lab, "neither a notebook (.ipynb) nor a submit file (.json) is here")
     read = [(read_submission(path, lab), path) for path in paths]
     submission, chosen = max(read, key=lambda pair: len(pair[0].cells))
-    if len(paths) > 1:
-        others = ", ".join(readable(path.name) for path in paths if path != chosen)
-        submission.notes.append(f"{readable(chosen.name)} is graded, not: {others}")
+    others = [readable(path.name) for path in paths if path != chosen]
+    note_files(submission, readable(chosen.name), others)
     return submission
 
 

@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from labkit.course.intake import UNREADABLE, HandIn, folder_name
-from labkit.course.record import Record, read_record, record_of, submission_of
+from labkit.course.archives import UNREADABLE
+from labkit.course.intake import HandIn, folder_name
+from labkit.course.record import Record, note_files, read_record, record_of, submission_of
 from labkit.grading.grade import Grader
 from labkit.grading.report import BROKEN
 from labkit.grading.variants import Choice
@@ -132,7 +133,9 @@ def plan_again(out: Path, settings: Settings, students: Iterable[str] = ()) -> l
         if record.verdicts and (not wanted or record.student in wanted):
             time_of = datetime.fromisoformat(record.submitted) if record.submitted else None
             file = Path(record.file)
-            handin = HandIn(record.student, file, None, record.attempt, time_of, record.marked_late)
+            handin = HandIn(
+                record.student, file, (), record.attempt, time_of, record.marked_late, record.system
+            )
             jobs.append(Job(handin, path, record.file_digest, common, submission_of(record)))
     return jobs
 
@@ -242,6 +245,7 @@ def read_handin(handin: HandIn, lab: Lab) -> Submission:
     except UNREADABLE as error:
         submission = unreadable(lab, f"the file cannot be read: {error}")
     submission.student = handin.student
+    note_files(submission, handin.file_name, handin.others)
     return submission
 
 

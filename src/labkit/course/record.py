@@ -7,6 +7,7 @@ Gradescope's format. All pages and tables of a class are made from records alone
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 from labkit.course.intake import HandIn
 from labkit.grading.report import Report
 from labkit.reader.notebook import Submission
+
+NOTHING_FOUND = "no task of this lab found in these files"
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,17 @@ class Record:
     notes: list[str] = field(default_factory=list)
     read_notes: list[str] = field(default_factory=list)  # those of them from reading the file
     released: str | None = None  # the variant that the notebook names
+    other_lab: str | None = None  # the lab that it says it is of, where that is another
+    system: str = ""  # the course system that named the file
     problems: dict[str, str] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)  # failures of the grader itself
     unsafe: bool = False  # graded without a sandbox
     gradescope: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def nothing_found(self) -> bool:
+        """Whether what was handed in held no task of the lab."""
+        return not self.broken and nothing_found(self.cells, self.problems)
 
     @property
     def automatic(self) -> float:
@@ -76,6 +86,20 @@ class Record:
         waiting.replace(path)
 
 
+def nothing_found(cells: Mapping[str, str], problems: Mapping[str, str]) -> bool:
+    """Whether no task cell was found, not even one that cannot be compiled."""
+    missing = ("no cell with the line", "the file ")  # as `labkit.reader.notebook` begins them
+    return not cells and all(reason.startswith(missing) for reason in problems.values())
+
+
+def note_files(submission: Submission, graded: str, others: Sequence[str]) -> None:
+    """Note which of a student's files is graded, or that none holds a task: 0 is never silent."""
+    if nothing_found(submission.cells, submission.problems):
+        submission.notes.append(f"{NOTHING_FOUND}: {', '.join((graded, *others))}")
+    elif others:
+        submission.notes.append(f"{graded} is graded, not: {', '.join(others)}")
+
+
 def read_record(path: Path) -> Record | None:
     """Read a record; None where there is none of this form, and it has to be made again."""
     try:
@@ -90,7 +114,13 @@ def submission_of(record: Record) -> Submission:
     """The hand-in as it was read then, to be graded again without its file."""
     notes = [note for note in record.notes if note in record.read_notes]
     texts = (dict(record.cells), dict(record.written), dict(record.problems))
-    return Submission(*texts, notes, variant=record.released, student=record.student)
+    return Submission(
+        *texts,
+        notes,
+        variant=record.released,
+        other_lab=record.other_lab,
+        student=record.student,
+    )
 
 
 def record_of(handin: HandIn, submission: Submission, report: Report, seconds: float) -> Record:
@@ -115,6 +145,8 @@ def record_of(handin: HandIn, submission: Submission, report: Report, seconds: f
         notes=list(report.notes),
         read_notes=list(submission.notes),
         released=submission.variant,
+        other_lab=submission.other_lab,
+        system=handin.system,
         problems=submission.problems,
         broken=report.broken,
         unsafe=report.unsafe,

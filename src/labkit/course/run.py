@@ -12,10 +12,11 @@ from labkit.course.classroom import Job, Settings, grade_class, records_in
 from labkit.course.course import Course
 from labkit.course.gradebook import Result
 from labkit.course.publish import publish
-from labkit.course.record import Record
+from labkit.course.record import NOTHING_FOUND, Record
 from labkit.grading.report import table
 from labkit.reader.lab import Lab
 
+SHOWN = 20  # sentences of one kind, beyond which they are counted
 INTERRUPTED = 130  # the exit status that a shell gives a program ended by Ctrl-C
 
 
@@ -54,13 +55,7 @@ def grade_and_publish(
     old = sum(record.settings_digest != digest for record in records.values())
     if old:
         said.append(f"{old} hand-ins were graded by other tests or another key: labkit regrade")
-    other = [record for record in records.values() if record.released not in (None, record.variant)]
-    if other:
-        said.append(
-            f"{len(other)} of {len(records)} hand-ins are of another variant than the one they "
-            f"were graded as ({other[0].released}, not {other[0].variant}): is this the course "
-            "key that the lab was released with?"
-        )
+    said += _handed_in_wrong(lab, list(records.values()))
     results, said = publish(lab, records, course, out, problems=said)
     print(score_table(lab, results))
     broken = [f"{r.student}: {words}" for r in records.values() for words in r.broken]
@@ -68,6 +63,29 @@ def grade_and_publish(
         _say(words)
     print(f"the class: {out / 'index.html'}")
     return 1 if broken else 0
+
+
+def _handed_in_wrong(lab: Lab, records: Sequence[Record]) -> list[str]:
+    """Sentences about hand-ins that earn little or nothing for what they are, not what they do."""
+    said = []
+    empty = [note for r in records if r.nothing_found for note in _nothing(r)]
+    said += empty[:SHOWN] + ([f"and {len(empty) - SHOWN} more"] if len(empty) > SHOWN else [])
+    others = [f"{r.student} ({r.other_lab})" for r in records if r.other_lab]
+    if others:
+        said.append(f"of another lab than {lab.slug}: {', '.join(others)}")
+    variants = [r for r in records if r.released not in (None, r.variant)]
+    if variants:
+        said.append(
+            f"{len(variants)} of {len(records)} hand-ins are of another variant than the one they "
+            f"were graded as ({variants[0].released}, not {variants[0].variant}): is this the "
+            "course key that the lab was released with?"
+        )
+    return said
+
+
+def _nothing(record: Record) -> list[str]:
+    return [f"{record.student}, attempt {record.attempt}: {note}" for note in record.notes
+            if note.startswith(NOTHING_FOUND)]  # fmt: skip
 
 
 def _say(words: str) -> None:
