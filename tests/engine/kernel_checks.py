@@ -20,18 +20,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quire.kernels.activation import silu_mul_triton
-from quire.kernels.cutoff import row_cutoffs
+from quire.kernels.cutoff import apply_min_p, apply_top_k_top_p, row_cutoffs
 from quire.kernels.linear import Tile, few_rows_linear
 from quire.kernels.norm import add_rms_norm_triton, rms_norm_triton
 from quire.kernels.qkv import norm_rotate_torch, norm_rotate_triton
-from quire.kernels.sampling import greedy_triton, sample_torch, sample_triton
+from quire.kernels.sampling import (
+    NO_TOKEN,
+    apply_temperature,
+    greedy_torch,
+    greedy_triton,
+    sample_torch,
+    sample_triton,
+)
 from quire.kernels.skinny_matrix import matrix_linear
 from quire.kernels.softmax import softmax_triton
 from quire.kv.layer import LayerKV
 from quire.kv.quantized import LARGEST
 from quire.layers.rope import RotaryTable
 from quire.models.rope_config import RopeConfig
-from quire.sampling.processors import apply_min_p, apply_temperature, apply_top_k_top_p
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # ‖out - oracle‖ / ‖oracle‖: the rounding of the result, and a little for the arithmetic. The
@@ -262,6 +268,34 @@ def greedy(device: str) -> None:
             assert torch.equal(greedy_triton(logits).cpu(), expected)
 
 
+NAN, INF = float("nan"), float("inf")
+# Logits of a row that holds no distribution: what all are, and what one of them is.
+BROKEN = ((0.0, NAN), (NAN, NAN), (0.0, INF), (-INF, -INF), (-INF, NAN), (INF, NAN), (1.0, INF))
+
+
+def rows_without_a_token(device: str) -> None:
+    """NaN, +inf or nothing at all: neither kernel nor twin chooses a token of the vocabulary."""
+    rows, vocab_size = 5 * len(BROKEN), 2500 if device == "cpu" else 151_936
+    generator = torch.Generator().manual_seed(0)
+    for dtype in DTYPES[:1] if device == "cpu" else DTYPES:
+        logits = draw(device, rows, vocab_size, dtype=dtype) * 3
+        place = torch.randint(0, vocab_size, (rows,), generator=generator)
+        for i, (most, one) in enumerate(BROKEN):
+            for row in range(2 * i, 2 * i + 2):  # the rest of the rows are sound
+                if most:
+                    logits[row] = most
+                logits[row, place[row]] = one
+        broken = torch.arange(rows, device=device) < 2 * len(BROKEN)
+        seeds = torch.arange(rows, device=device)
+        temperature, top_k, top_p, min_p = parameters(device, rows)
+        for choose in (greedy_torch, greedy_triton):
+            assert torch.equal(choose(logits) == NO_TOKEN, broken)
+        for choose in (sample_torch, sample_triton):
+            for limits in ((top_k, top_p, min_p), (None, None, None)):
+                tokens = choose(logits, temperature, *limits, seeds, seeds)
+                assert torch.equal(tokens == NO_TOKEN, broken)
+
+
 def parameters(device: str, rows: int, first: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Temperature, top-k, top-p and min-p in combinations that do not repeat within 120 rows."""
     row = torch.arange(first, first + rows, device=device)
@@ -346,6 +380,7 @@ CHECKS: dict[str, Check] = {
         few_rows,
         matrix,
         greedy,
+        rows_without_a_token,
         kept_tokens,
         sample,
     )

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from quire import LLM, Components, SamplingParams
 from quire.attention.torch_backend import TorchAttention
+from quire.kernels.cutoff import apply_min_p, apply_top_k_top_p
+from quire.kernels.noise import Purpose, exponential, uniform
 from quire.kernels.runtime import runs_triton
+from quire.kernels.sampling import apply_temperature
 from quire.runner.decode_graphs import DecodeGraphs, Ending
 from quire.sampling import SamplingTensors, TorchSampler
-from quire.sampling.noise import Purpose, exponential, uniform
-from quire.sampling.processors import apply_min_p, apply_temperature, apply_top_k_top_p
 from quire.sampling.sampler import Sampler
 
 pytestmark = pytest.mark.gpu

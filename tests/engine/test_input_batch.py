@@ -27,7 +27,7 @@ def batch_of(*requests: tuple[Sequence[int], Sequence[int], dict[str, Any]]) -> 
         dtype=torch.float32,
         block_size=16,
     )
-    batch = InputBatch(config, 1, VOCAB)
+    batch = InputBatch(config, 1, VOCAB, eos_token_ids=(0,))
     new = tuple(
         NewRequest(
             str(row), row, [*prompt, *rest], len(prompt), SamplingParams(**options), seed=90 + row

@@ -10,7 +10,7 @@ from naive_sampling import ALPHA
 from scipy import stats
 from torch import Tensor
 
-from quire.sampling.noise import Purpose, exponential, uniform
+from quire.kernels.noise import Purpose, exponential, uniform
 
 
 def noise(seeds: Sequence[int], positions: Sequence[int], width: int = 1, kind: int = 1) -> Tensor:

@@ -22,13 +22,10 @@ from transformers import (
 )
 
 from quire import SamplingParams
+from quire.kernels.cutoff import apply_min_p, apply_top_k_top_p
+from quire.kernels.sampling import apply_temperature
 from quire.sampling import Penalties, SamplingTensors, TorchSampler
-from quire.sampling.processors import (
-    apply_min_p,
-    apply_penalties,
-    apply_temperature,
-    apply_top_k_top_p,
-)
+from quire.sampling.processors import apply_penalties
 from quire.sampling.sampler import gather_logprobs
 
 CPU = torch.device("cpu")

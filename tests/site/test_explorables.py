@@ -31,8 +31,9 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from quire import LLM, SamplingParams
 from quire.analysis import find_hardware, load_hardware, predict
+from quire.kernels.cutoff import apply_min_p, apply_top_k_top_p
+from quire.kernels.sampling import apply_temperature
 from quire.models.config import ModelConfig
-from quire.sampling.processors import apply_min_p, apply_temperature, apply_top_k_top_p
 from quire.sampling.sampler import TorchSampler
 from quire.sampling.tensors import SamplingTensors
 

@@ -1,4 +1,4 @@
-/* The engine's sampler, for the playground: the steps of src/quire/sampling/processors.py
+/* The engine's sampler, for the playground: the steps of src/quire/kernels/sampling.py
  * in the engine's order, and its counter-based noise (noise.py) to the same 32 bits, so
  * that a seed draws here the token that it draws in quire. */
 

@@ -1,7 +1,7 @@
-"""Which tokens stay under top-k, top-p and min-p, found without a sort.
+"""Which tokens stay under top-k, top-p and min-p: in torch with a sort, in Triton without.
 
-All three keep the tokens from some logit upward. That logit is found by bisection over the
-row: sorting 151,936 logits would cost more than a small model's layers.
+All three keep the tokens from some logit upward. The kernel finds that logit by bisection over
+the row: sorting 151,936 logits would cost more than a small model's layers.
 """
 
 from __future__ import annotations
@@ -12,10 +12,46 @@ from torch import Tensor
 from quire.kernels.runtime import jit, starts_early, tl, triton
 
 
+# docs: truncation begin
+def apply_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
+    """Keep tokens with p ≥ min_p · max p; in logits, a distance of log(min_p) from the top."""
+    threshold = logits.amax(dim=-1, keepdim=True) + torch.log(min_p)[:, None]
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def apply_top_k_top_p(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:
+    """Keep each row's `top_k` largest logits, then the smallest set that holds `top_p`.
+
+    One sort serves both. Ties at the edge of the top k are broken by token id, so that
+    exactly k tokens stay. A row's own neutral value (0 or 1) keeps everything.
+    """
+    ordered, token_ids = logits.sort(dim=-1, descending=True, stable=True)
+    keep = torch.ones_like(ordered, dtype=torch.bool)
+    if top_k is not None:
+        rank = torch.arange(ordered.shape[-1], device=logits.device)
+        keep &= (rank < top_k[:, None]) | (top_k == 0)[:, None]
+        ordered = ordered.masked_fill(~keep, -torch.inf)
+    if top_p is not None:
+        probabilities = ordered.softmax(dim=-1)
+        # The mass before a token decides. The first always stays, even where a tiny
+        # top_p is 0 in float32.
+        mass_before = probabilities.cumsum(dim=-1) - probabilities
+        keep &= (mass_before < top_p[:, None]) | (top_p >= 1)[:, None]
+        keep[:, 0] = True
+    keep_by_id = torch.zeros_like(keep).scatter_(-1, token_ids, keep)
+    return logits.masked_fill(~keep_by_id, -torch.inf)
+
+
+# docs: truncation end
+
+
 def row_cutoffs(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return each row's smallest logit that stays, and the last token that stays with it.
+
+    The same tokens stay as under `apply_min_p` and then `apply_top_k_top_p`, which take logits
+    that are divided by the temperature.
 
     A token stays if its logit is above the cutoff, float32 [R], or equals it and its id is at
     most `last_tie`, int32 [R]. Arguments as those of `quire.kernels.sampling.sample`.

@@ -1,7 +1,11 @@
 """The next token of each row, chosen on the device without a sort and without the host.
 
 Top-k, top-p and min-p are a cutoff a row (`quire.kernels.cutoff`). The draw is a race of all
-tokens above it (`quire.sampling.noise`), run by many programs at once.
+tokens above it (`quire.kernels.noise`), run by many programs at once.
+
+A row of logits may hold no distribution: one is NaN or +inf (a model's arithmetic overflowed),
+or all are -inf (every token is forbidden). No token of the vocabulary would be right then, so
+the row's is `NO_TOKEN`; whoever reads tokens on the host raises the error.
 """
 
 from __future__ import annotations
@@ -9,37 +13,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quire.kernels.cutoff import row_cutoffs
+from quire.kernels.cutoff import apply_min_p, apply_top_k_top_p, row_cutoffs
+from quire.kernels.noise import Purpose, exponential, exponential_of_row
 from quire.kernels.runtime import jit, serves, starts_early, tl, triton
-from quire.sampling.noise import Purpose, exponential
-from quire.sampling.processors import apply_min_p, apply_temperature, apply_top_k_top_p
+
+NO_TOKEN = -1
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """Return the id of each row's largest logit, the lowest where several are; int64 [R]."""
+    """Return the id of each row's largest logit, the lowest where several are; int64 [R].
+
+    `NO_TOKEN` stands for a row with NaN or +inf in it, or with nothing above -inf.
+    """
     return greedy_triton(logits) if serves(logits) else greedy_torch(logits)
 
 
 def sample(
     logits: Tensor,
     temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    min_p: Tensor | None,
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
     """Draw a token for each row; returns int64 [R].
 
     Logits are divided by the temperature, then min-p, top-k and top-p remove tokens in this
-    order, as in `quire.sampling.processors`; the draw is `quire.sampling.noise`'s race.
+    order; the draw is `quire.kernels.noise`'s race. Rows without a token are `greedy`'s.
 
     Args:
         logits: [R, V], of any floating dtype; the arithmetic is float32.
         temperature: float32 [R]; 0 takes the largest logit, whatever the rest says.
         top_k: int64 [R], 0 keeps all; of equal logits at the edge the lower ids stay.
         top_p: float32 [R], 1 keeps all.
-        min_p: float32 [R], 0 keeps all.
+        min_p: float32 [R], 0 keeps all. Each of the three may be None: it keeps all.
         seeds, positions: int64 [R], the keys of the noise.
     """
     choose = sample_triton if serves(logits) else sample_torch
@@ -48,26 +56,39 @@ def sample(
 
 def greedy_torch(logits: Tensor) -> Tensor:
     """`greedy` in torch."""
-    return logits.argmax(dim=-1)
+    tokens = logits.argmax(dim=-1)  # of NaN, where there is one
+    largest = logits.gather(-1, tokens[:, None])[:, 0]
+    return torch.where(largest.isfinite(), tokens, NO_TOKEN)
 
 
 def sample_torch(
     logits: Tensor,
     temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    min_p: Tensor | None,
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
     """`sample` in torch, with a sort."""
-    largest = logits.argmax(dim=-1)
-    scaled = apply_min_p(apply_temperature(logits.float(), temperature), min_p)
-    kept = apply_top_k_top_p(scaled, top_k, top_p)
+    logits = logits.float()
+    scaled = apply_temperature(logits, temperature)
+    if min_p is not None:
+        scaled = apply_min_p(scaled, min_p)
+    if top_k is not None or top_p is not None:
+        scaled = apply_top_k_top_p(scaled, top_k, top_p)
     race = exponential(seeds, positions, Purpose.TOKEN, width=logits.shape[-1])
     # argmax(p / E), in logarithms so that a low temperature cannot underflow.
-    drawn = (kept - race.log()).argmax(dim=-1)
-    return torch.where(temperature == 0, largest, drawn)
+    drawn = scaled - race.log()
+    return greedy_torch(torch.where(temperature[:, None] == 0, logits, drawn))
+
+
+def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Divide each row by its temperature [R]; greedy rows (0) are left alone."""
+    # Below 1e-30 a quotient may overflow to inf, the same for several tokens; at it,
+    # any two float32 logits that differ are already worlds apart.
+    divisor = torch.where(temperature == 0, 1.0, temperature.clamp(min=1e-30))
+    return logits / divisor[:, None]
 
 
 def greedy_triton(logits: Tensor) -> Tensor:
@@ -89,13 +110,19 @@ def greedy_triton(logits: Tensor) -> Tensor:
 def sample_triton(
     logits: Tensor,
     temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    min_p: Tensor | None,
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
     """`sample` in three kernels: where each row is cut off, the race, the winner."""
+    if top_k is None:
+        top_k = torch.zeros_like(seeds)
+    if top_p is None:
+        top_p = torch.ones_like(temperature)
+    if min_p is None:
+        min_p = torch.zeros_like(temperature)
     parts = _Parts(logits)
     cutoff, last_tie = row_cutoffs(logits, temperature, top_k, top_p, min_p)
     _race_kernel[parts.grid](
@@ -164,6 +191,8 @@ def _largest_kernel(
     token = tl.program_id(1) * block + tl.arange(0, block)
     row = logits + tl.program_id(0).to(tl.int64) * stride
     score = tl.load(row + token, token < vocab_size, other=-float("inf")).to(tl.float32)
+    # The maximum of numbers passes over NaN; that of infinity does not.
+    score = tl.where(score == score, score, float("inf"))
     _store_best(score, token, values, token_ids, vocab_size)
 
 
@@ -191,11 +220,13 @@ def _race_kernel(
     token = tl.program_id(1) * block + tl.arange(0, block)
     place = logits + row.to(tl.int64) * stride + token
     score = tl.load(place, token < vocab_size, other=-float("inf")).to(tl.float32)
+    score = tl.where(score == score, score, float("inf"))  # NaN, as in `_largest_kernel`
     temperature = tl.load(temperatures + row)
     if temperature > 0:
         cutoff = tl.load(cutoffs + row)
         stays = (score > cutoff) | ((score == cutoff) & (token <= tl.load(last_ties + row)))
-        race = _exponential(tl.load(seeds + row), tl.load(positions + row), purpose, token)
+        stays |= score == float("inf")
+        race = exponential_of_row(tl.load(seeds + row), tl.load(positions + row), purpose, token)
         score = score / tl.maximum(temperature, 1e-30) - tl.log(race)
         score = tl.where(stays, score, -float("inf"))
     _store_best(score, token, values, token_ids, vocab_size)
@@ -220,28 +251,7 @@ def _best_kernel(
     row = tl.program_id(0)
     part = tl.arange(0, block)
     value = tl.load(values + row * num_parts + part, part < num_parts, other=-float("inf"))
-    first = tl.min(tl.where(value == tl.max(value), part, block))
-    tl.store(tokens + row, tl.load(token_ids + row * num_parts + first).to(tl.int64))
-
-
-@jit
-def _mix(x):
-    """`noise.mix` on the uint32 it is about."""
-    x = (x ^ (x >> 16)) * 0x85EBCA6B
-    x = (x ^ (x >> 13)) * 0xC2B2AE35
-    return x ^ (x >> 16)
-
-
-@jit
-def _exponential(seed, position, purpose: tl.constexpr, token):
-    """`noise.exponential` of one row: the same bits, up to the rounding of its logarithm."""
-    key = _mix(seed.to(tl.uint32) ^ 0x9E3779B9)
-    key = _mix(key ^ (seed >> 32).to(tl.uint32) ^ 0x7F4A7C15)
-    key = _mix(key + position.to(tl.uint32) * 0x9E3779B1)
-    key = _mix(key + purpose)
-    bits = _mix(_mix(key + token.to(tl.uint32) * 0x9E3779B1) ^ key)
-    uniform = tl.minimum((bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 1 - 2.0**-24)
-    # log1p(-u), which keeps its digits for a small u: what rounding took from 1 - u is given
-    # back by the quotient.
-    rest = 1 - uniform
-    return tl.where(rest == 1, uniform, tl.log(rest) * (uniform / (rest - 1)))
+    best = tl.max(value)
+    first = tl.min(tl.where(value == best, part, block))
+    token = tl.load(token_ids + row * num_parts + first).to(tl.int64)
+    tl.store(tokens + row, tl.where(tl.abs(best) < float("inf"), token, -1))  # NO_TOKEN

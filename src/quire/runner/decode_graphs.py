@@ -75,12 +75,13 @@ class DecodeGraphs:
 
     def ending(self, entries: Sequence[ScheduledEntry]) -> Ending:
         """Choose how the step of these requests ends."""
-        params = [self._parts.batch.state(entry.row).params for entry in entries]
+        states = [self._parts.batch.state(entry.row) for entry in entries]
         if not self._captures_sampling or any(
-            p.has_penalties or p.logprobs is not None for p in params
+            state.needs_uncaptured_sampling(entry.start + 1)
+            for state, entry in zip(states, entries, strict=True)
         ):
             return Ending.HIDDEN
-        return Ending.GREEDY if all(p.greedy for p in params) else Ending.SAMPLED
+        return Ending.GREEDY if all(s.params.greedy for s in states) else Ending.SAMPLED
 
     def replay(self, entries: Sequence[ScheduledEntry], ending: Ending) -> Tensor:
         """Queue the step; return its tokens [R] or hidden states [R, hidden_size].
@@ -162,7 +163,8 @@ class DecodeGraphs:
             sampled = sampler.greedy(logits)
         else:
             sampled = sampler.draw(logits, batch.captured_sampling_tensors(rows, next_positions))
-        batch.token_ids[rows, next_positions] = sampled
+        # A row without a token (`NO_TOKEN`) ends in an error, but the next step may be queued.
+        batch.token_ids[rows, next_positions] = sampled.clamp(min=0)
         return sampled
 
 

@@ -7,7 +7,7 @@ their row on the device: the next step can be queued before the host has seen th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from quire.config import EngineConfig
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
+from quire.sampling.bias import bias_of_rows, completing_tokens, fixed_bias, pack_words
 from quire.sampling.params import SamplingParams
-from quire.sampling.tensors import Penalties, SamplingTensors
+from quire.sampling.tensors import Penalties, RowFunction, SamplingTensors
 
 TableUpdate = NDArray[np.int64]  # [3, n]: row, column, block
 
@@ -29,6 +30,17 @@ class RowState:
     params: SamplingParams
     num_prompt_tokens: int
     num_blocks: list[int]  # per KV group
+    bias: Tensor | None = None  # float32 [V], on the device: what its logits get at every step
+    first_end: int = field(init=False)  # the first position that may end it, by `min_tokens`
+    always_uncaptured: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first_end = self.num_prompt_tokens + self.params.min_tokens
+        self.always_uncaptured = self.params.needs_uncaptured_sampling
+
+    def needs_uncaptured_sampling(self, position: int) -> bool:
+        """Whether the token at a position takes more than a captured step ends with."""
+        return self.always_uncaptured or position < self.first_end
 
 
 class InputBatch:
@@ -39,7 +51,13 @@ class InputBatch:
     block_size). The null row's blocks are the null block.
     """
 
-    def __init__(self, config: EngineConfig, num_groups: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        num_groups: int,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+    ) -> None:
         """Allocate the device's tables and the host's copies of the block tables."""
         rows, device = config.max_num_seqs + 1, config.device
         self.null_row = config.max_num_seqs
@@ -55,6 +73,9 @@ class InputBatch:
         self._integers = torch.zeros((2, rows), dtype=torch.int64, device=device)
         self._block_size = config.block_size
         self._vocab_size = vocab_size
+        self._eos_token_ids = eos_token_ids
+        # int64 [rows, W, L] of `pack_words`, once a request has bad words.
+        self._words: Tensor | None = None
         self._device = device
         self._states: list[RowState | None] = [None] * rows
 
@@ -99,9 +120,14 @@ class InputBatch:
         floats, integers = [], []
         for request in requests:
             params = request.sampling_params
+            bias = fixed_bias(params, self._vocab_size)
             self._states[request.row] = RowState(
-                params, request.num_prompt_tokens, [0] * len(self.block_tables)
+                params,
+                request.num_prompt_tokens,
+                [0] * len(self.block_tables),
+                None if bias is None else self._send(bias),
             )
+            self._keep_words(request.row, params.bad_words_ids)
             floats.append((params.temperature, params.top_p, params.min_p))
             integers.append((request.seed, params.top_k))
             tokens = self._send(torch.tensor(request.token_ids))
@@ -136,11 +162,11 @@ class InputBatch:
             rows, positions: int64 [N], of these tokens.
             chosen: the same N as the host knows them, each an entry and a position.
         """
-        params = [self.state(entry.row).params for entry, _ in chosen]
+        states = [self.state(entry.row) for entry, _ in chosen]
+        params = [state.params for state in states]
         temperature, top_p, min_p = self._floats.index_select(1, rows).unbind()
         seeds, top_k = self._integers.index_select(1, rows).unbind()
-        asked = [p.logprobs for p in params if p.logprobs is not None]
-        return SamplingTensors(
+        tensors = SamplingTensors(
             temperature=temperature,
             seeds=seeds,
             positions=positions,
@@ -148,9 +174,11 @@ class InputBatch:
             top_k=top_k if any(p.top_k != 0 for p in params) else None,
             top_p=top_p if any(p.top_p != 1 for p in params) else None,
             min_p=min_p if any(p.min_p != 0 for p in params) else None,
-            penalties=self._penalties(rows, chosen, params),
-            num_logprobs=max(asked, default=None),
         )
+        ends = [position for _, position in chosen]
+        if any(s.needs_uncaptured_sampling(end) for s, end in zip(states, ends, strict=True)):
+            self._add_uncaptured(tensors, _Chosen(rows, states, ends))
+        return tensors
 
     def captured_sampling_tensors(self, rows: Tensor, positions: Tensor) -> SamplingTensors:
         """Gather the parameters of any rows: which of them are used is read on the device."""
@@ -158,16 +186,78 @@ class InputBatch:
         seeds, top_k = self._integers.index_select(1, rows).unbind()
         return SamplingTensors(temperature, seeds, positions, False, top_k, top_p, min_p)
 
-    def _penalties(
-        self,
-        rows: Tensor,
-        chosen: Sequence[tuple[ScheduledEntry, int]],
-        params: list[SamplingParams],
-    ) -> Penalties | None:
-        if not any(p.has_penalties for p in params):
+    def _add_uncaptured(self, tensors: SamplingTensors, chosen: _Chosen) -> None:
+        """Fill in what a captured step never has."""
+        params = [state.params for state in chosen.states]
+        if any(p.has_penalties for p in params):
+            known, prompts, ends = self._histories(chosen)
+            tensors.penalties = Penalties.build(params, known, prompts, ends, self._vocab_size)
+        tensors.bias = self._bias(chosen)
+        tensors.functions = self._functions(chosen)
+        asked = [p.logprobs for p in params if p.logprobs is not None]
+        tensors.num_logprobs = max(asked, default=None)
+
+    def _bias(self, chosen: _Chosen) -> Tensor | None:
+        """Return what `allowed_token_ids`, bad words, `min_tokens` and `logit_bias` add."""
+        fixed = [state.bias for state in chosen.states]
+        forbidden = []
+        if any(state.params.bad_words_ids for state in chosen.states):
+            assert self._words is not None
+            words = self._words.index_select(0, chosen.rows)
+            forbidden.append(completing_tokens(words, *self._histories(chosen), self._vocab_size))
+        ends = [
+            (*self._eos_token_ids, *state.params.stop_token_ids) if end < state.first_end else ()
+            for state, end in zip(chosen.states, chosen.ends, strict=True)
+        ]
+        if any(ends):
+            forbidden.append(self._send(self._padded(ends)))
+        if not forbidden and all(bias is None for bias in fixed):
             return None
-        ends = [position for _, position in chosen]
-        prompts = [self.state(entry.row).num_prompt_tokens for entry, _ in chosen]
-        known = self.token_ids[rows, : max(ends)]
-        bounds = self._send(torch.tensor([prompts, ends]))
-        return Penalties.build(params, known, bounds[0], bounds[1], self._vocab_size)
+        return bias_of_rows(fixed, forbidden, self._vocab_size, self._device)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Return token ids as int64 [N, K]; V stands where there is none of the vocabulary."""
+        beyond = self._vocab_size
+        width = max(len(row) for row in rows)
+        padded = [[*(min(i, beyond) for i in row), *[beyond] * (width - len(row))] for row in rows]
+        return torch.tensor(padded)
+
+    def _functions(self, chosen: _Chosen) -> list[RowFunction]:
+        """Return the rows' own functions; the outputs they are to see are read from the device."""
+        found: list[RowFunction] = []
+        for index, (state, end) in enumerate(zip(chosen.states, chosen.ends, strict=True)):
+            if state.params.logits_processors:
+                output = self.token_ids[chosen.rows[index], state.num_prompt_tokens : end].tolist()
+                found += [(index, function, output) for function in state.params.logits_processors]
+        return found
+
+    def _histories(self, chosen: _Chosen) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tokens before each chosen one [N, T], and where prompt and row end, [N]."""
+        known = self.token_ids[chosen.rows, : max(chosen.ends)]
+        prompts = [state.num_prompt_tokens for state in chosen.states]
+        bounds = self._send(torch.tensor([prompts, chosen.ends]))
+        return known, bounds[0], bounds[1]
+
+    def _keep_words(self, row: int, words: list[list[int]]) -> None:
+        """Keep a request's bad words in its row, in a table that grows with what is asked for."""
+        if self._words is None and not words:
+            return
+        old = self._words
+        shape = (0, 0) if old is None else (old.shape[1], old.shape[2])
+        needed = (max(shape[0], len(words)), max(shape[1], *(len(word) for word in words), 1))
+        if needed != shape:
+            none = self._send(pack_words((), needed, self._vocab_size))
+            self._words = none.repeat(len(self.token_ids), 1, 1)
+            if old is not None:
+                self._words[:, : shape[0], needed[1] - shape[1] :] = old
+        assert self._words is not None
+        self._words[row] = self._send(pack_words(words, needed, self._vocab_size))
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The N tokens that a step chooses."""
+
+    rows: Tensor  # int64 [N], on the device
+    states: list[RowState]
+    ends: list[int]  # their positions: each follows the tokens at [0, end) of its row

@@ -52,7 +52,9 @@ class ModelRunner:
             sampler=sampler,
             layer_groups=layer_groups,
             windows=windows,
-            batch=InputBatch(config, len(windows), model.config.vocab_size),
+            batch=InputBatch(
+                config, len(windows), model.config.vocab_size, model.config.eos_token_ids
+            ),
             staging=make_staging(
                 _bytes_a_step(config, len(windows)), config.max_in_flight, config.device
             ),
@@ -160,7 +162,8 @@ class ModelRunner:
         tensors = batch.sampling_tensors(rows, positions, chosen)
         sampled = sampler(self._parts.model.compute_logits(hidden).float(), tensors)
         _check_sampled(sampled, tensors, type(sampler).__name__)
-        batch.token_ids[rows, positions] = sampled.tokens[:, 0]
+        # A row without a token (`NO_TOKEN`) ends in an error, but the next step may be queued.
+        batch.token_ids[rows, positions] = sampled.tokens[:, 0].clamp(min=0)
         for entry in pending.sampling:
             wanted = batch.state(entry.row).params.logprobs
             if wanted is not None:

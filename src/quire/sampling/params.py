@@ -127,6 +127,21 @@ class SamplingParams:
         return UNLIMITED if self.max_tokens is None else self.max_tokens
 
     @property
+    def needs_uncaptured_sampling(self) -> bool:
+        """Whether each of the request's tokens takes more than a captured step ends with.
+
+        Where only `min_tokens` asks for it, the first tokens do (`quire.runner.input_batch`).
+        """
+        return bool(
+            self.has_penalties
+            or self.logprobs is not None
+            or self.allowed_token_ids is not None
+            or self.logit_bias
+            or self.bad_words_ids
+            or self.logits_processors
+        )
+
+    @property
     def has_penalties(self) -> bool:
         """Whether tokens so far make their own repetition less or more likely."""
         return (

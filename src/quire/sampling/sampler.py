@@ -5,16 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
-from quire.sampling.noise import Purpose, exponential
-from quire.sampling.processors import (
-    apply_min_p,
-    apply_penalties,
-    apply_temperature,
-    apply_top_k_top_p,
-)
+from quire.kernels.sampling import greedy_torch, sample_torch
+from quire.sampling.processors import shape_logits
 from quire.sampling.tensors import SamplingTensors
 
 
@@ -46,7 +40,8 @@ class SamplerOutput:
 class Sampler(Protocol):
     """Swap point: chooses the next token of every row.
 
-    `drafts` is None until a proposer is configured.
+    It heeds every field of `SamplingTensors`; a row that has no token to choose gets `NO_TOKEN`
+    (`quire.kernels.sampling`). `drafts` is None until a proposer is configured.
     """
 
     def __call__(
@@ -60,7 +55,8 @@ class Sampler(Protocol):
 class GraphSafeSampler(Protocol):
     """A sampler that a captured step may end with: no look at the host, no changing shapes.
 
-    A captured step has neither penalties nor log-probabilities.
+    A captured step has no logits to shape (`quire.sampling.processors`) and no
+    log-probabilities.
     """
 
     def greedy(self, logits: Tensor) -> Tensor:
@@ -88,23 +84,19 @@ class TorchSampler:
         return SamplerOutput(tokens[:, None], logprobs=logprobs)
 
     def choose(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
-        """Return the next token of each row, int64 [R]."""
-        if sampling.penalties is not None:
-            logits = apply_penalties(logits, sampling.penalties)
+        """Return the next token of each row, int64 [R]; `NO_TOKEN` where there is none."""
+        logits = shape_logits(logits, sampling)
         if sampling.all_greedy:
-            return logits.argmax(dim=-1)
-        greedy = logits.argmax(dim=-1)
-        logits = apply_temperature(logits, sampling.temperature)
-        if sampling.min_p is not None:
-            logits = apply_min_p(logits, sampling.min_p)
-        if sampling.top_k is not None or sampling.top_p is not None:
-            logits = apply_top_k_top_p(logits, sampling.top_k, sampling.top_p)
-        race = exponential(
-            sampling.seeds, sampling.positions, Purpose.TOKEN, width=logits.shape[-1]
+            return greedy_torch(logits)
+        return sample_torch(
+            logits,
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            sampling.min_p,
+            sampling.seeds,
+            sampling.positions,
         )
-        # argmax(p / E), in logarithms so that a low temperature cannot underflow.
-        drawn = (logits - race.log()).argmax(dim=-1)
-        return torch.where(sampling.temperature == 0, greedy, drawn)
 
 
 def gather_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> TokenLogprobs:

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quire.sampling.params import SamplingParams
+from quire.sampling.params import LogitsProcessor, SamplingParams
+
+RowFunction = tuple[int, LogitsProcessor, list[int]]  # row, function, its request's output so far
 
 
 @dataclass
 class SamplingTensors:
-    """What a `Sampler` needs beside the logits. R is the number of rows of the step.
+    """What a `Sampler` needs beside the logits. R is the number of tokens the step chooses.
 
-    A field that no row of the step uses is None, so that a greedy step costs an argmax
+    A field that no row of the step uses is None or empty, so that a greedy step costs an argmax
     and nothing more.
     """
 
@@ -28,6 +30,8 @@ class SamplingTensors:
     min_p: Tensor | None = None  # float32 [R]
     penalties: Penalties | None = None
     num_logprobs: int | None = None  # the most that any row asks for
+    bias: Tensor | None = None  # float32 [R, V], added to the logits (`quire.sampling.bias`)
+    functions: Sequence[RowFunction] = ()  # of the rows' own, in the order of their application
 
     @classmethod
     def build(
@@ -38,7 +42,11 @@ class SamplingTensors:
         device: torch.device,
         penalties: Penalties | None = None,
     ) -> SamplingTensors:
-        """Gather the parameters of a step's rows, in row order."""
+        """Gather the parameters of a step's rows, in row order.
+
+        What depends on tokens or vocabulary is given (penalties) or set afterwards (`bias`,
+        `functions`).
+        """
 
         def column(name: str, neutral: float, dtype: torch.dtype) -> Tensor | None:
             values = [getattr(p, name) for p in params]
@@ -69,8 +77,8 @@ class Penalties:
     repetition: Tensor  # float32 [R, 1]
     presence: Tensor  # float32 [R, 1]
     frequency: Tensor  # float32 [R, 1]
-    prompt_counts: Tensor  # int64 [R, V]
-    output_counts: Tensor  # int64 [R, V]
+    prompt_counts: Tensor  # int32 [R, V]
+    output_counts: Tensor  # int32 [R, V]
 
     @classmethod
     def build(
@@ -98,8 +106,9 @@ class Penalties:
             # Tokens outside [begin, end) are counted in a column behind the vocabulary.
             counted = (position >= begin) & (position < end[:, None])
             ids = torch.where(counted, token_ids, vocab_size)
-            counts = torch.zeros((len(ids), vocab_size + 1), dtype=torch.int64, device=device)
-            return counts.scatter_add_(1, ids, torch.ones_like(ids))[:, :vocab_size]
+            counts = torch.zeros((len(ids), vocab_size + 1), dtype=torch.int32, device=device)
+            ones = torch.ones_like(ids, dtype=torch.int32)
+            return counts.scatter_add_(1, ids, ones)[:, :vocab_size]
 
         return cls(
             repetition=column("repetition_penalty"),

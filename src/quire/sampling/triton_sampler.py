@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from quire.kernels import sampling as kernels
-from quire.sampling.processors import apply_penalties
+from quire.sampling.processors import shape_logits
 from quire.sampling.sampler import TorchSampler
 from quire.sampling.tensors import SamplingTensors
 
@@ -15,9 +14,8 @@ class TritonSampler(TorchSampler):
     """Draws the same tokens as `TorchSampler` from the same logits, without a sort."""
 
     def choose(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
-        """Return the next token of each row, int64 [R]."""
-        if sampling.penalties is not None:
-            logits = apply_penalties(logits, sampling.penalties)
+        """Return the next token of each row, int64 [R]; `NO_TOKEN` where there is none."""
+        logits = shape_logits(logits, sampling)
         return self.greedy(logits) if sampling.all_greedy else self.draw(logits, sampling)
 
     def greedy(self, logits: Tensor) -> Tensor:
@@ -26,19 +24,12 @@ class TritonSampler(TorchSampler):
 
     def draw(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
         """Return a draw a row, int64 [R]; a parameter that no row uses may be None."""
-        rows = logits.shape[0]
-
-        def column(values: Tensor | None, neutral: float, dtype: torch.dtype) -> Tensor:
-            if values is not None:
-                return values
-            return torch.full((rows,), neutral, dtype=dtype, device=logits.device)
-
         return kernels.sample(
             logits,
             sampling.temperature,
-            column(sampling.top_k, 0, torch.int64),
-            column(sampling.top_p, 1, torch.float32),
-            column(sampling.min_p, 0, torch.float32),
+            sampling.top_k,
+            sampling.top_p,
+            sampling.min_p,
             sampling.seeds,
             sampling.positions,
         )

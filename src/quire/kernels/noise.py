@@ -4,7 +4,7 @@ A draw is keyed by (seed, position, purpose): the same request gives the same to
 alone, in a batch, in another row, or after a preemption. A stateful generator cannot do
 that, since its next number depends on how many were taken before; so quire hashes the
 key instead. The hash is built of 32-bit multiplications and shifts, which torch on any
-device, and later a Triton kernel, compute to the same bits.
+device and a Triton kernel compute to the same bits.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from enum import IntEnum
 
 import torch
 from torch import Tensor
+
+from quire.kernels.runtime import jit, tl
 
 _MASK = 0xFFFF_FFFF
 
@@ -64,3 +66,26 @@ def exponential(seeds: Tensor, positions: Tensor, purpose: Purpose, width: int) 
     earlier.
     """
     return -torch.log1p(-uniform(seeds, positions, purpose, width))
+
+
+@jit
+def exponential_of_row(seed, position, purpose: tl.constexpr, token):
+    """`exponential` of one row, in a kernel: the same bits, up to the rounding of its logarithm."""
+    key = _mix(seed.to(tl.uint32) ^ 0x9E3779B9)
+    key = _mix(key ^ (seed >> 32).to(tl.uint32) ^ 0x7F4A7C15)
+    key = _mix(key + position.to(tl.uint32) * 0x9E3779B1)
+    key = _mix(key + purpose)
+    bits = _mix(_mix(key + token.to(tl.uint32) * 0x9E3779B1) ^ key)
+    uniform = tl.minimum((bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 1 - 2.0**-24)
+    # log1p(-u), which keeps its digits for a small u: what rounding took from 1 - u is given
+    # back by the quotient.
+    rest = 1 - uniform
+    return tl.where(rest == 1, uniform, tl.log(rest) * (uniform / (rest - 1)))
+
+
+@jit
+def _mix(x):
+    """`mix` on the uint32 it is about."""
+    x = (x ^ (x >> 16)) * 0x85EBCA6B
+    x = (x ^ (x >> 13)) * 0xC2B2AE35
+    return x ^ (x >> 16)
