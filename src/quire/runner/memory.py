@@ -15,6 +15,8 @@ from quire.kv.spec import KVCacheSpec
 from quire.kv.storage import KVStorage, bytes_per_block
 from quire.layers.attention import StepMetadata
 from quire.models.decoder import Decoder
+from quire.sampling.params import MAX_LOGPROBS
+from quire.sampling.scoring import score_tokens
 
 GRAPH_BYTES = 1 << 30  # set aside for captured graphs and what fragments
 CPU_BYTES = 4 << 30  # a cache on a CPU asks for no more unless told to
@@ -79,7 +81,11 @@ def _trial_step(
     tokens = torch.zeros(starts[-1], dtype=torch.int64, device=device)
     hidden = model(tokens, storage, step)
     logits = model.compute_logits(hidden[: config.max_num_seqs]).float()
-    del hidden, logits, step, storage
+    del logits
+    # Prompt log-probabilities of the whole step, as many as may be asked for.
+    vocab_size = model.config.vocab_size
+    scores = score_tokens(model.compute_logits, hidden, tokens, MAX_LOGPROBS, vocab_size)
+    del hidden, scores, step, storage
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device)
     torch.cuda.empty_cache()

@@ -22,7 +22,8 @@ from quire.runner.device import Answers, DeviceParts
 from quire.runner.input_batch import InputBatch, TableUpdate
 from quire.runner.pending import PendingStep, PromptScores
 from quire.runner.staging import make_staging
-from quire.sampling.sampler import Sampler, SamplerOutput, gather_logprobs
+from quire.sampling.sampler import Sampler, SamplerOutput
+from quire.sampling.scoring import score_tokens
 from quire.sampling.tensors import SamplingTensors
 
 
@@ -184,8 +185,10 @@ class ModelRunner:
             if wanted is not None and count > 0:
                 first = entry.start + 1
                 targets = self._parts.batch.token_ids[entry.row, first : first + count].clone()
-                logits = self._parts.model.compute_logits(hidden[begin : begin + count]).float()
-                values = gather_logprobs(logits, targets, wanted)
+                model, states = self._parts.model, hidden[begin : begin + count]
+                values = score_tokens(
+                    model.compute_logits, states, targets, wanted, model.config.vocab_size
+                )
                 scored[entry.request_id] = PromptScores(first, values, targets, wanted)
             begin += entry.num_tokens
         return scored

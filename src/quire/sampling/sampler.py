@@ -102,14 +102,16 @@ class TorchSampler:
 def gather_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> TokenLogprobs:
     """Return the log-probabilities of `tokens` [R] and of the `num_top` best, from raw logits.
 
-    A vocabulary of fewer than `num_top` tokens gives them all.
+    A vocabulary of fewer than `num_top` tokens gives them all. What stands beside `NO_TOKEN` is
+    never read: the step ends in an error.
     """
-    logprobs = logits.log_softmax(dim=-1)
-    chosen = logprobs.gather(-1, tokens[:, None])
-    top_values, top_ids = logprobs.topk(min(num_top, logits.shape[-1]), dim=-1)
+    # No tensor of all log-probabilities: a logit less the logarithm of the sum is one.
+    log_sum = logits.logsumexp(dim=-1, keepdim=True)
+    chosen = logits.gather(-1, tokens.clamp(min=0)[:, None])
+    top_values, top_ids = logits.topk(min(num_top, logits.shape[-1]), dim=-1)
     return TokenLogprobs(
-        chosen=chosen[:, 0],
-        rank=(logprobs > chosen).sum(dim=-1) + 1,
+        chosen=(chosen - log_sum)[:, 0],
+        rank=(logits > chosen).sum(dim=-1) + 1,
         top_ids=top_ids,
-        top_values=top_values,
+        top_values=top_values - log_sum,
     )
