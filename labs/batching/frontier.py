@@ -31,7 +31,7 @@ def judge(source: str, seed: int) -> float:
     cells = read_cells(LAB.folder / "master.py", LAB)
     given = next(cell.source for cell in cells if "def traffic" in cell.source)
     machine: dict[str, Any] = {}
-    exec(given, machine)
+    exec(compile(given, "<given>", "exec", dont_inherit=True), machine)
     with Child(Surroundings(LAB.packages, LAB.withheld), LIMITS) as child:
         student = Subject(in_child(child))
         loaded = child.request({"op": "load", "cells": [("given", given), ("policy", source)]})

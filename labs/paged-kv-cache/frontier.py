@@ -59,8 +59,8 @@ def judge(source: str, seed: int) -> float:
         for cell in read_cells(LAB.folder / "master.py", LAB)
         if "def report" in cell.source
     )
-    exec(given, namespace)
-    exec(report.partition("\nbonus = ")[0], namespace)
+    for cell in (given, report.partition("\nbonus = ")[0]):
+        exec(compile(cell, "<given>", "exec", dont_inherit=True), namespace)
     limits = Limits(wall_seconds=300.0, cpu_seconds=120)
     with Child(Surroundings(LAB.packages, LAB.withheld), limits) as child:
         loaded = child.request({"op": "load", "cells": [("given", given), ("policy", source)]})

@@ -108,7 +108,7 @@ def _namespace(lab: Lab, variant: str, cells: dict[str, str]) -> dict[str, Any]:
     """A notebook's namespace after its cells."""
     namespace: dict[str, Any] = {"LAB": f"{lab.slug}/{variant}"}
     for _, source in given_cells(lab, variant):
-        exec(source, namespace)
+        exec(compile(source, "<cell>", "exec", dont_inherit=True), namespace)
     for source in cells.values():
-        exec(source, namespace)
+        exec(compile(source, "<cell>", "exec", dont_inherit=True), namespace)
     return namespace

@@ -78,9 +78,9 @@ def test_the_engines_own_parts_earn_at_most_40_in_every_variant(lab: Lab) -> Non
 def _namespace(lab: Lab, cells: dict[str, str]) -> dict[str, Any]:
     namespace: dict[str, Any] = {"LAB": f"{lab.slug}/{lab.default_variant}"}
     for _, source in given_cells(lab):
-        exec(source, namespace)
+        exec(compile(source, "<cell>", "exec", dont_inherit=True), namespace)
     for source in cells.values():
-        exec(source, namespace)
+        exec(compile(source, "<cell>", "exec", dont_inherit=True), namespace)
     return namespace
 
 

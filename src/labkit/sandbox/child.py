@@ -154,7 +154,8 @@ class Executor:
             if request.get("readable"):
                 lines = source.splitlines(keepends=True)
                 linecache.cache[file] = (len(source), None, lines, file)
-            exec(compile(source, file, "exec"), self.namespace)
+            # A cell has the language that a notebook gives it, not this file's `annotations`.
+            exec(compile(source, file, "exec", dont_inherit=True), self.namespace)
         return {"value": None}
 
     def _call(self, request: dict[str, Any]) -> dict[str, Any]:
