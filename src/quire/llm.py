@@ -18,6 +18,7 @@ from quire.models.loader import resolve_checkpoint
 from quire.outputs import RequestOutput
 from quire.prompts import Prompt
 from quire.sampling.params import SamplingParams, is_int
+from quire.tokenizer import Tokenizer
 from quire.trace import Trace
 
 
@@ -117,7 +118,7 @@ class LLM:
             config,
             model_config,
             folder,
-            self.tokenizer,
+            None if self.tokenizer is None else Tokenizer(self.tokenizer),
             components or Components(),
             trace,
             num_blocks,

@@ -1,0 +1,121 @@
+"""`Tokenizer`: transformers' tokenizer as the engine uses it, from any thread.
+
+A reader's own calls may pad, truncate or split special tokens, and each of these settings
+stays with the tokenizer until the next call. The engine therefore encodes and decodes with a
+copy that nobody sets: it has the same vocabulary in memory, and its own settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import tokenizers
+
+from quire.tokenizer_limits import longest_token, text_for_one_token
+
+
+class Tokenizer:
+    """Text to token ids and back, and what a single token is."""
+
+    def __init__(self, source: Any) -> None:
+        """`source` is a transformers tokenizer, fast or slow."""
+        self.source = source
+        self._copy = copy_backend(source.backend_tokenizer) if source.is_fast else None
+        added = source.added_tokens_decoder
+        special = (
+            [token_id for token_id, token in added.items() if token.special]
+            if source.is_fast
+            else source.all_special_ids
+        )
+        self._special = {token_id: source.convert_ids_to_tokens(token_id) for token_id in special}
+        self._names: dict[int, str | None] = {}  # of the tokens asked for so far
+        self._texts: dict[int, str] = {}
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a text, by default with those that the model begins with."""
+        if self._copy is None:
+            # transformers warns of texts beyond the model's length, which the engine refuses.
+            options = {"add_special_tokens": add_special_tokens, "verbose": False}
+            return list(self.source.encode(text, **options))
+        return list(self._copy.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Return the text of token ids, special tokens included."""
+        if self._copy is None:
+            return str(self.source.decode(token_ids, clean_up_tokenization_spaces=False))
+        return self._copy.decode(token_ids, skip_special_tokens=False)
+
+    def token_text(self, token_id: int) -> str:
+        """Return the text of one token, as `Logprob.decoded_token` has it."""
+        if token_id not in self._texts:
+            self._texts[token_id] = self.decode([token_id])
+        return self._texts[token_id]
+
+    def has_text(self, token_id: int, *, skip_special_tokens: bool) -> bool:
+        """Whether decoding looks at a token: not at ids outside the vocabulary."""
+        if skip_special_tokens and token_id in self._special:
+            return False
+        return self._name(token_id) is not None
+
+    def is_byte(self, token_id: int) -> bool:
+        """Whether a token is a byte that SentencePiece falls back to, such as <0xE6>.
+
+        Decoding takes a run of them together: it is text where all of it is valid UTF-8, else
+        as many U+FFFD as it has bytes.
+        """
+        name = self._name(token_id)
+        return name is not None and len(name) == 6 and name[:3] == "<0x" and name[-1] == ">"
+
+    def special_text(self, token_id: int) -> str | None:
+        """Return how a special token is written, None for any other."""
+        return self._special.get(token_id)
+
+    def longest_text(self, num_tokens: int) -> int | None:
+        """Return how many bytes of UTF-8 so many tokens can stand for at most.
+
+        None where nothing bounds it: a tokenizer may drop characters.
+        """
+        return None if self._longest is None else num_tokens * self._longest
+
+    @cached_property
+    def _longest(self) -> int | None:
+        if self._copy is None:
+            return None
+        factor = text_for_one_token(self._copy)
+        return None if factor is None else factor * longest_token(self._copy)
+
+    def _name(self, token_id: int) -> str | None:
+        if token_id not in self._names:
+            known = self._copy is not None or token_id < len(self.source)
+            self._names[token_id] = self.source.convert_ids_to_tokens(token_id) if known else None
+        return self._names[token_id]
+
+
+def copy_backend(
+    source: tokenizers.Tokenizer, renamed: Mapping[str, str] | None = None
+) -> tokenizers.Tokenizer:
+    """Return a tokenizer that shares the parts of another and has settings of its own.
+
+    Args:
+        source: what to copy.
+        renamed: added tokens that the copy knows by another string; what the copy makes of
+            that string is the new string's id.
+    """
+    copy = tokenizers.Tokenizer(source.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if getattr(source, part) is not None:
+            setattr(copy, part, getattr(source, part))
+    added = source.get_added_tokens_decoder()
+    for token_id in sorted(added):
+        token = added[token_id]
+        name = (renamed or {}).get(token.content, token.content)
+        options = {
+            flag: getattr(token, flag) for flag in ("single_word", "lstrip", "rstrip", "normalized")
+        }
+        own = tokenizers.AddedToken(name, special=token.special, **options)
+        copy.add_special_tokens([own]) if token.special else copy.add_tokens([own])
+    if not renamed and any(copy.token_to_id(token.content) != i for i, token in added.items()):
+        return tokenizers.Tokenizer.from_str(source.to_str())  # its ids have gaps
+    return copy
