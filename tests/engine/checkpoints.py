@@ -21,7 +21,16 @@ from transformers import (
 )
 
 from quire import LLM, RequestOutput
+from quire.attention.torch_backend import TorchAttention
+from quire.kv.batch import AttentionBatch
+from quire.kv.spec import layer_specs
+from quire.kv.storage import KVStorage
+from quire.layers.attention import StepMetadata
+from quire.layers.linear import MethodFactory
 from quire.messages import Logprob
+from quire.models.config import ModelConfig
+from quire.models.decoder import Decoder
+from quire.models.loader import load_weights
 from quire.sampling import SamplerOutput, SamplingTensors
 from quire.sampling.sampler import gather_logprobs
 from quire.scheduler import TokenBudgetScheduler
@@ -30,6 +39,7 @@ VOCAB_SIZE = 96
 TEXT_VOCAB_SIZE = 400
 MAX_POSITION = 256
 WINDOW = 24
+CPU = torch.device("cpu")
 TOLERANCE = 1e-4  # of a float32 logit, in nats
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -175,6 +185,37 @@ def oracle_logits(model: PreTrainedModel, token_ids: Sequence[int]) -> Tensor:
     """Logits after each token of one sequence, float32 [len(token_ids), vocab_size]."""
     logits: Tensor = model(torch.tensor([list(token_ids)], device=model.device)).logits
     return logits[0].float()
+
+
+def load_decoder(folder: Path, method_for: MethodFactory | None = None) -> Decoder:
+    """quire's decoder of a checkpoint, alone, in float32 on a CPU."""
+    config = ModelConfig.from_folder(folder)
+    model = Decoder(config, TorchAttention(), MAX_POSITION, torch.float32, CPU, method_for)
+    load_weights(model, folder)
+    return model
+
+
+def decoder_logits(
+    model: Decoder, token_ids: Sequence[int], chunks: Sequence[int] | None = None
+) -> Tensor:
+    """Logits of every position, computed chunk after chunk over a poisoned cache."""
+    config, backend = model.config, TorchAttention()
+    specs, block_size = layer_specs(config, torch.float32), 16
+    storage = KVStorage(specs, [0] * len(specs), 40, block_size, CPU)
+    for kv in storage.layers:
+        kv.key.fill_(torch.nan)
+        kv.value.fill_(torch.nan)
+    blocks = [5, 6, 7, 30, 2, 1, 9, 10, 11]  # some neighbours, some not
+    logits, start = [], 0
+    for size in chunks or [len(token_ids)]:
+        batch = AttentionBatch.of([0, size], [start + size], [blocks], block_size, CPU)
+        attention = [backend.build(batch, window) for window in config.sliding_windows]
+        step = StepMetadata(batch.positions, attention, [batch.slots] * len(specs))
+        hidden = model(torch.tensor(token_ids[start : start + size]), storage, step)
+        logits.append(model.compute_logits(hidden))
+        start += size
+    assert start == len(token_ids)
+    return torch.cat(logits)
 
 
 def oracle_greedy(model: PreTrainedModel, prompt: Sequence[int], num_tokens: int) -> list[int]:

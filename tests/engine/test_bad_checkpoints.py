@@ -225,6 +225,30 @@ BROKEN: dict[str, tuple[str, Change, type[QuireError], str]] = {
         CheckpointError,
         r"'lm_head\.weight'",
     ),
+    "a tied model with neither table": (
+        "llama-linear-biased",
+        edit_tensors(lambda t: t.pop("model.embed_tokens.weight")),
+        CheckpointError,
+        r"lacks 'model\.embed_tokens\.weight' that its config asks for; is a weight file",
+    ),
+    "a tied model with a head of another shape": (
+        "llama-linear-biased",
+        edit_tensors(lambda t: t.update({"lm_head.weight": torch.zeros(95, 96)})),
+        CheckpointError,
+        r"lm_head\.weight: shape \[95, 96\] where the config asks for \[96, 96\]",
+    ),
+    "weights without a tensor": (
+        "qwen2",
+        write("model.safetensors", (2).to_bytes(8, "little") + b"{}"),
+        CheckpointError,
+        r"lacks \d+ tensors that its config asks for",
+    ),
+    "a dtype that quire does not read": (
+        "qwen2",
+        edit_tensors(lambda t: t.update({LAYER: torch.zeros(96, 96, dtype=torch.complex64)})),
+        UnsupportedModelError,
+        rf"{LAYER} is stored as C64; quire reads F64, F32",
+    ),
     "a missing shard": (
         "mistral",
         remove("model-00002-of-00005.safetensors"),
@@ -263,19 +287,14 @@ def test_broken_checkpoint(name: str, checkpoint: Callable[[str], Path], tmp_pat
         LLM(folder, device="cpu", max_num_seqs=1)
 
 
-def test_tensors_that_may_be_ignored(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    """A tied head stored all the same, and frequencies that old checkpoints carry."""
+def test_frequencies_that_old_checkpoints_carry_are_ignored(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(checkpoint("llama-linear-biased"), folder)
     expected = LLM(folder, device="cpu").generate(GOOD, GREEDY)[0].outputs
-    edit_tensors(
-        lambda t: t.update(
-            {
-                "lm_head.weight": torch.zeros(96, 96),
-                "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8),
-            }
-        )
-    )(folder)
+    frequencies = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    edit_tensors(lambda t: t.update({frequencies: torch.zeros(8)}))(folder)
     assert LLM(folder, device="cpu").generate(GOOD, GREEDY)[0].outputs == expected
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quire.layers.linear import FBGEMM, CPUFloat32, Linear, OneDNN, Unquantized
+from quire.layers.linear import Linear
+from quire.quantization.cpu import FBGEMM, CPUFloat32, OneDNN
+from quire.quantization.factory import unquantized
+from quire.quantization.unquantized import Unquantized
 
 CPU = torch.device("cpu")
 needs_fbgemm = pytest.mark.skipif(not FBGEMM.available(), reason="torch has no FBGEMM here")
@@ -17,14 +20,15 @@ def loaded(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
     layer = Linear(
         in_features,
         {"out": out_features},
+        unquantized(torch.float32, CPU),
         bias=bias is not None,
         dtype=torch.float32,
         device=CPU,
     )
-    layer.method.load_shard(layer, "weight", "out", weight)
-    if bias is not None:
-        layer.method.load_shard(layer, "bias", "out", bias)
-    layer.method.finish_load(layer)
+    for name, tensor in {"out.weight": weight, "out.bias": bias}.items():
+        if tensor is not None:
+            layer.takes()[name].take(tensor)
+    layer.finish_load()
     return layer
 
 

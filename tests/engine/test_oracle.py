@@ -15,6 +15,8 @@ from checkpoints import (
     VOCAB_SIZE,
     WINDOW,
     assert_greedy,
+    decoder_logits,
+    load_decoder,
     oracle_greedy,
     oracle_logits,
 )
@@ -22,14 +24,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from quire import LLM, RequestOutput, SamplingParams
-from quire.attention.torch_backend import TorchAttention
-from quire.kv.batch import AttentionBatch
-from quire.kv.spec import layer_specs
-from quire.kv.storage import KVStorage
-from quire.layers.attention import StepMetadata
 from quire.models.config import ModelConfig
-from quire.models.decoder import Decoder
-from quire.models.loader import load_weights
 from quire.resources import shipped_models
 
 NUM_TOKENS = 128
@@ -56,36 +51,13 @@ def logprob_matrix(output: RequestOutput) -> Tensor:
 # --- the decoder alone -------------------------------------------------------
 
 
-def decoder_logits(folder: Path, token_ids: list[int], chunks: list[int]) -> Tensor:
-    """Logits of every position, computed chunk after chunk over a poisoned cache."""
-    config, backend, device = ModelConfig.from_folder(folder), TorchAttention(), torch.device("cpu")
-    model = Decoder(config, backend, MAX_POSITION, torch.float32, device)
-    load_weights(model, folder)
-    specs, block_size = layer_specs(config, torch.float32), 16
-    storage = KVStorage(specs, [0] * len(specs), 40, block_size, device)
-    for kv in storage.layers:
-        kv.key.fill_(torch.nan)
-        kv.value.fill_(torch.nan)
-    blocks = [5, 6, 7, 30, 2, 1, 9, 10, 11]  # some neighbours, some not
-    logits, start = [], 0
-    for size in chunks:
-        batch = AttentionBatch.of([0, size], [start + size], [blocks], block_size, device)
-        attention = [backend.build(batch, window) for window in config.sliding_windows]
-        step = StepMetadata(batch.positions, attention, [batch.slots] * len(specs))
-        hidden = model(torch.tensor(token_ids[start : start + size]), storage, step)
-        logits.append(model.compute_logits(hidden))
-        start += size
-    assert start == len(token_ids)
-    return torch.cat(logits)
-
-
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("chunks", [[90], [1] * 30 + [60], [50, 1, 39]], ids=["one", "ones", "mix"])
 def test_decoder_logits(name: str, chunks: list[int], checkpoint: Folder, oracle: Oracle) -> None:
     (token_ids,) = checkpoints.random_prompts([90], seed=3)
     expected = oracle_logits(oracle(name), token_ids)
     assert expected.std() > 0.5  # else the comparison would say little
-    logits = decoder_logits(checkpoint(name), token_ids, chunks)
+    logits = decoder_logits(load_decoder(checkpoint(name)), token_ids, chunks)
     torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
 
 

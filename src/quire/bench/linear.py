@@ -15,8 +15,10 @@ import torch.nn.functional as F
 
 from quire.bench.measurement import Row
 from quire.bench.timing import graph_seconds, median_seconds
-from quire.layers.linear import FBGEMM, Linear, OneDNN
+from quire.layers.linear import Linear
 from quire.models.config import ModelConfig
+from quire.quantization.cpu import FBGEMM, OneDNN
+from quire.quantization.factory import unquantized
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -44,14 +46,16 @@ def run(
         (2 * config.intermediate_size, config.hidden_size),
         (config.hidden_size, config.intermediate_size),
     ]
-    stack = [
-        [Linear(n, {"out": m}, bias=False, dtype=dtype, device=device) for m, n in shapes]
-        for _ in range(layers)
-    ]
+
+    def empty(size: int, depth: int) -> Linear:
+        method_for = unquantized(dtype, device)
+        return Linear(depth, {"out": size}, method_for, bias=False, dtype=dtype, device=device)
+
+    stack = [[empty(*shape) for shape in shapes] for _ in range(layers)]
     weights = [[_as_in_a_checkpoint(layer.weight) for layer in four] for four in stack]
     for four in stack:
         for layer in four:
-            layer.method.finish_load(layer)  # packs a copy on a CPU
+            layer.finish_load()  # packs a copy on a CPU
     weight_bytes = 2 if isinstance(stack[0][0].method, FBGEMM) else dtype.itemsize
     others = _alternatives(weights) if compare and device.type == "cpu" else {}
     rows = []

@@ -12,7 +12,7 @@ from quire.attention.interface import AttentionBackend
 from quire.kernels.qkv import norm_rotate
 from quire.kernels.rotation import Rotation
 from quire.kv.layer import LayerKV
-from quire.layers.linear import Linear
+from quire.layers.linear import Linear, MethodFactory
 from quire.layers.module import Layer
 from quire.layers.norm import HeadNorm
 from quire.models.config import ModelConfig
@@ -36,10 +36,12 @@ class Attention(Layer):
         self,
         config: ModelConfig,
         backend: AttentionBackend,
+        method_for: MethodFactory,
+        prefix: str,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """Create the layer with its weights empty."""
+        """Create the layer, `prefix` in the checkpoint, with its weights empty."""
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_size = config.head_size
@@ -48,14 +50,27 @@ class Attention(Layer):
         self.backend = backend
         q_size = config.num_heads * config.head_size
         kv_size = config.num_kv_heads * config.head_size
-        hidden, sizes = config.hidden_size, {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
-        self.qkv_proj = Linear(hidden, sizes, bias=config.qkv_bias, dtype=dtype, device=device)
-        sizes = {"o_proj": hidden}
-        self.o_proj = Linear(q_size, sizes, bias=config.output_bias, dtype=dtype, device=device)
+        sizes = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+        self.qkv_proj = Linear(
+            config.hidden_size,
+            {f"{prefix}.{name}": size for name, size in sizes.items()},
+            method_for,
+            bias=config.qkv_bias,
+            dtype=dtype,
+            device=device,
+        )
+        self.o_proj = Linear(
+            q_size,
+            {f"{prefix}.o_proj": config.hidden_size},
+            method_for,
+            bias=config.output_bias,
+            dtype=dtype,
+            device=device,
+        )
         self.qk_norm: HeadNorm | None = None
         if config.qk_norm:
-            kinds = {"q_norm": config.num_heads, "k_norm": config.num_kv_heads}
-            self.qk_norm = HeadNorm(kinds, config.head_size, config.rms_norm_eps, dtype, device)
+            heads = {f"{prefix}.q_norm": self.num_heads, f"{prefix}.k_norm": self.num_kv_heads}
+            self.qk_norm = HeadNorm(heads, config.head_size, config.rms_norm_eps, dtype, device)
 
     def forward(self, x: Tensor, kv: LayerKV, step: StepMetadata, layer: int) -> Tensor:
         """Attend with the hidden states x, [num_tokens, hidden_size]."""

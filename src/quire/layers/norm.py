@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quire.kernels.norm import add_rms_norm, rms_norm
-from quire.layers.module import Layer
+from quire.layers.module import Layer, Taker, copies_into, copy_checked, empty_parameter
 
 
 class RMSNorm(Layer):
     """x / sqrt(mean(x²) + eps) · weight over the last dimension."""
 
-    def __init__(self, size: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
-        """Create the norm with its weight [size] empty."""
+    def __init__(
+        self, name: str, size: int, eps: float, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Create the norm, `name` in the checkpoint, with its weight [size] empty."""
         super().__init__()
+        self.name = name
         self.eps = eps
-        self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device), False)
+        self.weight = empty_parameter((size,), dtype, device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x, [..., size]."""
@@ -25,6 +30,14 @@ class RMSNorm(Layer):
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Return the norm of x + residual, and the sum; on a GPU it overwrites residual."""
         return add_rms_norm(x, residual, self.weight, self.eps)
+
+    def takes(self) -> dict[str, Taker]:
+        """One weight."""
+        return {f"{self.name}.weight": Taker(copies_into(self.weight))}
+
+    def fill_random(self, generator: torch.Generator) -> None:
+        """Scale by one, as models are initialised for training."""
+        self.weight.fill_(1.0)
 
 
 class HeadNorm(Layer):
@@ -42,18 +55,25 @@ class HeadNorm(Layer):
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """`heads` maps a checkpoint's name for each kind to its number of heads."""
+        """`heads` maps the checkpoint's full name of each kind to its number of heads."""
         super().__init__()
         self.eps = eps
-        self.shards = heads
-        shape = (sum(heads.values()), head_size)
-        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=device), False)
+        self.heads = heads
+        self.weight = empty_parameter((sum(heads.values()), head_size), dtype, device)
 
-    def shard(self, name: str) -> Tensor:
-        """Return the rows of `weight` that belong to a kind, [heads, head_size]."""
-        begin = 0
-        for kind, size in self.shards.items():
-            if kind == name:
-                return self.weight[begin : begin + size]
-            begin += size
-        raise KeyError(name)
+    def takes(self) -> dict[str, Taker]:
+        """One weight [head_size] a kind, the same for all its heads."""
+        shards = self.weight.split(list(self.heads.values()))
+        return {
+            f"{name}.weight": Taker(partial(_fill_rows, shard))
+            for name, shard in zip(self.heads, shards, strict=True)
+        }
+
+    def fill_random(self, generator: torch.Generator) -> None:
+        """Scale by one."""
+        self.weight.fill_(1.0)
+
+
+def _fill_rows(rows: Tensor, tensor: Tensor) -> None:
+    copy_checked(rows[0], tensor)
+    rows[1:] = rows[0]

@@ -7,32 +7,42 @@ rotary, gated form they share); `ModelConfig` holds their differences.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quire.attention.interface import AttentionBackend
 from quire.kernels.activation import silu_mul
 from quire.kv.layer import LayerKV
 from quire.kv.storage import KVStorage
 from quire.layers.attention import Attention, StepMetadata
-from quire.layers.linear import Linear
-from quire.layers.module import Layer
+from quire.layers.embedding import Vocabulary
+from quire.layers.linear import Linear, MethodFactory
+from quire.layers.module import Layer, LayerList
 from quire.layers.norm import RMSNorm
 from quire.layers.rope import RotaryTable
 from quire.models.config import ModelConfig
+from quire.quantization.factory import unquantized
 
 
 class GatedMLP(Layer):
     """down(silu(gate(x)) · up(x)), with gate and up in one product."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-        """Create the layer with its weights empty."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        method_for: MethodFactory,
+        prefix: str,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Create the layer, `prefix` in the checkpoint, with its weights empty."""
         super().__init__()
         hidden, size, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        sizes = {"gate_proj": size, "up_proj": size}
-        self.gate_up_proj = Linear(hidden, sizes, bias=bias, dtype=dtype, device=device)
-        sizes = {"down_proj": hidden}
-        self.down_proj = Linear(size, sizes, bias=bias, dtype=dtype, device=device)
+        shards = {f"{prefix}.gate_proj": size, f"{prefix}.up_proj": size}
+        self.gate_up_proj = Linear(
+            hidden, shards, method_for, bias=bias, dtype=dtype, device=device
+        )
+        shards = {f"{prefix}.down_proj": hidden}
+        self.down_proj = Linear(size, shards, method_for, bias=bias, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to x, [num_tokens, hidden_size]."""
@@ -46,17 +56,22 @@ class DecoderLayer(Layer):
         self,
         config: ModelConfig,
         backend: AttentionBackend,
+        method_for: MethodFactory,
+        prefix: str,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """Create the layer with its weights empty."""
+        """Create the layer, `prefix` in the checkpoint, with its weights empty."""
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
-        self.self_attn = Attention(config, backend, dtype, device)
-        self.post_attention_layernorm = RMSNorm(
-            config.hidden_size, config.rms_norm_eps, dtype, device
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(f"{prefix}.input_layernorm", size, eps, dtype, device)
+        self.self_attn = Attention(
+            config, backend, method_for, f"{prefix}.self_attn", dtype, device
         )
-        self.mlp = GatedMLP(config, dtype, device)
+        self.post_attention_layernorm = RMSNorm(
+            f"{prefix}.post_attention_layernorm", size, eps, dtype, device
+        )
+        self.mlp = GatedMLP(config, method_for, f"{prefix}.mlp", dtype, device)
 
     def forward(
         self, x: Tensor, residual: Tensor, kv: LayerKV, step: StepMetadata, layer: int
@@ -82,27 +97,35 @@ class Decoder(Layer):
         max_model_len: int,
         dtype: torch.dtype,
         device: torch.device,
+        method_for: MethodFactory | None = None,
     ) -> None:
-        """Create the model with its weights empty; `quire.models.loader` fills them."""
+        """Create the model with its weights empty; `quire.models.loader` fills them.
+
+        `method_for` chooses how each linear layer multiplies, by its name; None: by weights
+        as they are. The head stays in `dtype`.
+        """
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Parameter(
-            torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device), False
+        plain = unquantized(dtype, device)
+        self.layers = LayerList(
+            DecoderLayer(config, backend, method_for or plain, f"model.layers.{i}", dtype, device)
+            for i in range(config.num_layers)
         )
-        self.layers = nn.ModuleList(
-            DecoderLayer(config, backend, dtype, device) for _ in range(config.num_layers)
+        self.norm = RMSNorm("model.norm", config.hidden_size, config.rms_norm_eps, dtype, device)
+        self.vocabulary = Vocabulary(
+            config.vocab_size,
+            config.hidden_size,
+            plain,
+            tied=config.tie_word_embeddings,
+            dtype=dtype,
+            device=device,
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
-        sizes = {"lm_head": config.vocab_size}
-        self.lm_head = Linear(config.hidden_size, sizes, bias=False, dtype=dtype, device=device)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.embed_tokens
         self.rotary = RotaryTable(config.rope, config.head_size, max_model_len, dtype, device)
 
     def forward(self, token_ids: Tensor, storage: KVStorage, step: StepMetadata) -> Tensor:
         """Return the hidden states of a step's tokens, [num_tokens, hidden_size]."""
         step.rotation = self.rotary.at(step.positions)
-        x = F.embedding(token_ids, self.embed_tokens)
+        x = self.vocabulary.embed(token_ids)
         residual = torch.zeros_like(x)
         for layer, module in enumerate(self.layers):
             x, residual = module(x, residual, storage.layers[layer], step, layer)
@@ -110,4 +133,4 @@ class Decoder(Layer):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of hidden states [R, hidden_size], [R, vocab_size]."""
-        return self.lm_head(hidden)
+        return self.vocabulary.logits(hidden)

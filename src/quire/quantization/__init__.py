@@ -1,0 +1,1 @@
+"""How linear layers store their weights and multiply by them: the `QuantMethod`s."""
