@@ -46,9 +46,7 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 
 
 # %% given="tools"
-class NoFreeBlocks(Exception):
-    """The pool has fewer free blocks than were asked for."""
-
+# {{given}}
 
 # %% [markdown]
 # ## Task 1: a pool with quotas (core, 25 points)

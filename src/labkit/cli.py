@@ -147,7 +147,7 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _write_work(options: argparse.Namespace, kind: str) -> int:
-    from labkit.reader.work import keep_what_was_saved, read_work, summary, work_of
+    from labkit.reader.work import keep_what_was_saved, progress_of, read_work, summary, work_of
 
     lab, content = _work_in(options.notebook)
     work = work_of(lab, content)
@@ -157,7 +157,7 @@ def _write_work(options: argparse.Namespace, kind: str) -> int:
     if saved.is_file() and kind == "save":
         said += keep_what_was_saved(work, read_work(saved))
     elif saved.is_file():
-        work.progress = read_work(saved).progress
+        work.progress = progress_of(work, read_work(saved))
     work.write(target)
     print("\n".join([*said, *summary(work, target, kind)]))
     return 0

@@ -5,6 +5,7 @@ A lab's test file derives a class from `LabSuite` and names the lab's folder.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -20,7 +21,8 @@ from labkit.author.verify import (
     verify_solution,
     verify_starter,
 )
-from labkit.grading.cells import given_cells, reference_cells
+from labkit.grading.cells import reference_cells
+from labkit.reader.alone import DEFINES
 from labkit.reader.lab import Lab, load_lab
 
 SOLUTIONS = ["master.py", "second.py"]
@@ -56,6 +58,11 @@ class LabSuite:
         assert 3 <= len(lab.tasks) <= 5
         assert len(lab.variants) >= 3
 
+    def test_the_starter_shows_what_each_task_has_to_define(self, lab: Lab) -> None:
+        for task in lab.tasks:
+            cells = submission_of(lab, build_notebook(lab)).cells
+            assert task.defines == tuple(DEFINES.findall(cells[task.name]))
+
     def test_every_hidden_test_cites_a_sentence(self, lab: Lab) -> None:
         assert map_problems(lab) == []
 
@@ -84,19 +91,24 @@ class LabSuite:
     def test_the_engines_own_parts_earn_at_most_40(self, lab: Lab) -> None:
         assert own_problems(lab, load_mutants(lab)) == []
 
-    def test_public_checks_fail_on_the_starter_in_words(self, lab: Lab, task: str) -> None:
+    def test_public_checks_fail_on_the_starter_in_words(
+        self, lab: Lab, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
         cells = submission_of(lab, build_notebook(lab)).cells
         with pytest.raises(labkit.CheckFailed) as failed:
-            labkit.check(task, _namespace(lab, lab.default_variant, cells))
+            labkit.check(task, _notebook(lab, lab.default_variant, cells))
         words = str(failed.value)
         assert words.startswith(f"{task}: 0 of ")
         assert f"NotImplementedError: write {task}" in words
         assert "called " in words
 
     def test_public_checks_pass_on_the_solutions(
-        self, lab: Lab, file: str, variant: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        namespace = _namespace(lab, variant, reference_cells(lab, variant, file))
+        self, lab: Lab, file: str, variant: str, capsys: pytest.CaptureFixture[str],
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.chdir(tmp_path)
+        namespace = _notebook(lab, variant, reference_cells(lab, variant, file))
         for task in lab.tasks:
             labkit.check(task.name, namespace)
             printed = capsys.readouterr().out
@@ -104,11 +116,6 @@ class LabSuite:
             assert "✗" not in printed
 
 
-def _namespace(lab: Lab, variant: str, cells: dict[str, str]) -> dict[str, Any]:
-    """A notebook's namespace after its cells."""
-    namespace: dict[str, Any] = {"LAB": f"{lab.slug}/{variant}"}
-    for _, source in given_cells(lab, variant):
-        exec(compile(source, "<cell>", "exec", dont_inherit=True), namespace)
-    for source in cells.values():
-        exec(compile(source, "<cell>", "exec", dont_inherit=True), namespace)
-    return namespace
+def _notebook(lab: Lab, variant: str, cells: dict[str, str]) -> dict[str, Any]:
+    """What a notebook knows once it has run these cells: their sources, and none of their names."""
+    return {"LAB": f"{lab.slug}/{variant}", "In": ["", lab.given, *cells.values()]}

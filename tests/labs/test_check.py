@@ -44,7 +44,7 @@ def _check(draw: Any) -> str:
 
 def test_a_wrong_value_is_told_with_call_expectation_and_answer() -> None:
     words = _check(lambda probabilities, u: 0)
-    assert "called draw([0. , 0.25, 0. , 0.75], 0)" in words
+    assert "called draw([0. , 0.25, 0. , 0.75], 0.0)" in words
     assert "expected 1" in words
     assert "got 0" in words
 
@@ -91,11 +91,11 @@ def test_an_interrupt_from_the_keyboard_is_the_readers() -> None:
 
 
 def test_it_works_from_a_wheel(lab: Lab, tmp_path: Path) -> None:
-    """A wheel holds lab.toml and checks.py under labkit/_data and nothing else of a lab."""
+    """A wheel holds lab.toml, checks.py and given.py under labkit/_data, nothing else of a lab."""
     package = tmp_path / "labkit"
     shutil.copytree(Path(labkit.__file__).parent, package)
     (package / "_data" / lab.slug).mkdir(parents=True)
-    for name in ("lab.toml", "checks.py"):
+    for name in ("lab.toml", "checks.py", "given.py"):
         shutil.copy(lab.folder / name, package / "_data" / lab.slug / name)
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import labkit\n"

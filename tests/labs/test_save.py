@@ -16,7 +16,8 @@ import pytest
 import labkit
 from labkit.author.build import build_notebook, notebook_text
 from labkit.cli import main
-from labkit.reader.lab import Lab
+from labkit.gpu.frontier import KERNEL_MARK, MARK, cell_of
+from labkit.reader.lab import Lab, load_lab
 from labkit.reader.notebook import read_submission
 from labkit.reader.work import SaveError, read_work, untouched
 
@@ -56,6 +57,10 @@ def _cell(notebook: Notebook, name: str) -> dict[str, Any]:
     (found,) = [c for c in notebook["cells"] if c["id"] in (f"task-{name}", f"written-{name}")]
     made: dict[str, Any] = found
     return made
+
+
+def _source(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
 
 
 def _write(folder: Path, notebook: Notebook, name: str = "mine.ipynb") -> Path:
@@ -149,7 +154,9 @@ def test_submit_says_what_is_missing(
     assert "  - stream: not written yet (15 points)" in printed
     assert "  - latency: no cell says `# task: latency` (30 points)" in printed
     assert "  - explain: no written answer (5 points)" in printed
-    assert '  - engine: its public check has not run: labkit.check("engine")' in printed
+    assert (
+        '  - engine: its public check has not run since the cell changed: labkit.check("engine")'
+    ) in printed
 
 
 def test_submit_is_content_when_all_is_there(
@@ -166,6 +173,103 @@ def test_submit_is_content_when_all_is_there(
     submitted = call(labkit.submit)
     assert "nothing is missing: hand in this file" in capsys.readouterr().out
     assert read_submission(submitted, lab).problems == {}
+
+
+def test_submit_knows_that_a_cell_has_changed_since_its_check(
+    solved: Notebook, folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write(folder, solved)
+    saved = call(labkit.save)
+    content = json.loads(saved.read_text("utf8"))
+    content["progress"] = {"sampler": [4, 4], "stream": [3, 3]}
+    saved.write_text(json.dumps(content), "utf8")
+    cell = _cell(solved, "sampler")
+    cell["source"] = _source(cell) + "\n# one line more"
+    _write(folder, solved)
+    capsys.readouterr()
+    call(labkit.submit)
+    printed = capsys.readouterr().out
+    assert "sampler: its public check has not run since the cell changed" in printed
+    assert "stream: its" not in printed
+
+
+FAULTS = {
+    "a forbidden import": (
+        lambda source: source.replace("\n", "\nimport torch\n", 1),
+        "  - sampler: line 2 imports torch, which grading does not have: a task cell may import",
+    ),
+    "a helper of another cell": (
+        lambda source: source + "\n\ndef more():\n    return helper(1)\n",
+        "uses `helper`, which another cell defines: grading takes this cell alone, so define or",
+    ),
+    "a name of another task": (
+        lambda source: source + "\nBOTH = penalise\n",
+        "uses `penalise`, which another cell defines",
+    ),
+    "a function that is gone": (
+        lambda source: source.replace("def draw", "def drew"),
+        "  - sampler: it does not define `draw`",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_submit_says_what_grading_would_miss(
+    solved: Notebook, folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:  # fmt: skip
+    change, words = FAULTS[name]
+    cell = _cell(solved, "sampler")
+    cell["source"] = change(_source(cell))
+    helper = {"cell_type": "code", "metadata": {}, "source": "def helper(x):\n    return x\n"}
+    solved["cells"].insert(3, helper)
+    _write(folder, solved)
+    call(labkit.submit)
+    assert words in capsys.readouterr().out
+
+
+def test_a_cell_that_lost_its_line_is_handed_in_as_it_was_run_last_and_said(
+    solved: Notebook, folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the version that still had the line."""
+    cell = _cell(solved, "sampler")
+    old = _source(cell)
+    cell["source"] = old.replace("# task: sampler\n", "") + "\nNEWER = 1"
+    _write(folder, solved)
+    submitted = call(labkit.submit, ran=[old, cell["source"]])
+    assert "NEWER" in read_work(submitted).cells["sampler"]
+    assert "sampler: found by its metadata, its `# task:` line is gone" in capsys.readouterr().out
+
+
+def test_a_line_edited_where_no_metadata_is_left_is_said(
+    solved: Notebook, folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = _cell(solved, "sampler")
+    old = _source(cell)
+    cell |= {"source": old.replace("# task: sampler", "# my sampler"), "metadata": {}, "id": "x"}
+    _write(folder, solved)
+    call(labkit.submit, ran=[old, cell["source"]])
+    assert "sampler: `distribution` was defined again by a cell without" in capsys.readouterr().out
+
+
+def test_the_frontier_cells_are_handed_in_and_come_back(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = load_lab("paged-kv-cache")
+    notebook: Notebook = json.loads(notebook_text(build_notebook(lab, solution=True)))
+    policy = "# Frontier: policy  # LRU, twice\nclass Policy(LeastRecent):\n    MINE = 1\n"
+    (cell,) = [c for c in notebook["cells"] if _source(c).startswith("# frontier: policy")]
+    cell["source"] = policy
+    mine = _write(folder, notebook)
+    assert main(["submit", str(mine)]) == 0
+    assert "frontier: policy, kernel" in capsys.readouterr().out
+    submitted = folder / "paged-kv-cache.submit.json"
+    assert cell_of(submitted, MARK) == policy
+    assert "def cache_write" in cell_of(submitted, KERNEL_MARK)
+    assert cell_of(mine, MARK) == policy
+    fresh = _write(folder, json.loads(notebook_text(build_notebook(lab))), "fresh.ipynb")
+    assert main(["restore", str(fresh), str(submitted)]) == 0
+    assert cell_of(folder / "fresh-restored.ipynb", MARK) == policy
 
 
 @pytest.mark.parametrize("name", ["save", "submit", "restore"])

@@ -24,8 +24,9 @@ from labkit.author.build import build_notebook, notebook_text
 from labkit.author.verify import load_mutants
 from labkit.grading.cells import reference_cells
 from labkit.grading.grade import Grader
+from labkit.reader.cells import TASK_LINE
 from labkit.reader.lab import Lab, load_lab
-from labkit.reader.notebook import TASK_LINE, parse
+from labkit.reader.notebook import parse
 
 SLUG = "autoregressive-decoding"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from labkit.author.build import build_notebook, notebook_text
 from labkit.author.zips import write_zip
 from labkit.grading.cells import repository_url
-from labkit.reader.lab import Lab, labs_folder
+from labkit.reader.lab import READERS, Lab, labs_folder
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -28,7 +28,8 @@ def release_files(lab: Lab, variant: str | None = None) -> dict[str, bytes]:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    brought = () if lab.folder.parent == labs_folder().resolve() else ("lab.toml", "checks.py")
+    ours = lab.folder.parent == labs_folder().resolve()
+    brought = [] if ours else [name for name in READERS if (lab.folder / name).is_file()]
     readme = template.render(
         lab=lab,
         total=f"{lab.automatic_points + lab.written_points:g}",

@@ -10,10 +10,11 @@ from typing import Any
 
 from labkit.gpu.runner import Argument, Device, Launch, NoGpu, Pointer
 from labkit.grading.variants import choose, read_key
+from labkit.reader.cells import frontier_cells, frontier_of
 from labkit.reader.lab import Lab, LabError
 from labkit.reader.subject import Wrong, in_child
 from labkit.reader.values import describe
-from labkit.reader.work import load_notebook
+from labkit.reader.work import load_notebook, read_work
 from labkit.sandbox.process import Child, Limits, NoSandbox, Surroundings, printable
 
 MARK = "# frontier: policy"
@@ -28,21 +29,26 @@ ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)")
 PARAMETER = re.compile(r"\.param\s+\.[busf](32|64)\s[^\[\]]*")
 
 
-def cell_of(notebook: Path, mark: str) -> str:
-    """Return the source of the notebook's code cell that has the line `mark`.
+def cell_of(path: Path, mark: str) -> str:
+    """Return the source of the code cell that has the line `mark`, of a notebook or a submit file.
 
     Raises:
-        SystemExit: it has none, or the file is no notebook.
+        SystemExit: it has none, or the file is neither.
     """
+    name = frontier_of(mark)
     try:
-        cells = load_notebook(notebook)["cells"]
+        found = _frontier_cells(path)
     except LabError as error:
         raise SystemExit(str(error)) from None
-    for cell in cells:
-        source = "".join(cell["source"])
-        if cell["cell_type"] == "code" and mark in source.split("\n"):
-            return source
-    raise SystemExit(f"{notebook} has no cell with the line {mark!r}")
+    if name not in found:
+        raise SystemExit(f"{path} has no cell with the line {mark!r}")
+    return found[name]
+
+
+def _frontier_cells(path: Path) -> dict[str, str]:
+    if path.suffix == ".json":
+        return read_work(path).frontier
+    return frontier_cells(load_notebook(path)["cells"])
 
 
 def compile_cell(

@@ -2,7 +2,8 @@
 
 `master.py` is a jupytext percent file. A cell's role is in its header line:
 `task="name"` (the reader writes it), `check="name"`, `given="name"` (help that the task
-cells may call, also in grading), `written="name"` (an answer in words); the rest is text.
+cells may call, also in grading: the line `# {{given}}`, which stands for the lab's `given.py`),
+`written="name"` (an answer in words); the rest is text.
 Inside cells two pairs of lines are understood:
 
     ### BEGIN SOLUTION … ### END SOLUTION      becomes a `raise NotImplementedError`
@@ -68,10 +69,12 @@ def read_cells(path: Path, lab: Lab, variant: str | None = None) -> list[Cell]:
     """Read a percent file (a master, a second solution) for one variant.
 
     Raises:
-        LabError: a block without an end, or one that names an unknown variant.
+        LabError: a block without an end, one that names an unknown variant, or help that is not
+            `given.py`.
     """
     chosen = lab.variant(variant)
     text = path.read_text("utf8").replace("{{repository}}", repository_url())
+    text = text.replace("# {{given}}", lab.given.rstrip("\n"))
     cells = []
     for raw in _raw_cells(text):
         source = raw.source.replace("{{lab}}", f"{lab.slug}/{chosen}") + "\n"
@@ -83,6 +86,8 @@ def read_cells(path: Path, lab: Lab, variant: str | None = None) -> list[Cell]:
         roles = ("task", "check", "given", "written")
         kind = next((role for role in roles if role in raw.metadata), "text")
         name = str(raw.metadata.get(kind, ""))
+        if kind == "given" and source.strip() != lab.given.strip():
+            raise LabError(f"{path.name}: help is written in given.py, where labkit.check finds it")
         if source.strip():
             cells.append(Cell(kind, name, source, raw.cell_type == "markdown"))
     return cells

@@ -2,8 +2,9 @@
 
 A check calls the reader's function on a few fixed inputs and says in words what was
 called, what was expected and what came back. It judges returned values, so nothing that
-is printed counts. In a notebook it also keeps the outcome and the cells run so far (see
-`labkit.reader.save`).
+is printed counts. In a notebook the task's cell runs alone, as grading runs it
+(`labkit.reader.alone`), so what only the notebook remembers is missed here and not weeks later;
+and the outcome and the cells run so far are kept (`labkit.reader.save`).
 """
 
 from __future__ import annotations
@@ -12,16 +13,23 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from labkit.reader.lab import import_checks, load_lab
+from labkit.reader.alone import built_on, namespace_of
+from labkit.reader.cells import task_of
+from labkit.reader.lab import Lab, Task, import_checks, load_lab
 from labkit.reader.save import keep_progress
+from labkit.reader.session import cells_run
 from labkit.reader.subject import Subject, Wrong, in_notebook
+from labkit.reader.work import Work, untouched, work_of
 
 SECONDS = 2.0  # for all checks of a task together
+
+Checks = list[Callable[[Subject, str], None]]
 
 
 class CheckFailed(AssertionError):
@@ -40,10 +48,12 @@ def check(task: str, namespace: dict[str, Any] | None = None) -> None:
 
     Args:
         task: the task's name, as in its `# task:` line.
-        namespace: where the reader's functions are; by default where `check` is called.
+        namespace: where the reader's functions are; by default where `check` is called. That of a
+            notebook knows which cells were run: the task's own is run again, alone.
 
     Raises:
-        CheckFailed: a check does not pass; the message says which, in words.
+        CheckFailed: a check does not pass, or grading could not take the cell as it is; the
+            message says which and why, in words.
         LabError: no such task.
     """
     if namespace is None:
@@ -54,32 +64,118 @@ def check(task: str, namespace: dict[str, Any] | None = None) -> None:
     slug, _, variant = declared.partition("/")
     lab = load_lab(slug)
     wanted = lab.task(task)
-    checks = import_checks(lab).CHECKS[wanted.name]
-    lines: list[str] = []
-    passed = 0
-    deadline = time.monotonic() + SECONDS
-    for function in checks:
-        subject = Subject(in_notebook(namespace, (_TooSlow,)))
-        title = " ".join((function.__doc__ or function.__name__).split()).rstrip(".")
-        try:
-            with _time_limit(deadline - time.monotonic()):
-                function(subject, lab.variant(variant or None))
-            passed += 1
-            lines.append(f"✓ {title}")
-        except Wrong as wrong:
-            lines += [f"✗ {title}", *(f"    {line}" for line in str(wrong).split("\n"))]
-        except _TooSlow:
-            lines += [
-                f"✗ {title}",
-                f"    no answer within {SECONDS:g} s: is there an endless loop?",
-            ]
-            break
-    kept = keep_progress(namespace, wanted.name, passed, len(checks))
-    lines += [kept] if kept else []
-    head = f"{task}: {passed} of {len(checks)} public checks pass"
-    if passed < len(checks):
+    bench = _Bench(lab, lab.variant(variant or None))
+    ran = cells_run(namespace)
+    if ran is None:
+        faults: list[str] = []
+        passed, lines = bench.run(wanted, namespace)
+    else:
+        work = work_of(lab, {"cells": []}, ran)
+        faults, code = _alone(work, wanted)
+        passed, lines = bench.run(wanted, code) if code is not None else (0, [])
+        if faults or passed < bench.count(wanted):
+            lines += _earlier(bench, work, wanted)
+    total = bench.count(wanted)
+    kept = keep_progress(namespace, wanted.name, 0 if faults else passed, total)
+    lines = [*(f"✗ {words}" for words in faults), *lines, *([kept] if kept else [])]
+    head = f"{task}: {passed} of {total} public checks pass"
+    if faults:
+        raise CheckFailed("\n".join([f"{head}; grading would not take the cell as it is", *lines]))
+    if passed < total:
         raise CheckFailed("\n".join([head, *lines]))
     print("\n".join([head + "; grading tries other inputs", *lines]))
+
+
+class _Bench:
+    """Runs the public checks of a lab's tasks."""
+
+    def __init__(self, lab: Lab, variant: str) -> None:
+        self._variant = variant
+        self._checks: dict[str, Checks] = import_checks(lab).CHECKS
+
+    def count(self, task: Task) -> int:
+        """How many public checks a task has."""
+        return len(self._checks[task.name])
+
+    def run(self, task: Task, code: dict[str, Any]) -> tuple[int, list[str]]:
+        """Check what a namespace holds; return how many checks pass, and a line or more each."""
+        lines: list[str] = []
+        passed = 0
+        deadline = time.monotonic() + SECONDS
+        for function in self._checks[task.name]:
+            subject = Subject(in_notebook(code, (_TooSlow,)), in_full=True)
+            title = " ".join((function.__doc__ or function.__name__).split()).rstrip(".")
+            try:
+                with _time_limit(deadline - time.monotonic()):
+                    function(subject, self._variant)
+                passed += 1
+                lines.append(f"✓ {title}")
+            except Wrong as wrong:
+                lines += [f"✗ {title}", *(f"    {line}" for line in str(wrong).split("\n"))]
+            except _TooSlow:
+                lines += [f"✗ {title}", f"    {_too_slow()}"]
+                break
+        return passed, lines
+
+
+def _alone(work: Work, task: Task) -> tuple[list[str], dict[str, Any] | None]:
+    """What is wrong with a task's cell, and its names after it has run alone, if it does."""
+    name = task.name
+    if name not in work.cells:
+        words = (
+            f"no cell with the line `# task: {name}` has been run: grading finds it by that line"
+        )
+        names = [one.name for one in work.lab.tasks]
+        said = dict.fromkeys(filter(None, (task_of(source, work.lab) for source in work.ran)))
+        slips = [
+            f"a cell says `# task: {n}`, which is no task here" for n in said if n not in names
+        ]
+        return [words, *slips], None
+    faults = work.faults(name)
+    cells = work.as_graded().cells
+    if name not in cells:  # it does not compile
+        return faults, None
+    try:
+        with _time_limit(SECONDS):
+            return faults, namespace_of(work.lab, task, cells)
+    except KeyboardInterrupt:
+        raise
+    except _TooSlow:
+        return [*faults, f"the cell, run alone: {_too_slow()}"], None
+    except BaseException as error:  # exit included
+        return [*faults, f"the cell, run alone: {_where(error)}"], None
+
+
+def _earlier(bench: _Bench, work: Work, task: Task) -> list[str]:
+    """Lines about the tasks whose code runs here and that are at fault themselves."""
+    lines = []
+    for name in built_on(work.lab, task):
+        if name not in work.cells:
+            words = "has no cell that was run"
+        elif untouched(name, work.cells[name]):
+            words = "is not written yet"
+        else:
+            earlier = work.lab.task(name)
+            faults, code = _alone(work, earlier)
+            passed = bench.run(earlier, code)[0] if code is not None else 0
+            if passed == bench.count(earlier) and not faults:
+                continue
+            words = f"passes {passed} of its {bench.count(earlier)} public checks"
+            words += f" ({faults[0]})" if faults else ""
+        lines.append(f"→ {name}, whose code runs here, {words}: its fault shows here, too")
+    return lines
+
+
+def _where(error: BaseException) -> str:
+    """An error of a cell in words, with the line and the cell."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame for frame in frames if frame.filename.startswith("<cell ")]
+    place = f" (line {lines[-1].lineno} of {lines[-1].filename[1:-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _too_slow() -> str:
+    return f"no answer within {SECONDS:g} s: is there an endless loop?"
 
 
 @contextmanager

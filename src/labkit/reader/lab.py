@@ -1,9 +1,9 @@
 """`Lab`: what `lab.toml` says about a lab, and where its files lie.
 
 A lab is a folder with `lab.toml`, `master.py`, `checks.py`, `hidden/`, `mutants/`,
-`second.py` and `rubric.md`. In a clone these are `labs/<slug>/`; a wheel carries what a
-reader needs (`lab.toml`, `checks.py`) under `labkit/_data/<slug>/`, and a course's own lab
-brings both beside its notebook.
+`second.py`, `rubric.md` and, where its tasks may call some help, `given.py`. In a clone these are
+`labs/<slug>/`; a wheel carries what a reader needs (`READERS`) under `labkit/_data/<slug>/`, and a
+course's own lab brings it beside its notebook.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+# What `labkit.check` needs of a lab's folder.
+READERS = ("lab.toml", "checks.py", "given.py")
 
 
 class LabError(ValueError):
@@ -37,6 +40,7 @@ class Task:
     """One task: a cell that the reader writes.
 
     `needs` names the tasks whose code it calls; grading lets the reference answer for them.
+    `defines` names the functions and classes that its cell has to define, as the starter shows.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Task:
     points: float
     needs: tuple[str, ...]
     tests: tuple[HiddenTest, ...]
+    defines: tuple[str, ...] = ()
 
     @property
     def identifier(self) -> str:
@@ -76,6 +81,12 @@ class Lab:
     variants: dict[str, str]  # name to one line of what is special
     default_variant: str
     withheld: tuple[str, ...] = ()  # modules of quire that the lab asks the reader to write
+
+    @property
+    def given(self) -> str:
+        """The help that task cells may call, `given.py`; empty where the lab gives none."""
+        path = self.folder / "given.py"
+        return path.read_text("utf8") if path.is_file() else ""
 
     @property
     def automatic_points(self) -> float:
@@ -163,7 +174,8 @@ def _folder_of(name: str | Path, beside: Sequence[Path]) -> Path:
     known = ", ".join(sorted(p.parent.name for p in labs_folder().glob("*/lab.toml")))
     raise LabError(
         f"no lab {str(name)!r}: give a folder with a lab.toml or one of: {known}; a course's own "
-        "lab needs the lab.toml and checks.py that came with its notebook, beside it"
+        "lab needs the lab.toml and checks.py that came with its notebook (and given.py, if there "
+        "was one), beside it"
     )
 
 
@@ -177,6 +189,7 @@ def _task(entry: dict[str, Any]) -> Task:
         points=entry["points"],
         needs=tuple(entry.get("needs", [])),
         tests=tests,
+        defines=tuple(entry.get("defines", [])),
     )
 
 

@@ -16,18 +16,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labkit.reader.cells import (
+    MAX_SOURCE,
+    WRITTEN_LINE,
+    cell_source,
+    encodable,
+    task_of,
+    written_of,
+)
 from labkit.reader.lab import Lab
 
-# Blank space within one line: one that runs over lines takes hours for a million empty ones.
-TASK_LINE = re.compile(r"^[ \t]*#[ \t]*task:[ \t]*([\w-]{1,80})[ \t\r]*$", re.MULTILINE)
-WRITTEN_LINE = re.compile(r"<!--\s*written:\s*([\w-]+)\s*-->")
 MAGIC = re.compile(r"^([ \t]*)[%!]", re.MULTILINE)
 CELLS_BEGIN = re.compile(r'"cells"\s*:\s*\[')
 # What a starter holds where an answer goes; nbgrader writes the second into its own.
 UNANSWERED = ("*Your answer here.*", "YOUR ANSWER HERE")
 MAX_BYTES = 512 << 20
 MAX_BRACKETS = 20_000_000  # lists and objects of a file: each costs the grader 64 bytes and more
-MAX_SOURCE = 200_000  # characters of one cell or answer
 MAX_QUOTED = 60  # characters that a note quotes of what the file says
 SUBMIT_FORMAT = 1
 
@@ -125,7 +129,7 @@ def _collect_submit_file(lab: Lab, content: dict[str, Any]) -> Submission:
     for task in lab.tasks:
         source = content["cells"].get(task.name)
         if type(source) is str:
-            submission.cells[task.name] = _encodable(source)
+            submission.cells[task.name] = encodable(source)
     answers = content.get("written")
     for question in lab.written:
         answer = answers.get(question.name) if type(answers) is dict else None
@@ -137,6 +141,14 @@ def _collect_submit_file(lab: Lab, content: dict[str, Any]) -> Submission:
 
 def collect(lab: Lab, notebook: dict[str, Any], cells: list[Any]) -> Submission:
     """Take what is to be graded out of a notebook's JSON."""
+    submission = find(lab, notebook, cells)
+    _prepare_all(lab, submission, "in the notebook")
+    submission.notes = list(dict.fromkeys(submission.notes))  # a million copies are one sentence
+    return submission
+
+
+def find(lab: Lab, notebook: dict[str, Any], cells: list[Any]) -> Submission:
+    """Find the task cells and answers of a notebook's JSON, as they stand there."""
     submission = Submission()
     of_lab = _dig(notebook, "metadata", "labkit", "lab")
     if of_lab in (None, lab.slug):
@@ -154,8 +166,7 @@ def collect(lab: Lab, notebook: dict[str, Any], cells: list[Any]) -> Submission:
         if cell.get("cell_type") != "code":
             _collect_written(lab, submission, label, source)
             continue
-        line = TASK_LINE.search(source)
-        name = line.group(1) if line else None
+        name = task_of(source, lab)
         if name in names:
             if name in submission.cells:
                 submission.notes.append(f"several cells say `# task: {name}`: the last one counts")
@@ -175,8 +186,6 @@ def collect(lab: Lab, notebook: dict[str, Any], cells: list[Any]) -> Submission:
             submission.cells[meant] = source
             words += f": taken for {meant}"
         submission.notes.append(words)
-    _prepare_all(lab, submission, "in the notebook")
-    submission.notes = list(dict.fromkeys(submission.notes))  # a million copies are one sentence
     return submission
 
 
@@ -257,8 +266,7 @@ def why_not_python(source: str, name: str) -> str | None:
 
 
 def _collect_written(lab: Lab, submission: Submission, label: str, source: str) -> None:
-    line = WRITTEN_LINE.search(source)
-    name = line.group(1) if line else label
+    name = written_of(source) or label
     if any(question.name == name for question in lab.written):
         _keep_answer(submission, name, source)
 
@@ -268,25 +276,12 @@ def _keep_answer(submission: Submission, name: str, source: str) -> None:
     answer = WRITTEN_LINE.sub("", source)
     for stub in UNANSWERED:
         answer = answer.replace(stub, "")
-    answer = _encodable(answer.strip())
+    answer = encodable(answer.strip())
     if len(answer) > MAX_SOURCE:
         submission.notes.append(f"{name}: the answer is cut after {MAX_SOURCE:,} characters")
         answer = answer[:MAX_SOURCE]
     if len(answer) > len(submission.written.get(name, "")):
         submission.written[name] = answer
-
-
-def cell_source(cell: Any) -> str | None:
-    """A cell's text; notebooks store it as one string or as a list of lines."""
-    source = cell.get("source") if type(cell) is dict else None
-    if type(source) is list and all(type(line) is str for line in source):
-        source = "".join(source)
-    return _encodable(source) if type(source) is str else None
-
-
-def _encodable(text: str) -> str:
-    """Replace halves of surrogate pairs, which JSON can spell and no file can hold."""
-    return text.encode("utf8", "replace").decode("utf8")
 
 
 def _dig(value: Any, *keys: str) -> str | None:

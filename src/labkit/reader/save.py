@@ -15,10 +15,12 @@ from typing import Any
 
 from labkit.reader.lab import Lab, load_lab
 from labkit.reader.notebook import collect
+from labkit.reader.session import cells_run
 from labkit.reader.work import (
     SaveError,
     keep_what_was_saved,
     load_notebook,
+    progress_of,
     put_back,
     read_work,
     summary,
@@ -84,11 +86,11 @@ def keep_progress(namespace: dict[str, Any], task: str, passed: int, total: int)
 
     Outside a notebook nothing is kept.
     """
-    ran = namespace.get("In")
-    if type(ran) is not list:
+    ran = cells_run(namespace)
+    if ran is None:
         return None
     lab, variant = _declared(namespace)
-    work = work_of(lab, {"cells": []}, [source for source in ran if type(source) is str])
+    work = work_of(lab, {"cells": []}, ran)
     work.variant, work.progress = variant, {task: [passed, total]}
     path = _folder() / f"{lab.slug}.save.json"
     try:
@@ -106,7 +108,7 @@ def _write(
 ) -> Path:
     lab, variant = _declared(namespace)
     content, _ = _open(namespace, lab, notebook, kind)
-    ran = [] if _colab() else [s for s in namespace.get("In", []) if type(s) is str]
+    ran = [] if _colab() else cells_run(namespace)
     work = work_of(lab, content, ran)
     work.variant = variant
     said = [] if _colab() else unsaved_cells(work_of(lab, content), work)
@@ -116,7 +118,7 @@ def _write(
         if kind == "save":
             said += keep_what_was_saved(work, previous)
         else:
-            work.progress = previous.progress
+            work.progress = progress_of(work, previous)
     target = Path(path) if path is not None else _folder() / f"{lab.slug}.{kind}.json"
     work.write(target)
     print("\n".join([*said, *summary(work, target, kind)]))

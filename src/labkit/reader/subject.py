@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from labkit.reader.values import describe, difference
+from labkit.reader.values import describe, difference, in_full
 from labkit.sandbox.child import Executor, from_wire, to_wire
 from labkit.sandbox.process import Child, ChildLost
 
@@ -75,9 +75,23 @@ class _Caller:
 class Subject:
     """The functions and classes that the reader has written."""
 
-    def __init__(self, transport: Transport) -> None:
-        """Speak to the code through `transport`."""
+    def __init__(self, transport: Transport, *, in_full: bool = False) -> None:
+        """Speak to the code through `transport`.
+
+        With `in_full` a complaint shows every call and argument whole, so that a reader can make
+        the call; without it both are cut to a line or two.
+        """
         self._caller = _Caller(transport)
+        self._in_full = in_full
+
+    def said(self, name: str, *args: Any) -> str:
+        """A call in words."""
+        shown = [in_full(a) if self._in_full else describe(a, MAX_ARGUMENT) for a in args]
+        return f"{name}({', '.join(shown)})"
+
+    def history(self, made: str, calls: Sequence[str]) -> str:
+        """An object's making and its calls, or the latest of them, in words."""
+        return history(made, calls, len(calls) if self._in_full else LATEST)
 
     def fail(self, words: str) -> None:
         """Complain in the test's own words.
@@ -99,7 +113,7 @@ class Subject:
         self, returning: Sequence[int], name: str, *args: Any, said: Said | None = None
     ) -> tuple[Any, list[Any]]:
         """Call a function; return its value and the arguments at `returning` as it left them."""
-        said = said or (lambda: _call(name, args))
+        said = said or (lambda: self.said(name, *args))
         request = {"op": "call", "name": name, "args": to_wire(args), "returning": list(returning)}
         reply = self._caller.send(said, request)
         if len(reply["args"]) != len(returning):
@@ -122,7 +136,7 @@ class Subject:
                 is given), both values and `because`.
         """
         got = self.call(name, *args, said=said)
-        self.compare(said or (lambda: _call(name, args)), got, want, tolerance, because)
+        self.compare(said or (lambda: self.said(name, *args)), got, want, tolerance, because)
 
     def compare(
         self, call: str | Said, got: Any, want: Any, tolerance: float = 0.0, because: str = ""
@@ -133,16 +147,15 @@ class Subject:
             call = call if isinstance(call, str) else call()
             reason = f"  ({because})" if because else ""
             detail = "" if "at " not in found[:4] and "shape" not in found else f"\n{found}"
-            self.fail(
-                f"called {call}\nexpected {describe(want)}{reason}\ngot {describe(got)}{detail}"
-            )
+            expected = in_full(want) if self._in_full else describe(want)
+            self.fail(f"called {call}\nexpected {expected}{reason}\ngot {describe(got)}{detail}")
 
     def new(self, name: str, *args: Any) -> Instance:
         """Make an object of one of the reader's classes."""
         request = {"op": "new", "name": name, "args": to_wire(args)}
-        reply = self._caller.send(lambda: _call(name, args), request)
+        reply = self._caller.send(lambda: self.said(name, *args), request)
         if type(reply["value"]) is not int:
-            self.fail(f"called {_call(name, args)}\ngot {describe(reply['value'])}")
+            self.fail(f"called {self.said(name, *args)}\ngot {describe(reply['value'])}")
         return Instance(self, self._caller, (name, args), reply["value"])
 
 
@@ -158,13 +171,18 @@ class Instance:
     def _said(self, last: str) -> str:
         """Say how the object was made, its latest calls and `last`."""
         (made, arguments), *calls = self._history
-        told = [f".{_call(name, args)}" for name, args in calls]
-        return history(_call(made, arguments), [*told, last] if last else told)
+        told = [f".{self._subject.said(name, *args)}" for name, args in calls]
+        made = self._subject.said(made, *arguments)
+        return self._subject.history(made, [*told, last] if last else told)
 
     def call(self, name: str, *args: Any) -> Any:
         """Call a method and return its value."""
         request = {"op": "method", "handle": self._handle, "name": name, "args": to_wire(args)}
-        reply = self._caller.send(lambda: self._said(f".{_call(name, args)}"), request)
+
+        def said() -> str:  # made only when there is something to complain about
+            return self._said(f".{self._subject.said(name, *args)}")
+
+        reply = self._caller.send(said, request)
         self._history.append((name, args))
         return reply["value"]
 
@@ -175,6 +193,18 @@ class Instance:
         got = self.call(name, *args)  # the history now ends with this call
         self._subject.compare(lambda: self._said(""), got, want, tolerance, because)
 
+    def expect_error(self, error: str, name: str, *args: Any, because: str = "") -> None:
+        """Call a method and expect the exception of this name; the call joins the object's."""
+        try:
+            got = describe(self.call(name, *args))  # the history now ends with this call
+        except Wrong as wrong:
+            got = str(wrong).partition("\ngot ")[2]
+            self._history.append((name, args))
+            if got.startswith(error):
+                return
+        reason = f"  ({because})" if because else ""
+        self._subject.fail(f"called {self._said('')}\nexpected {error}{reason}\ngot {got}")
+
     def expect_attribute(self, name: str, want: Any, because: str = "") -> None:
         """Read an attribute and compare it with `want`."""
         request = {"op": "get", "handle": self._handle, "name": name}
@@ -182,12 +212,8 @@ class Instance:
         self._subject.compare(lambda: self._said(f".{name}"), reply["value"], want, 0.0, because)
 
 
-def history(made: str, calls: Sequence[str]) -> str:
+def history(made: str, calls: Sequence[str], latest: int = LATEST) -> str:
     """Say how an object was made and its latest calls; those before them are counted."""
-    hidden = max(0, len(calls) - LATEST)
+    hidden = max(0, len(calls) - latest)
     cut = [f"… {hidden} call{'s' * (hidden > 1)} before …"] if hidden else []
     return "; ".join([made, *cut, *calls[hidden:]])
-
-
-def _call(name: str, args: Sequence[Any]) -> str:
-    return f"{name}({', '.join(describe(arg, MAX_ARGUMENT) for arg in args)})"

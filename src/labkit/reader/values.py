@@ -7,6 +7,7 @@ about being equal; the types are compared all the same.
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,20 @@ def describe(value: Any, limit: int = MAX_SHOWN) -> str:
     else:
         text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def in_full(value: Any) -> str:
+    """Return a value whole, as Python writes it; an array as a list of its numbers."""
+    if isinstance(value, np.ndarray):
+        text = np.array2string(
+            value, separator=", ", threshold=sys.maxsize, floatmode="unique", max_line_width=1 << 30
+        )
+        return " ".join(text.split())
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(in_full, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {in_full(v)}" for k, v in value.items()) + "}"
+    return repr(value)
 
 
 def difference(got: Any, want: Any, tolerance: float = 0.0) -> str | None:

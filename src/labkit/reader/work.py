@@ -1,8 +1,8 @@
 """A reader's work in one lab, and the small file that holds it.
 
-The file is JSON: the task cells, the written answers and which public checks passed. It
-survives what a notebook does not: a Colab runtime that is gone, a closed browser, 200 MB of
-output. `labkit.save` and `labkit.submit` write it, graders read it (`labkit.reader.notebook`).
+The file is JSON: the task cells, the written answers, the frontier cells and which public checks
+passed. It survives what a notebook does not: a Colab runtime that is gone, a closed browser, 200 MB
+of output. `labkit.save` and `labkit.submit` write it, graders read it (`labkit.reader.notebook`).
 Only the standard library is used.
 """
 
@@ -14,15 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labkit.reader.alone import defined_again, faults
+from labkit.reader.cells import cell_source, frontier_cells, frontier_of, task_of, written_of
 from labkit.reader.lab import Lab, LabError, load_lab
-from labkit.reader.notebook import (
-    SUBMIT_FORMAT,
-    TASK_LINE,
-    WRITTEN_LINE,
-    cell_source,
-    collect,
-    parse,
-)
+from labkit.reader.notebook import SUBMIT_FORMAT, Submission, find, parse
 
 
 class SaveError(LabError):
@@ -31,13 +26,21 @@ class SaveError(LabError):
 
 @dataclass
 class Work:
-    """What a reader has done in one lab."""
+    """What a reader has done in one lab.
+
+    `cells`, `written` and `frontier` are handed in; `others`, the notebook's other cells, and
+    `ran`, what was run in the order of the runs, say only what is wrong with them.
+    """
 
     lab: Lab
     variant: str
     cells: dict[str, str] = field(default_factory=dict)
     written: dict[str, str] = field(default_factory=dict)
+    frontier: dict[str, str] = field(default_factory=dict)
     progress: dict[str, list[int]] = field(default_factory=dict)  # task: checks passed, checks
+    others: list[str] = field(default_factory=list)
+    ran: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # on how the cells were found
 
     def content(self) -> dict[str, Any]:
         """What the file holds."""
@@ -47,6 +50,7 @@ class Work:
             "variant": self.variant,
             "cells": self.cells,
             "written": self.written,
+            "frontier": self.frontier,
             "progress": self.progress,
         }
 
@@ -65,22 +69,39 @@ class Work:
         except OSError as error:
             raise SaveError(f"{path} cannot be written: {error.strerror}") from None
 
+    def as_graded(self) -> Submission:
+        """The task cells as the grader will read them, and why it cannot use the others."""
+        return parse(json.dumps(self.content()).encode(), self.lab)
+
+    def faults(self, name: str) -> list[str]:
+        """Sentences about what grading would not find as the notebook has it; see `alone`."""
+        task, submission = self.lab.task(name), self.as_graded()
+        if name in submission.problems:
+            return [submission.problems[name]]
+        found = faults(self.lab, task, submission.cells, self.others)
+        if task_of(self.cells[name], self.lab) == name:
+            found += defined_again(self.lab, task, self.ran)
+        return found
+
     def missing(self) -> list[str]:
         """Sentences about what a hand-in of this work lacks."""
-        found = []
-        # Read as the grader will read it.
-        submission = parse(json.dumps(self.content()).encode(), self.lab)
+        found = list(self.notes)
         for task in self.lab.tasks:
             name = task.name
             if name not in self.cells:
                 found.append(f"{name}: no cell says `# task: {name}` ({task.points:g} points)")
-            elif untouched(name, self.cells[name]):
+                continue
+            if untouched(name, self.cells[name]):
                 found.append(f"{name}: not written yet ({task.points:g} points)")
-            elif name in submission.problems:
-                found.append(f"{name}: {submission.problems[name]}")
-            elif name not in self.progress:
-                found.append(f'{name}: its public check has not run: labkit.check("{name}")')
-            elif self.progress[name][0] < self.progress[name][1]:
+                continue
+            wrong = self.faults(name)
+            found += [f"{name}: {words}" for words in wrong]
+            if name not in self.progress and not wrong:
+                found.append(
+                    f"{name}: its public check has not run since the cell changed: "
+                    f'labkit.check("{name}")'
+                )
+            elif name in self.progress and self.progress[name][0] < self.progress[name][1]:
                 passed, total = self.progress[name]
                 found.append(f"{name}: {passed} of {total} public checks passed when last run")
         found += [
@@ -98,17 +119,39 @@ def untouched(task: str, source: str) -> bool:
 
 
 def work_of(lab: Lab, notebook: dict[str, Any], ran: list[str] | None = None) -> Work:
-    """Take the work out of a notebook; of a task cell in `ran`, the version run last counts."""
-    submission = collect(lab, notebook, notebook["cells"])
-    work = Work(lab, submission.variant or lab.default_variant, written=submission.written)
-    for cell in [*notebook["cells"], *({"source": source} for source in ran or [])]:
-        source = cell_source(cell) or ""
-        line = TASK_LINE.search(source)
-        if line and line.group(1) in {task.name for task in lab.tasks}:
-            work.cells[line.group(1)] = source
-    for name, source in submission.cells.items():  # found by metadata alone
-        work.cells.setdefault(name, source)
-    return work
+    """Take the work out of a notebook; of a task cell in `ran`, the version run last counts.
+
+    A cell that has lost its task line is known by its metadata or id, in `ran` by being the same.
+    """
+    ran = ran or []
+    submission = find(lab, notebook, notebook["cells"])
+    known = {source: name for name, source in submission.cells.items()}
+    cells = dict(submission.cells)
+    others: dict[str, None] = {}  # in order, each once
+    code = [
+        source for cell in notebook["cells"] if _is_code(cell) and (source := cell_source(cell))
+    ]
+    for source in [*code, *ran]:
+        name = task_of(source, lab)
+        name = name if any(task.name == name for task in lab.tasks) else known.get(source)
+        if name is None and source.strip() != lab.given.strip():
+            others[source] = None
+        elif name is not None and source in ran:
+            cells[name] = source
+    return Work(
+        lab,
+        submission.variant or lab.default_variant,
+        cells,
+        submission.written,
+        frontier_cells([*notebook["cells"], *({"source": source} for source in ran)]),
+        others=[*others],
+        ran=ran,
+        notes=list(dict.fromkeys(note for note in submission.notes if "`# task:" in note)),
+    )
+
+
+def _is_code(cell: Any) -> bool:
+    return type(cell) is dict and cell.get("cell_type", "code") == "code"
 
 
 def read_work(path: Path) -> Work:
@@ -137,7 +180,7 @@ def read_work(path: Path) -> Work:
     progress = {name: pair for name, pair in counts if type(pair) is list and len(pair) == 2}
     variant = content.get("variant")
     chosen = variant if variant in lab.variants else lab.default_variant
-    return Work(lab, chosen, texts("cells"), texts("written"), progress)
+    return Work(lab, chosen, texts("cells"), texts("written"), texts("frontier"), progress)
 
 
 def keep_what_was_saved(work: Work, saved: Work) -> list[str]:
@@ -155,38 +198,52 @@ def keep_what_was_saved(work: Work, saved: Work) -> list[str]:
         if name not in work.written:
             work.written[name] = answer
             said.append(f"{name}: no answer here, so the saved one stays")
+    work.frontier = saved.frontier | work.frontier
     work.progress = saved.progress | work.progress
     return said
+
+
+def progress_of(work: Work, saved: Work) -> dict[str, list[int]]:
+    """The saved outcomes of checks, of those tasks alone whose cell is as it was then."""
+    return {
+        name: counts
+        for name, counts in saved.progress.items()
+        if saved.cells.get(name, "").strip() == work.cells.get(name, "").strip()
+    }
 
 
 def put_back(notebook: dict[str, Any], work: Work) -> tuple[dict[str, Any], list[str]]:
     """Return a copy of a notebook with the work in it, and the names that were put back."""
     made = copy.deepcopy(notebook)
     names: list[str] = []
-    for role, texts in (("task", work.cells), ("written", work.written)):
+    roles = {"task": work.cells, "written": work.written, "frontier": work.frontier}
+    for role, texts in roles.items():
         for name, text in texts.items():
             if role == "task" and untouched(name, text):
                 continue
-            cell = _find_cell(made, role, name)
+            cell = _find_cell(work.lab, made, role, name)
             if cell is None:
-                kind = "code" if role == "task" else "markdown"
+                kind = "markdown" if role == "written" else "code"
                 cell = {"cell_type": kind, "metadata": {"labkit": {role: name}}}
                 if kind == "code":
                     cell |= {"execution_count": None, "outputs": []}
                 if made.get("nbformat_minor", 4) >= 5:
                     cell["id"] = f"{role}-{name}"
                 made["cells"].append(cell)
-            cell["source"] = text if role == "task" else f"<!-- written: {name} -->\n{text}"
+            cell["source"] = f"<!-- written: {name} -->\n{text}" if role == "written" else text
             names.append(name)
     return made, names
 
 
-def _find_cell(notebook: dict[str, Any], role: str, name: str) -> dict[str, Any] | None:
-    line = TASK_LINE if role == "task" else WRITTEN_LINE
+def _find_cell(lab: Lab, notebook: dict[str, Any], role: str, name: str) -> dict[str, Any] | None:
+    says = {
+        "task": lambda source: task_of(source, lab),
+        "written": written_of,
+        "frontier": frontier_of,
+    }[role]
     tagged = None
     for cell in notebook["cells"]:
-        found = line.search(cell_source(cell) or "")
-        if found and found.group(1) == name:
+        if says(cell_source(cell) or "") == name:
             matched: dict[str, Any] = cell
             return matched
         metadata = cell.get("metadata", {}).get("labkit", {}) if type(cell) is dict else {}
@@ -210,6 +267,7 @@ def summary(work: Work, target: Path, kind: str) -> list[str]:
     lines = [
         f"wrote {target} ({target.stat().st_size:,} bytes): {done} of {len(work.lab.tasks)} tasks, "
         f"{len(work.written)} of {len(work.lab.written)} written answers"
+        + (f", frontier: {', '.join(work.frontier)}" if work.frontier else "")
     ]
     if kind == "submit":
         missing = work.missing()

@@ -1,0 +1,2 @@
+class NoFreeBlocks(Exception):
+    """The pool has fewer free blocks than were asked for."""
