@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from scipy import stats
 
 from quire import SamplingParams
@@ -31,14 +32,44 @@ def penalised(
     return result
 
 
+def completes(word: Sequence[int], token: int, output: Sequence[int]) -> bool:
+    """Whether a token would end a word in the output."""
+    return list(word) == [*output, token][-len(word) :]
+
+
+def shaped(
+    logits: Sequence[float],
+    params: SamplingParams,
+    prompt: Sequence[int] = (),
+    output: Sequence[int] = (),
+    eos: Sequence[int] = (),
+) -> list[float]:
+    """Logits after all that comes before the temperature, one token after the other."""
+    values = []
+    for token, logit in enumerate(logits):
+        if params.allowed_token_ids is not None and token not in params.allowed_token_ids:
+            logit = -math.inf
+        if any(completes(word, token, output) for word in params.bad_words_ids):
+            logit = -math.inf
+        if len(output) < params.min_tokens and (token in eos or token in params.stop_token_ids):
+            logit = -math.inf
+        values.append(logit + params.logit_bias.get(token, 0.0))
+    for function in params.logits_processors:
+        values = function(list(output), torch.tensor(values)).tolist()
+    return penalised(values, params, prompt, output)
+
+
 def distribution(
     logits: Sequence[float],
     params: SamplingParams,
     prompt: Sequence[int] = (),
     output: Sequence[int] = (),
+    eos: Sequence[int] = (),
 ) -> list[float]:
-    """Return the probability of each token."""
-    values = penalised(logits, params, prompt, output)
+    """Return the probability of each token; 0 for all where every token is forbidden."""
+    values = shaped(logits, params, prompt, output, eos)
+    if max(values) == -math.inf:
+        return [0.0] * len(values)
     if params.temperature == 0:
         best = max(range(len(values)), key=lambda token: (values[token], -token))
         return [float(token == best) for token in range(len(values))]

@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
+import pytest
 import torch
+from sampling_rows import VOCAB, batch_of, gather, put
 
 from quire import SamplingParams
-from quire.config import EngineConfig
-from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
-from quire.runner.input_batch import InputBatch
 from quire.sampling import SamplingTensors
 
-CPU = torch.device("cpu")
-VOCAB = 8
+PLAIN = SamplingParams()
 
 
-def batch_of(*requests: tuple[Sequence[int], Sequence[int], dict[str, Any]]) -> InputBatch:
-    """Give each (prompt, what follows it, parameters) a row, in their order."""
-    config = EngineConfig(
-        max_model_len=32,
-        max_num_seqs=4,
-        max_num_batched_tokens=64,
-        device=CPU,
-        dtype=torch.float32,
-        block_size=16,
-    )
-    batch = InputBatch(config, 1, VOCAB, eos_token_ids=(0,))
-    new = tuple(
-        NewRequest(
-            str(row), row, [*prompt, *rest], len(prompt), SamplingParams(**options), seed=90 + row
-        )
-        for row, (prompt, rest, options) in enumerate(requests)
-    )
-    batch.update(SchedulerOutput(step=1, entries=(), new_requests=new))
-    return batch
+def bias_of(tensors: SamplingTensors) -> list[list[float]]:
+    assert tensors.bias is not None
+    return tensors.bias.tolist()
 
 
-def gather(batch: InputBatch, chosen: Sequence[tuple[int, int]]) -> SamplingTensors:
-    """The tensors of the tokens at these (row, position)s."""
-    rows, positions = (torch.tensor(column) for column in zip(*chosen, strict=True))
-    host = [(ScheduledEntry(str(row), row, at - 1, 1, True), at) for row, at in chosen]
-    return batch.sampling_tensors(rows, positions, host)
+def forbidden(row: list[float]) -> list[int]:
+    """Tokens that a row of bias forbids."""
+    return [token for token, bias in enumerate(row) if bias == -torch.inf]
 
 
 def test_a_request_may_choose_several_tokens() -> None:
     """Each row has its request's seed and parameters, its own position and what lies before it."""
-    draft = ([1, 2], [3, 3, 5], {"temperature": 0.5, "presence_penalty": 1.0})
-    batch = batch_of(draft, ([4], [], {"top_k": 3}))
+    draft = ([1, 2], [3, 3, 5], SamplingParams(temperature=0.5, presence_penalty=1.0))
+    batch = batch_of(draft, ([4], [], SamplingParams(top_k=3)))
     tensors = gather(batch, [(0, 2), (0, 3), (1, 1), (0, 4), (0, 5)])
     assert tensors.seeds.tolist() == [90, 90, 91, 90, 90]
     assert tensors.positions.tolist() == [2, 3, 1, 4, 5]
@@ -59,3 +36,70 @@ def test_a_request_may_choose_several_tokens() -> None:
     assert [counts[3] for counts in tensors.penalties.output_counts.tolist()] == [0, 1, 0, 2, 2]
     assert [counts[5] for counts in tensors.penalties.output_counts.tolist()] == [0, 0, 0, 0, 1]
     assert tensors.penalties.prompt_counts.sum(1).tolist() == [2, 2, 1, 2, 2]
+
+
+def test_drafts_count_for_min_tokens_and_bad_words() -> None:
+    params = SamplingParams(min_tokens=2, stop_token_ids=[6], bad_words_ids=[[3, 3, 5], [2, 4]])
+    tensors = gather(batch_of(([1, 2], [3, 3, 5], params)), [(0, 2), (0, 3), (0, 4), (0, 5)])
+    # The prompt's 2 is no beginning of a word: none but the ends are forbidden at first.
+    assert [forbidden(row) for row in bias_of(tensors)] == [[6, 7], [6, 7], [5], []]
+
+
+def test_rows_that_ask_for_nothing_cost_nothing() -> None:
+    """Without a use of them the tensors are none, whatever other requests have."""
+    busy = SamplingParams(
+        min_tokens=1,
+        logit_bias={2: 1.0},
+        bad_words_ids=[[1, 2]],
+        logits_processors=[lambda output, logits: logits],
+        presence_penalty=1.0,
+        logprobs=3,
+    )
+    batch = batch_of(
+        ([1], [2, 3], PLAIN), ([1], [2, 3], busy), ([1], [], SamplingParams(min_tokens=1))
+    )
+    plain = gather(batch, [(0, 3)])
+    assert plain.bias is plain.penalties is plain.num_logprobs is None
+    assert not plain.functions
+    assert gather(batch, [(2, 2)]).bias is None  # it has its token
+    mixed = gather(batch, [(0, 3), (1, 3)])
+    assert bias_of(mixed)[0] == [0.0] * VOCAB
+    assert [row for row, _, _ in mixed.functions] == [1]
+
+
+@pytest.mark.parametrize(
+    ("options", "uncaptured"),
+    [
+        ({"temperature": 0.7, "top_k": 4, "top_p": 0.9, "min_p": 0.1, "stop_token_ids": [3]}, []),
+        ({"min_tokens": 2}, [3, 4]),
+        ({"logit_bias": {1: 1.0}}, [3, 4, 5, 6]),
+        ({"allowed_token_ids": [1]}, [3, 4, 5, 6]),
+        ({"bad_words_ids": [[1]]}, [3, 4, 5, 6]),
+        ({"logits_processors": [lambda output, logits: logits]}, [3, 4, 5, 6]),
+        ({"repetition_penalty": 1.1}, [3, 4, 5, 6]),
+        ({"frequency_penalty": 1.1}, [3, 4, 5, 6]),
+        ({"logprobs": 0}, [3, 4, 5, 6]),
+    ],
+)  # fmt: skip
+def test_which_tokens_a_captured_step_cannot_choose(
+    options: dict[str, object], uncaptured: list[int]
+) -> None:
+    """`min_tokens` is at an end once the output is that long; the others hold throughout."""
+    params = SamplingParams(**options)  # type: ignore[arg-type]
+    state = batch_of(([1, 2, 3], [], params)).state(0)
+    assert [at for at in range(3, 7) if state.needs_uncaptured_sampling(at)] == uncaptured
+
+
+def test_a_row_forgets_the_request_before() -> None:
+    """Words of any number and length, in tables that grow, and rows that are used again."""
+    words = [[[1]], [[2, 1]], [[3, 3, 1], [4], [5]], [], [[6, 1]], [[1], [2]]]
+    batch = batch_of(*[([0], [3, 3], SamplingParams(bad_words_ids=own)) for own in words])
+    chosen = [(row, 3) for row in range(len(words))]
+    expected = [[1], [], [1, 4, 5], [], [], [1, 2]]
+    assert [forbidden(row) for row in bias_of(gather(batch, chosen))] == expected
+    put(batch, 2, ([0], [3, 3], SamplingParams(bad_words_ids=[[3, 6]], logit_bias={0: 2.0})))
+    put(batch, 5, ([0], [3, 3], PLAIN))
+    put(batch, 0, ([0], [3, 3], SamplingParams(allowed_token_ids=[1, 2])))
+    bias = bias_of(gather(batch, chosen))
+    assert [forbidden(row) for row in bias] == [[0, 3, 4, 5, 6, 7], [], [6], [], [], []]
+    assert bias[2][0] == 2.0
