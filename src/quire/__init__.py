@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from quire.config import Components
 from quire.errors import CheckpointError, InvalidRequestError, QuireError, UnsupportedModelError
 from quire.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from quire.progress import RequestHandle
 from quire.sampling.params import SamplingParams
 from quire.trace import Trace
 
@@ -22,6 +23,7 @@ __all__ = [
     "Components",
     "InvalidRequestError",
     "QuireError",
+    "RequestHandle",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",

@@ -7,10 +7,11 @@ in what arrived meanwhile, so requests join and leave a running batch.
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from quire.errors import QuireError
@@ -20,17 +21,40 @@ from quire.prompts import Prompt
 from quire.sampling.params import SamplingParams
 
 
-@dataclass
 class _Listener:
-    """Who waits for a request's tokens, and in which event loop."""
+    """Who waits for a request's output, in an event loop of its own.
 
-    loop: asyncio.AbstractEventLoop
-    queue: asyncio.Queue[RequestOutput | Exception] = field(default_factory=asyncio.Queue)
+    Outputs hold everything said so far, so a slow reader needs the newest only.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._told = asyncio.Event()
+        self._output: RequestOutput | None = None
+        self._error: Exception | None = None
 
     def tell(self, news: RequestOutput | Exception) -> None:
         """Hand over from the engine's thread; a loop that has closed listens no more."""
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.queue.put_nowait, news)
+        with contextlib.suppress(RuntimeError):  # closed, perhaps just now
+            self._loop.call_soon_threadsafe(self._note, news)
+
+    def _note(self, news: RequestOutput | Exception) -> None:
+        if isinstance(news, Exception):
+            self._error = news
+        else:
+            self._output = news
+        self._told.set()
+
+    async def news(self) -> RequestOutput:
+        """Wait for the next output; an error is raised once what came before it was read."""
+        await self._told.wait()
+        output, self._output = self._output, None
+        if output is None:
+            assert self._error is not None
+            raise self._error
+        if self._error is None:
+            self._told.clear()
+        return output
 
 
 class AsyncEngine:
@@ -54,6 +78,8 @@ class AsyncEngine:
         self._num_requests = 0
         self._thread = threading.Thread(target=self._run, name="quire-engine", daemon=True)
         self._thread.start()
+        # A thread that is amid a step when the interpreter goes down takes it down by a signal.
+        atexit.register(self.close)
 
     async def generate(
         self,
@@ -65,8 +91,9 @@ class AsyncEngine:
     ) -> AsyncIterator[RequestOutput]:
         """Complete a prompt, yielding its `RequestOutput` each time it has grown.
 
-        It is one object, which goes on growing; a slow reader sees several tokens at once.
-        Leaving the loop, or cancelling the task, withdraws the request.
+        Each is what was true when it was made; a slow reader sees several tokens at once.
+        Leaving the loop, or cancelling the task, withdraws the request. The prompt is read in
+        a thread of its own, so that a long one holds up nobody.
 
         Args:
             prompt: text or token ids.
@@ -81,18 +108,15 @@ class AsyncEngine:
             self._num_requests += 1
             request_id = f"async-{self._num_requests}"
         params = SamplingParams() if sampling_params is None else sampling_params
-        listener = _Listener(asyncio.get_running_loop())
-        self._send(lambda: self._add(request_id, prompt, params, options, listener))
+        read = await asyncio.to_thread(self.llm.engine.prompts.read, prompt, params)
+        listener = _Listener()
+        self._send(lambda: self._add(request_id, read, params, options, listener))
         try:
-            while True:
-                news = await listener.queue.get()
-                while not listener.queue.empty():  # a slow reader catches up in one step
-                    news = listener.queue.get_nowait()
-                if isinstance(news, Exception):
-                    raise news
-                yield news
-                if news.finished:
-                    return
+            finished = False
+            while not finished:
+                output = await listener.news()
+                finished = output.finished
+                yield output
         finally:
             self._send(lambda: self._withdraw(request_id, listener), or_ignore=True)
 
@@ -105,6 +129,9 @@ class AsyncEngine:
 
     def close(self) -> None:
         """Withdraw every request and stop the thread."""
+        atexit.unregister(self.close)
+        if not self._thread.is_alive():  # closed before, or in a forked child
+            return
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -120,7 +147,7 @@ class AsyncEngine:
 
     def _send(self, message: Callable[[], None], *, or_ignore: bool = False) -> None:
         with self._wake:
-            if self._closing or self._failure is not None:
+            if self._closing or self._failure is not None or not self._thread.is_alive():
                 if or_ignore:
                     return
                 raise QuireError("the engine has stopped: make a new one") from self._failure

@@ -16,6 +16,7 @@ from quire.kernels.runtime import runs_triton
 from quire.models.config import ModelConfig
 from quire.models.loader import resolve_checkpoint
 from quire.outputs import RequestOutput
+from quire.progress import RequestHandle
 from quire.prompts import Prompt
 from quire.sampling.params import SamplingParams, is_int
 from quire.tokenizer import Tokenizer
@@ -152,60 +153,57 @@ class LLM:
                 f"{len(listed)} prompts but {len(each)} sampling_params: give one for all or "
                 "one for each"
             )
-        outputs = self._submit(listed, each)
+        handles = self._submit(listed, each)
         disable = None if use_tqdm is None else not use_tqdm  # tqdm's None asks the terminal
         try:
-            with tqdm(total=len(outputs), unit="prompt", disable=disable) as progress:
+            with tqdm(total=len(handles), unit="prompt", disable=disable) as progress:
                 num_finished = 0
-                while num_finished < len(outputs):
-                    self.engine.step()
-                    before, num_finished = num_finished, sum(o.finished for o in outputs)
+                while num_finished < len(handles):
+                    self.engine.advance()
+                    before, num_finished = num_finished, sum(h.finished for h in handles)
                     progress.update(num_finished - before)
         finally:  # an interrupt must not leave requests behind
-            for output in outputs:
-                self.engine.abort_request(output.request_id)
-        return outputs
+            for handle in handles:
+                self.engine.abort_request(handle.request_id)
+        return [handle.snapshot() for handle in handles]
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
     ) -> Iterator[RequestOutput]:
-        """Complete one prompt, yielding its `RequestOutput` after each token.
+        """Complete one prompt, yielding its `RequestOutput` each time it has grown.
 
-        It is the same object every time, grown: `output.outputs[0].text` is the text so
-        far, without bytes that do not yet make a character. Leaving the loop early
+        Each is what was true when it was made: `output.outputs[0].text` is the text until
+        then, without bytes that do not yet make a character. Leaving the loop early
         withdraws the request.
         """
         params = SamplingParams() if sampling_params is None else sampling_params
-        (output,) = self._submit([prompt], [params])
+        (handle,) = self._submit([prompt], [params])
         shown = 0
         try:
-            while True:
-                known = sum(len(completion.token_ids) for completion in output.outputs)
-                if known > shown:
-                    shown = known
-                    yield output
-                elif output.finished:  # perhaps by the steps of another stream
-                    return
-                else:
-                    self.engine.step()
+            while not (handle.finished and handle.num_output_tokens == shown):
+                if handle.num_output_tokens == shown:
+                    self.engine.advance()
+                else:  # perhaps by the steps of another stream
+                    shown = handle.num_output_tokens
+                    yield handle.snapshot()
         finally:
-            self.engine.abort_request(output.request_id)
+            self.engine.abort_request(handle.request_id)
 
     def _submit(
         self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
-    ) -> list[RequestOutput]:
-        outputs: list[RequestOutput] = []
+    ) -> list[RequestHandle]:
+        handles: list[RequestHandle] = []
         try:
             for prompt, own in zip(prompts, params, strict=True):
                 if not isinstance(own, SamplingParams):
                     raise InvalidRequestError(f"sampling_params {own!r}: must be SamplingParams")
-                outputs.append(self.engine.add_request(str(self._num_requests), prompt, own))
+                handles.append(self.engine.add_request(str(self._num_requests), prompt, own))
                 self._num_requests += 1
         except BaseException:  # none runs unless all were accepted
-            for output in outputs:
-                self.engine.abort_request(output.request_id)
+            for handle in handles:
+                self.engine.abort_request(handle.request_id)
             raise
-        return outputs
+        return handles
 
 
 def _max_model_len(asked: int | None, model_config: ModelConfig) -> int:

@@ -38,7 +38,7 @@ class ScheduledEntry:
     num_tokens: int
     samples: bool  # its last known token is computed, so the step chooses the next
     new_block_ids: tuple[tuple[int, ...], ...] = ()  # per KV group, appended to its table
-    num_draft_tokens: int = 0
+    num_draft_tokens: int = 0  # of its positions, the last ones: drafts, to be verified
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,15 @@ class PromptLogprobs:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step computed, by request id."""
+    """What a step computed, by request id.
+
+    A request whose entry held d drafts gets 1 … 1 + d tokens: the drafts that were right, in
+    order, and the token that the model chose behind them.
+    """
 
     step: int
-    token_ids: dict[str, list[int]]  # 0…k+1 accepted tokens
-    logprobs: dict[str, list[dict[int, Logprob]]] = field(default_factory=dict)
+    token_ids: dict[str, list[int]]
+    logprobs: dict[str, list[dict[int, Logprob]]] = field(default_factory=dict)  # one a token
     prompt_logprobs: dict[str, PromptLogprobs] = field(default_factory=dict)
+    # How many drafts lie in the request's row behind these tokens, for its next step.
+    num_draft_tokens: dict[str, int] = field(default_factory=dict)

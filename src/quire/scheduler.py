@@ -13,7 +13,7 @@ from typing import Protocol
 
 from quire.config import EngineConfig
 from quire.errors import InvalidRequestError
-from quire.kv.kv_cache_manager import KVCacheManager
+from quire.kv.kv_cache_manager import KVCacheManager, Reservation
 from quire.messages import SchedulerOutput, StepResult
 from quire.policy import WaitingQueue, make_policy
 from quire.request import FinishReason, Request
@@ -100,7 +100,7 @@ class TokenBudgetScheduler:
         if request.request_id in self._tracked:
             raise InvalidRequestError(f"request_id={request.request_id!r} has not ended yet")
         num_prompt_tokens = len(request.prompt_token_ids)
-        max_tokens = request.sampling_params.max_tokens
+        max_tokens = request.sampling_params.output_limit
         last_position = min(num_prompt_tokens + max_tokens, self._config.max_model_len) - 1
         num_blocks = -(-last_position // self._kv.block_size)
         if num_blocks > self._kv.num_blocks:
@@ -145,7 +145,7 @@ class TokenBudgetScheduler:
             num_tokens = self._catch_up(tracked, step.budget)
             if num_tokens <= 0:
                 continue
-            reservation = self._kv.reserve(request, num_tokens)
+            num_tokens, reservation = self._reserve(request, num_tokens)
             while reservation is None and self._preempt(step) is not tracked:
                 reservation = self._kv.reserve(request, num_tokens)
             if reservation is not None:
@@ -158,6 +158,17 @@ class TokenBudgetScheduler:
         return min(request.num_unscheduled_tokens, until_limit, budget)
 
     # docs: schedule end
+
+    def _reserve(self, request: Request, num_tokens: int) -> tuple[int, Reservation | None]:
+        """Make room for a request's next positions, without its drafts if that is all there is.
+
+        Drafts are a guess: nobody is preempted for their sake.
+        """
+        reservation = self._kv.reserve(request, num_tokens)
+        num_known = request.num_known_unscheduled
+        if reservation is None and num_tokens > num_known:
+            num_tokens, reservation = num_known, self._kv.reserve(request, num_known)
+        return num_tokens, reservation
 
     # docs: preempt begin
     def _preempt(self, step: StepBuilder) -> _Tracked:
@@ -244,13 +255,12 @@ class TokenBudgetScheduler:
                 continue  # ended or preempted since: the result is dropped
             request = tracked.request
             if entry.samples:
-                request.num_placeholders -= 1
-                for token_id in result.token_ids[entry.request_id]:
-                    request.append_output(token_id, self._config.max_model_len)
-                    if request.finish_reason is not None:
-                        break
+                tokens = result.token_ids[entry.request_id]
+                request.accept(tokens, entry.num_draft_tokens, self._config.max_model_len)
+                if request.num_placeholders == 0:  # else a queued step has its next position
+                    request.num_draft_tokens = result.num_draft_tokens.get(entry.request_id, 0)
                 advanced.append(request)
-            self._kv.commit(request)
+            self._kv.commit(request)  # only now: a rejected draft must not name a block
             if request.finish_reason is not None:
                 self._end(tracked)
         return advanced
@@ -277,8 +287,7 @@ class TokenBudgetScheduler:
     def _wait_again(self, tracked: _Tracked) -> None:
         """Send a running request back; what it had computed is lost, what it said is not."""
         self._stop_running(tracked)
-        tracked.request.num_computed_tokens = 0
-        tracked.request.num_placeholders = 0
+        tracked.request.forget_computed()
         self._waiting.push(tracked, tracked.arrival)
 
     def _stop_running(self, tracked: _Tracked) -> None:

@@ -29,15 +29,21 @@ class StepBuilder:
     def schedule(
         self, request: Request, row: int, num_tokens: int, new_block_ids: BlockIds
     ) -> None:
-        """Compute a request's next positions; what is queued counts as computed from now on."""
+        """Compute a request's next positions; what is queued counts as computed from now on.
+
+        Positions behind the tokens that are known hold drafts. Drafts that find no room in the
+        step are dropped: the next ones are proposed for other positions.
+        """
         start = request.num_computed_tokens
-        samples = num_tokens == request.num_unscheduled_tokens
+        num_drafts = max(0, num_tokens - request.num_known_unscheduled)
+        samples = num_tokens >= request.num_known_unscheduled
         self.entries[request.request_id] = ScheduledEntry(
-            request.request_id, row, start, num_tokens, samples, new_block_ids
+            request.request_id, row, start, num_tokens, samples, new_block_ids, num_drafts
         )
         self.budget -= num_tokens
         request.num_computed_tokens += num_tokens
         request.num_placeholders += samples
+        request.num_draft_tokens, request.num_unverified = 0, num_drafts
 
     def admit(self, request: Request, row: int, copies: Copies) -> None:
         """Give a request a row, with the tokens known so far; its cached ones are computed."""

@@ -288,7 +288,7 @@ def assert_empty(llm: LLM) -> None:
     scheduler = engine._scheduler
     assert isinstance(scheduler, TokenBudgetScheduler)
     assert not engine.has_requests
-    assert not engine._sequences
+    assert not engine._owners
     assert not engine._in_flight
     assert not scheduler.has_requests
     assert sorted(scheduler._free_rows) == list(range(llm.config.max_num_seqs))

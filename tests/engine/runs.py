@@ -10,7 +10,7 @@ from typing import Any
 from checkpoints import assert_empty
 from transformers import PreTrainedModel
 
-from quire import LLM, RequestOutput, SamplingParams, Trace
+from quire import LLM, RequestHandle, RequestOutput, SamplingParams, Trace
 from quire.trace import Decision
 
 Folder = Callable[[str], Path]
@@ -31,7 +31,7 @@ class Run:
         llm = LLM(folder, dtype="float32", device=device, trace=trace, **options)
         return cls(llm, trace)
 
-    def add(self, prompt: Sequence[int], params: SamplingParams, **options: Any) -> RequestOutput:
+    def add(self, prompt: Sequence[int], params: SamplingParams, **options: Any) -> RequestHandle:
         """Submit a prompt; its id is the number of requests so far."""
         name = str(self.llm._num_requests)
         self.llm._num_requests += 1
@@ -47,9 +47,13 @@ class Run:
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, **options: Any
     ) -> list[RequestOutput]:
         """Submit prompts together, run them to their ends."""
-        outputs = [self.add(prompt, params, **options) for prompt in prompts]
+        handles = [self.add(prompt, params, **options) for prompt in prompts]
+        return self.finish_all(handles)
+
+    def finish_all(self, handles: Sequence[RequestHandle]) -> list[RequestOutput]:
+        """Step until nothing is left; return what the handles' prompts came to."""
         self.finish()
-        return outputs
+        return [handle.snapshot() for handle in handles]
 
     def decisions(self, kind: str) -> list[Decision]:
         """Return the recorded decisions of one kind."""

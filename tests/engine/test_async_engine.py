@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import subprocess
+import sys
+import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import checkpoints
 import pytest
 
-from quire import LLM, AsyncEngine, SamplingParams
+from quire import LLM, AsyncEngine, RequestOutput, SamplingParams
+from quire.async_engine import _Listener
 from quire.errors import InvalidRequestError, QuireError
+from quire.prompts import TokenizedPrompt
 
 T = TypeVar("T")
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -161,7 +168,7 @@ def test_a_failing_step_reaches_every_reader(engine: AsyncEngine) -> None:
     with pytest.raises(QuireError, match="stopped"):
         run_async(collect(engine, PROMPTS[0], GREEDY))
     del engine.llm.engine.step  # the fixture looks the engine over
-    for request_id in list(engine.llm.engine._parents):
+    for request_id in list(engine.llm.engine._handles):
         engine.llm.engine.abort_request(request_id)
 
 
@@ -173,3 +180,95 @@ def test_text(text_folder: Path) -> None:
 
     expected = LLM(text_folder, device="cpu").generate("def f", GREEDY)[0].outputs[0].text
     assert run_async(run()) == expected
+
+
+def test_slow_readers_see_the_end(engine: AsyncEngine) -> None:
+    """Whoever comes late finds the last text and the reason, and no output that changes."""
+
+    async def read(prompt: list[int]) -> list[RequestOutput]:
+        outputs, copies = [], []
+        async for output in engine.generate(prompt, replace(GREEDY, logprobs=0)):
+            outputs.append(output)
+            copies.append(copy.deepcopy(output))
+            await asyncio.sleep(0.05)  # several tokens, or all of them, come meanwhile
+        assert outputs == copies
+        return outputs
+
+    async def all_of_them() -> list[list[RequestOutput]]:
+        return await asyncio.gather(*(read(prompt) for prompt in PROMPTS))
+
+    for outputs in run_async(all_of_them()):
+        assert [output.finished for output in outputs[:-1]] == [False] * (len(outputs) - 1)
+        assert outputs[-1].finished
+        (completion,) = outputs[-1].outputs
+        assert (completion.finish_reason, len(completion.token_ids)) == ("length", 12)
+        assert len(completion.logprobs or []) == 12
+
+
+def test_what_came_before_an_error_is_read_first(engine: AsyncEngine) -> None:
+    async def told() -> tuple[RequestOutput, Exception]:
+        listener = _Listener()
+        output = engine.llm.generate(PROMPTS[0], GREEDY)[0]
+        listener.tell(output)
+        listener.tell(QuireError("the device is gone"))
+        await asyncio.sleep(0)  # both have arrived
+        first = await listener.news()
+        with pytest.raises(QuireError) as caught:
+            await listener.news()
+        return first, caught.value
+
+    output, error = run_async(told())
+    assert output.finished
+    assert str(error) == "the device is gone"
+
+
+def test_prompts_are_read_off_the_engines_thread(text_folder: Path) -> None:
+    """A long prompt is somebody's own time, not everybody's."""
+    engine = AsyncEngine(text_folder, device="cpu")
+    readers: set[str] = set()
+    read = engine.llm.engine.prompts.read
+
+    def recording(*args: Any) -> Any:
+        if not isinstance(args[0], TokenizedPrompt):
+            readers.add(threading.current_thread().name)
+        return read(*args)
+
+    engine.llm.engine.prompts.read = recording  # type: ignore[method-assign]
+    try:
+        run_async(collect(engine, "def push(", GREEDY))  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequestError):
+            run_async(collect(engine, "def push(" * 10_000, GREEDY))  # type: ignore[arg-type]
+    finally:
+        engine.close()
+    assert readers
+    assert "quire-engine" not in readers
+
+
+SCRIPT = """
+import asyncio, sys
+from quire import AsyncEngine, SamplingParams
+
+engine = AsyncEngine(sys.argv[1], device="cpu")
+
+async def begin():
+    stream = engine.generate([1, 2, 3], SamplingParams(max_tokens=3000, ignore_eos=True))
+    await anext(stream)
+    print("begun", flush=True)
+    while True:
+        await asyncio.sleep(60)
+
+async def leave():
+    task = asyncio.create_task(begin())
+    await asyncio.sleep(float(sys.argv[2]))
+
+asyncio.get_event_loop_policy().new_event_loop().run_until_complete(leave())
+"""
+
+
+def test_a_script_may_end_with_the_engine_at_work(checkpoint: Any) -> None:
+    """The interpreter waits for the step, not for the request; it does not die by a signal."""
+    folder = checkpoint("qwen3-sharded")
+    command = [sys.executable, "-c", SCRIPT, str(folder), "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "begun\n"

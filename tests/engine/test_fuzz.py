@@ -15,8 +15,8 @@ import pytest
 from checkpoints import VOCAB_SIZE
 from runs import Folder, Run
 
-from quire import RequestOutput, SamplingParams
-from quire.engine import _params_of_sample
+from quire import RequestHandle, RequestOutput, SamplingParams
+from quire.engine import seed_of_sample
 from quire.outputs import CompletionOutput
 from quire.policy import POLICIES
 
@@ -106,7 +106,7 @@ class Alone:
 
     def answer(self, output: RequestOutput, params: SamplingParams, index: int) -> RequestOutput:
         """Return what one sample of a request is when nothing else runs."""
-        single = replace(_params_of_sample(params, index), n=1)
+        single = replace(params, n=1, seed=seed_of_sample(params, index))
         return self.run.generate([output.prompt_token_ids], single)[0]
 
 
@@ -145,11 +145,12 @@ def test_random_requests(seed: int, checkpoint: Folder, alone: dict[str, Alone])
     rng = random.Random(seed)
     name = CHECKPOINTS[seed % len(CHECKPOINTS)]
     run = random_engine(rng, checkpoint, name)
-    submitted: list[tuple[RequestOutput, SamplingParams]] = []
+    submitted: list[tuple[RequestHandle, SamplingParams]] = []
     interruptions = Interruptions(run)
     while len(submitted) < NUM_REQUESTS or run.llm.engine.has_requests:
         if len(submitted) < NUM_REQUESTS and rng.random() < 0.5:
-            known = [o.prompt_token_ids + o.outputs[0].token_ids for o, _ in submitted]
+            now = [handle.snapshot() for handle, _ in submitted]
+            known = [o.prompt_token_ids + o.outputs[0].token_ids for o in now]
             prompt, params = random_prompt(rng, known), random_params(rng)
             options = {"priority": rng.randrange(3), "client_id": rng.choice("ab")}
             salt = rng.choice([None, None, None, "salt"])
@@ -163,7 +164,8 @@ def test_random_requests(seed: int, checkpoint: Folder, alone: dict[str, Alone])
     run.finish()
     assert run.preemptions()
     assert interruptions.count
-    for output, params in submitted:
+    for handle, params in submitted:
+        output = handle.snapshot()
         assert output.finished
         for completion in output.outputs:
             expected = alone[name].answer(output, params, completion.index)

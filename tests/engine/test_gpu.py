@@ -130,11 +130,11 @@ def test_preemption_hits_and_samples(
     run = Run.of(checkpoint(name), DEVICE, max_num_batched_tokens=24, **tight, **MODES[mode])
     prompts = random_prompts([20, 13, 33, 6], seed=91)
     params = replace(GREEDY, max_tokens=40)
-    outputs = [
+    handles = [
         run.add(prompt, replace(params, n=n, logprobs=logprobs))
         for prompt, n, logprobs in zip(prompts, (1, 3, 1, 1), (None, None, 0, None), strict=True)
     ]
-    run.finish()
+    outputs = run.finish_all(handles)
     assert run.preemptions()
     assert run.decisions("copy")
     for prompt in (prompts[2], prompts[2][:17], [*prompts[2], 5]):
@@ -196,7 +196,7 @@ def test_an_interrupted_step(
         return answer
 
     monkeypatch.setattr(owner, name, sometimes)
-    outputs = [run.add(p, replace(GREEDY, max_tokens=40)) for p in random_prompts([20, 7, 33])]
+    handles = [run.add(p, replace(GREEDY, max_tokens=40)) for p in random_prompts([20, 7, 33])]
     interrupts = 0
     while run.llm.engine.has_requests:
         try:
@@ -204,8 +204,7 @@ def test_an_interrupted_step(
         except KeyboardInterrupt:
             interrupts += 1
     assert interrupts >= 4
-    run.finish()
-    for output in outputs:
+    for output in run.finish_all(handles):
         assert len(output.outputs[0].token_ids) == 40
         assert_greedy(oracle("qwen3-sharded"), output)
 

@@ -190,8 +190,8 @@ def test_seeds_in_a_batch(penalised: bool, checkpoint: Folder, monkeypatch: Any)
         run = Run.of(
             checkpoint("qwen2"), device, max_num_seqs=4, num_blocks=100, components=components
         )
-        outputs = [run.add(p, own) for p, own in zip(prompts, params, strict=True)]
-        run.finish()
+        handles = [run.add(p, own) for p, own in zip(prompts, params, strict=True)]
+        outputs = run.finish_all(handles)
         together = [output.outputs[0].token_ids for output in outputs]
         alone = [
             run.generate([p], own)[0].outputs[0].token_ids

@@ -283,7 +283,7 @@ def test_a_failed_step_leaves_nothing_wrong_behind(
         return execute(output)
 
     monkeypatch.setattr(runner, "execute", fails_at_times)
-    outputs = [run.add(prompt, GREEDY) for prompt in [*prompts, *prompts]]
+    handles = [run.add(prompt, GREEDY) for prompt in [*prompts, *prompts]]
     failures = 0
     while run.llm.engine.has_requests:
         try:
@@ -291,6 +291,7 @@ def test_a_failed_step_leaves_nothing_wrong_behind(
         except KeyboardInterrupt:
             failures += 1
     assert failures > 2
+    outputs = run.finish_all(handles)
     assert [o.outputs[0].token_ids for o in outputs] == [*expected, *expected]
     assert_empty(run.llm)
 

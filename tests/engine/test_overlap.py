@@ -65,8 +65,8 @@ def test_no_step_is_wasted_on_a_length_known_beforehand(
     run = Run.of(checkpoint("mistral"), overlap=overlap, max_model_len=50, max_num_seqs=3)
     prompts = random_prompts([10, 45, 3], seed=81)
     each = [replace(GREEDY, max_tokens=n) for n in (1, 500, 12)]
-    outputs = [run.add(prompt, params) for prompt, params in zip(prompts, each, strict=True)]
-    run.finish()
+    handles = [run.add(prompt, params) for prompt, params in zip(prompts, each, strict=True)]
+    outputs = run.finish_all(handles)
     lengths = [len(o.outputs[0].token_ids) for o in outputs]
     assert lengths == [1, 5, 12]
     for output, length in zip(outputs, lengths, strict=True):
@@ -94,8 +94,8 @@ def test_one_token_after_a_stop_token_is_dropped(
     place = next(i for i in range(8, 30) if answer[i] not in answer[:i])
     stops = replace(GREEDY, stop_token_ids=[answer[place]], logprobs=1)
     run = Run.of(checkpoint(name), overlap=True)
-    outputs = [run.add(prompts[0], stops), run.add(prompts[1], replace(GREEDY, logprobs=1))]
-    run.finish()
+    handles = [run.add(prompts[0], stops), run.add(prompts[1], replace(GREEDY, logprobs=1))]
+    outputs = run.finish_all(handles)
     ended, beside = (output.outputs[0] for output in outputs)
     assert ended.token_ids == answer[: place + 1]
     assert (ended.finish_reason, ended.stop_reason) == ("stop", answer[place])
@@ -172,13 +172,14 @@ def test_a_neighbour_is_withdrawn_at_every_step(
     short = replace(GREEDY, max_tokens=8)
     kept = []
     for step in range(12):
-        outputs = [run.add(prompt, short) for prompt in prompts]
-        neighbour = outputs.pop(step % 2)
+        handles = [run.add(prompt, short) for prompt in prompts]
+        leaving = handles.pop(step % 2)
         for _ in range(step):
             run.llm.engine.step()
-        num_known = len(neighbour.outputs[0].token_ids)
-        run.llm.engine.abort_request(neighbour.request_id)
-        run.finish()
+        num_known = leaving.num_output_tokens
+        run.llm.engine.abort_request(leaving.request_id)
+        outputs = run.finish_all(handles)
+        neighbour = leaving.snapshot()
         assert neighbour.finished
         assert len(neighbour.outputs[0].token_ids) == num_known
         assert_greedy(oracle(name), neighbour)

@@ -70,8 +70,8 @@ def test_seeded_samples_are_those_of_separate_requests(
         overlap=overlap,
     )
     each = [replace(SAMPLED, n=5, logprobs=2), replace(SAMPLED, n=3, presence_penalty=0.5)]
-    outputs = [run.add(prompt, params) for prompt, params in zip(prompts, each, strict=True)]
-    run.finish()
+    handles = [run.add(prompt, params) for prompt, params in zip(prompts, each, strict=True)]
+    outputs = run.finish_all(handles)
     for output, params in zip(outputs, each, strict=True):
         assert len({tuple(c.token_ids) for c in output.outputs}) == params.n
         for completion in output.outputs:
@@ -103,12 +103,12 @@ def test_the_first_sample_may_end_before_the_others_begin(
     for _ in range(num_steps):
         run.llm.engine.step()
     run.llm.engine.abort_request(gone.request_id)
-    run.finish()
-    for output in (one, stays):
+    outputs = run.finish_all([one, stays])
+    for output in outputs:
         assert_greedy(oracle("mistral"), output)
         assert_logprobs(oracle("mistral"), output)
-    assert [len(c.token_ids) for c in one.outputs] == [1] * 4
-    assert [len(c.token_ids) for c in stays.outputs] == [14] * 3
+    assert [len(c.token_ids) for c in outputs[0].outputs] == [1] * 4
+    assert [len(c.token_ids) for c in outputs[1].outputs] == [14] * 3
 
 
 @pytest.mark.parametrize("overlap", [False, True])

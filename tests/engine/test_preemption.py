@@ -13,7 +13,7 @@ from checkpoints import SPECS, assert_greedy, assert_logprobs, random_prompts
 from runs import Folder, Oracle, Run
 
 from quire import SamplingParams
-from quire.engine import _params_of_sample
+from quire.engine import seed_of_sample
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
 # 11 blocks of 8 positions, where each of these requests needs up to 10.
@@ -27,8 +27,8 @@ def test_tokens_and_logprobs(name: str, overlap: bool, checkpoint: Folder, oracl
     """Decodes push each other out; prompt log-probabilities are asked for in two of them."""
     run = Run.of(checkpoint(name), overlap=overlap, max_num_batched_tokens=24, **TIGHT)
     each = [replace(GREEDY, logprobs=1, prompt_logprobs=(None, 2)[i % 2]) for i in range(4)]
-    outputs = [run.add(prompt, params) for prompt, params in zip(PROMPTS, each, strict=True)]
-    run.finish()
+    handles = [run.add(prompt, params) for prompt, params in zip(PROMPTS, each, strict=True)]
+    outputs = run.finish_all(handles)
     assert len(run.preemptions()) >= 3
     for output in outputs:
         assert len(output.outputs[0].token_ids) == 40
@@ -51,12 +51,12 @@ def test_in_the_middle_of_a_prompt(
         **TIGHT,
     )
     long = replace(GREEDY, prompt_logprobs=0, logprobs=0)
-    outputs = [run.add(PROMPTS[0], GREEDY)]
-    while not outputs[0].outputs[0].token_ids:
+    handles = [run.add(PROMPTS[0], GREEDY)]
+    while handles[0].num_output_tokens == 0:
         run.llm.engine.step()
     (prompt,) = random_prompts([62], seed=61)
-    outputs.append(run.add(prompt, replace(long, max_tokens=10)))
-    run.finish()
+    handles.append(run.add(prompt, replace(long, max_tokens=10)))
+    outputs = run.finish_all(handles)
     assert any(preemption.in_prefill for preemption in run.preemptions())
     for output in outputs:
         assert_greedy(oracle("qwen2-two-groups"), output)
@@ -94,11 +94,11 @@ def test_resumed_requests_find_their_own_blocks(checkpoint: Folder, oracle: Orac
 @pytest.mark.parametrize("overlap", [False, True])
 def test_the_policy_chooses_whom(overlap: bool, checkpoint: Folder, oracle: Oracle) -> None:
     run = Run.of(checkpoint("qwen3-sharded"), policy="priority", overlap=overlap, **TIGHT)
-    outputs = [
+    handles = [
         run.add(prompt, GREEDY, priority=priority)
         for prompt, priority in zip(PROMPTS, (3, 1, 2, 0), strict=True)
     ]
-    run.finish()
+    outputs = run.finish_all(handles)
     preempted = [p.request_id for p in run.preemptions()]
     assert preempted
     assert f"{outputs[3].request_id}-0" not in preempted  # the most urgent
@@ -117,8 +117,8 @@ def test_sampled_penalised_and_parallel_requests(overlap: bool, checkpoint: Fold
         replace(GREEDY, temperature=1.5, seed=3, n=3, top_k=30),
     ]
     tight = Run.of(checkpoint("qwen2"), overlap=overlap, **TIGHT)
-    outputs = [tight.add(prompt, own) for prompt, own in zip(PROMPTS, params, strict=True)]
-    tight.finish()
+    handles = [tight.add(prompt, own) for prompt, own in zip(PROMPTS, params, strict=True)]
+    outputs = tight.finish_all(handles)
     preempted = {p.request_id.split("-")[0] for p in tight.preemptions()}
     assert len(preempted) >= 3
     assert any(p.request_id == f"{outputs[3].request_id}-2" for p in tight.preemptions())
@@ -126,7 +126,7 @@ def test_sampled_penalised_and_parallel_requests(overlap: bool, checkpoint: Fold
     roomy = Run.of(checkpoint("qwen2"))
     for output, prompt, own in zip(outputs, PROMPTS, params, strict=True):
         for completion in output.outputs:
-            single = replace(_params_of_sample(own, completion.index), n=1)
+            single = replace(own, n=1, seed=seed_of_sample(own, completion.index))
             (alone,) = roomy.generate([prompt], single)
             assert completion.token_ids == alone.outputs[0].token_ids
     assert not roomy.preemptions()
@@ -139,12 +139,12 @@ def test_abort_while_others_are_preempted(
 ) -> None:
     """Waiting after a preemption or running: whoever is withdrawn leaves nothing behind."""
     run = Run.of(checkpoint("llama-linear-biased"), overlap=overlap, **TIGHT)
-    outputs = [run.add(prompt, GREEDY) for prompt in PROMPTS]
+    handles = [run.add(prompt, GREEDY) for prompt in PROMPTS]
     for _ in range(step):
         run.llm.engine.step()
-    for output in outputs[step % 2 :: 2]:
-        run.llm.engine.abort_request(output.request_id)
-    run.finish()
+    for handle in handles[step % 2 :: 2]:
+        run.llm.engine.abort_request(handle.request_id)
+    outputs = run.finish_all(handles)
     for output in outputs:
         assert_greedy(oracle("llama-linear-biased"), output)
     assert [len(o.outputs[0].token_ids) for o in outputs[1 - step % 2 :: 2]] == [40, 40]

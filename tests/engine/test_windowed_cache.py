@@ -61,13 +61,13 @@ def test_what_is_held_follows_the_window(window: int, sinks: int, checkpoint: Fo
     """At every step exactly the blocks with a position in sinks or window are held."""
     run = Run.of(checkpoint("llama3-scaled"), kv_window=window, kv_sinks=sinks, **SIZES)
     (prompt,) = random_prompts([50], seed=2)
-    output = run.add(prompt, GREEDY)
+    handle = run.add(prompt, GREEDY)
     manager = manager_of(run.llm)
-    while not output.finished:
+    while not handle.finished:
         run.llm.engine.step()
         manager.check()
         for name, table in manager._tables.items():
-            request = run.llm.engine._sequences[name][1].request
+            (request,) = (s.request for s in handle.sequences if s.request.request_id == name)
             computed = request.num_computed_tokens
             for column, block in enumerate(table.blocks[0]):
                 positions = range(column * 8, column * 8 + 8)

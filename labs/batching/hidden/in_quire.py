@@ -151,7 +151,7 @@ def _serve(llm: Any, count: int, first: int) -> list[list[int]]:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small products: threads would wait for one another
-    outputs = []
+    handles = []
     try:
         for step in range(MAX_STEPS):
             if step < count:
@@ -159,7 +159,7 @@ def _serve(llm: Any, count: int, first: int) -> list[list[int]]:
                 params = SamplingParams(max_tokens=6 + 9 * (i % 4), temperature=0)
                 prompt = TEXTS[i % 4] + f"  # {i % 7}"
                 client, priority = ("ada", "bob")[i % 3 == 0], i % 2
-                outputs.append(
+                handles.append(
                     llm.engine.add_request(
                         f"r{step}", prompt, params, client_id=client, priority=priority
                     )
@@ -169,7 +169,7 @@ def _serve(llm: Any, count: int, first: int) -> list[list[int]]:
             llm.engine.step()
     finally:
         torch.set_num_threads(threads)
-    return [output.outputs[0].token_ids for output in outputs]
+    return [handle.snapshot().outputs[0].token_ids for handle in handles]
 
 
 @functools.cache

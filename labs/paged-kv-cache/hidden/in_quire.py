@@ -148,11 +148,11 @@ def run(requests: list[tuple[str, str, dict[str, Any]]], num_blocks: int, inner:
     delegate.inner = inner
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small products: threads would wait for one another
-    outputs = []
+    handles = []
     try:
         for i, (client, prompt, values) in enumerate(requests):
             params = SamplingParams(ignore_eos=True, **values)
-            outputs.append(llm.engine.add_request(f"r{i}", prompt, params, client_id=client))
+            handles.append(llm.engine.add_request(f"r{i}", prompt, params, client_id=client))
         for _ in range(MAX_STEPS):
             if not llm.engine.has_requests:
                 break
@@ -162,4 +162,7 @@ def run(requests: list[tuple[str, str, dict[str, Any]]], num_blocks: int, inner:
         raise
     finally:
         torch.set_num_threads(threads)
-    return [[sample.token_ids for sample in output.outputs] for output in outputs]
+    return [
+        [sample.token_ids for sample in output.outputs]
+        for output in [handle.snapshot() for handle in handles]
+    ]

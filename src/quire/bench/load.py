@@ -16,7 +16,7 @@ from quire.analysis.queueing import Arrival, Run, at_rate, percentile, poisson_a
 from quire.bench.measurement import Row
 from quire.llm import LLM
 from quire.models.config import ModelConfig
-from quire.outputs import RequestOutput
+from quire.progress import RequestHandle
 from quire.sampling.params import SamplingParams
 
 LENGTHS = [(128, 128), (512, 128), (1024, 256), (256, 64), (64, 384)]
@@ -59,21 +59,21 @@ def play(llm: LLM, arrivals: list[Arrival], seed: int = 0) -> Run:
     generator = random.Random(seed)
     vocab_size = llm.model_config.vocab_size
     prompts = [[generator.randrange(vocab_size) for _ in range(a.prompt_tokens)] for a in arrivals]
-    outputs: list[RequestOutput] = []
+    handles: list[RequestHandle] = []
     origin = time.perf_counter()
-    while len(outputs) < len(arrivals) or llm.engine.has_requests:
+    while len(handles) < len(arrivals) or llm.engine.has_requests:
         now = time.perf_counter() - origin
-        while len(outputs) < len(arrivals) and arrivals[len(outputs)].time <= now:
-            index = len(outputs)
+        while len(handles) < len(arrivals) and arrivals[len(handles)].time <= now:
+            index = len(handles)
             max_tokens = arrivals[index].output_tokens
             params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
-            outputs.append(llm.engine.add_request(str(index), prompts[index], params))
+            handles.append(llm.engine.add_request(str(index), prompts[index], params))
         if llm.engine.has_requests:
             llm.engine.step()
-        elif len(outputs) < len(arrivals):
-            time.sleep(max(0.0, arrivals[len(outputs)].time - (time.perf_counter() - origin)))
+        elif len(handles) < len(arrivals):
+            time.sleep(max(0.0, arrivals[len(handles)].time - (time.perf_counter() - origin)))
     token_times = []
-    for output in outputs:
+    for output in [handle.snapshot() for handle in handles]:
         assert output.metrics is not None
         token_times.append([moment - origin for moment in output.metrics.token_times])
     return Run(arrivals, [], token_times)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import statistics
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 
@@ -18,7 +19,7 @@ from quire.config import Components, EngineConfig
 from quire.kv.kv_cache_manager import KVCacheManager
 from quire.llm import LLM
 from quire.models.config import ModelConfig
-from quire.outputs import RequestMetrics, RequestOutput
+from quire.progress import RequestHandle
 from quire.sampling.params import SamplingParams
 from quire.scheduler import TokenBudgetScheduler
 
@@ -91,7 +92,7 @@ def arrive(llm: LLM, num_readers: int, prompt_tokens: int, seed: int) -> tuple[f
     engine = llm.engine
     many = SamplingParams(max_tokens=llm.config.max_model_len - 129, temperature=0, ignore_eos=True)
 
-    def submit(name: str, length: int) -> RequestOutput:
+    def submit(name: str, length: int) -> RequestHandle:
         ids = [generator.randrange(llm.model_config.vocab_size) for _ in range(length)]
         return engine.add_request(name, ids, replace(many, max_tokens=many.output_limit - length))
 
@@ -102,25 +103,18 @@ def arrive(llm: LLM, num_readers: int, prompt_tokens: int, seed: int) -> tuple[f
     newcomer = submit("newcomer", prompt_tokens)
     while len(times(newcomer)) < AFTER:
         engine.step()
-    for output in (*readers, newcomer):
-        engine.abort_request(output.request_id)
+    for handle in (*readers, newcomer):
+        engine.abort_request(handle.request_id)
 
     before, after = [], []
     for reader, count in zip(readers, settled, strict=True):
-        gaps = metrics_of(reader).inter_token_latencies
+        gaps = [b - a for a, b in pairwise(times(reader))]
         before += gaps[2 : count - 1]
         after += gaps[count - 1 :]
-    ttft = metrics_of(newcomer).ttft
-    assert ttft is not None
+    ttft = times(newcomer)[0] - newcomer.sequences[0].request.arrival_time
     return statistics.median(before), max(after), ttft
 
 
-def metrics_of(output: RequestOutput) -> RequestMetrics:
-    """Return when an output's tokens became known."""
-    assert output.metrics is not None
-    return output.metrics
-
-
-def times(output: RequestOutput) -> list[float]:
-    """Return the moments of an output's tokens, in seconds."""
-    return metrics_of(output).token_times
+def times(handle: RequestHandle) -> list[float]:
+    """Return the moments of a request's tokens so far, in seconds."""
+    return handle.sequences[0].token_times

@@ -8,7 +8,7 @@ out right only if every position was computed, once, in its own blocks.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fake_cache import FakeCache
 
@@ -31,13 +31,19 @@ class Row:
     limit: int  # tokens it may have
     tables: list[list[int]]
     num_computed: int
+    drafts: list[int] = field(default_factory=list)  # proposed behind `token_ids`
 
 
 class FakeDevice:
-    """Carries out steps in the order they were scheduled, as a device's queue does."""
+    """Carries out steps in the order they were scheduled, as a device's queue does.
 
-    def __init__(self, config: EngineConfig, num_groups: int) -> None:
+    It proposes up to `most_drafts` drafts a request and step, some right and some wrong, and
+    verifies those that the next step has room for.
+    """
+
+    def __init__(self, config: EngineConfig, num_groups: int, most_drafts: int = 0) -> None:
         self.config = config
+        self.most_drafts = most_drafts
         self.num_groups = num_groups
         self.cache = FakeCache(num_groups, config.block_size)
         self.rows: dict[int, Row] = {}
@@ -58,9 +64,9 @@ class FakeDevice:
         self.cache.copy(output.block_copies)
         for entry in entries:
             self.write(entry)
-        return StepResult(
-            output.step, {e.request_id: [self.sample(e)] for e in entries if e.samples}
-        )
+        tokens = {entry.request_id: self.sample(entry) for entry in entries if entry.samples}
+        drafts = {e.request_id: len(self.rows[e.row].drafts) for e in entries if e.samples}
+        return StepResult(output.step, tokens, num_draft_tokens=drafts)
 
     def fail(self, output: SchedulerOutput) -> None:
         """Lose a step: the rows of its requests hold nothing of use."""
@@ -95,8 +101,12 @@ class FakeDevice:
         assert entry.start == row.num_computed
         assert entry.num_tokens >= 1, "a query of length zero"
         end = entry.start + entry.num_tokens
-        assert end <= len(row.token_ids), "a token that nobody has chosen"
-        assert entry.samples == (end == len(row.token_ids))
+        num_known = end - entry.num_draft_tokens
+        assert num_known <= len(row.token_ids), "a token that nobody has chosen"
+        assert entry.samples == (num_known == len(row.token_ids))
+        assert 0 <= entry.num_draft_tokens <= len(row.drafts), "drafts that nobody proposed"
+        assert entry.samples or entry.num_draft_tokens == 0
+        del row.drafts[entry.num_draft_tokens :]
         assert len(entry.new_block_ids) in (0, self.num_groups)
         for table, ids in zip(row.tables, entry.new_block_ids, strict=False):
             table.extend(ids)
@@ -105,18 +115,39 @@ class FakeDevice:
     def write(self, entry: ScheduledEntry) -> None:
         row = self.rows[entry.row]
         content = self.cache.read(row.tables, entry.start)[-1] if entry.start else 0
+        tokens = row.token_ids + row.drafts
         for position in range(entry.start, entry.start + entry.num_tokens):
-            content = hash((content, row.token_ids[position]))
+            content = hash((content, tokens[position]))
             self.cache.write(row.tables, position, content)
 
-    def sample(self, entry: ScheduledEntry) -> int:
+    def sample(self, entry: ScheduledEntry) -> list[int]:
+        """Return the drafts that are right and the token behind them; propose new ones."""
         row = self.rows[entry.row]
-        contents = contents_of(row.token_ids)
+        known = len(row.token_ids)
+        contents = contents_of(row.token_ids + row.drafts)
         found = self.cache.read(row.tables, row.num_computed)
         assert found == contents, f"{row.request_id} reads what is not its own"
-        row.token_ids.append(next_token(contents[-1], row.params))
+        chosen = []
+        for content, draft in zip(contents[known - 1 :], [*row.drafts, None], strict=True):
+            chosen.append(next_token(content, row.params))
+            if chosen[-1] != draft:
+                break
+        row.num_computed -= 1 + len(row.drafts) - len(chosen)
+        row.token_ids += chosen
         assert len(row.token_ids) <= row.limit, "sampled behind the last token"
-        return row.token_ids[-1]
+        row.drafts = self.propose(row)
+        return chosen
+
+    def propose(self, row: Row) -> list[int]:
+        drafts: list[int] = []
+        content = contents_of(row.token_ids)[-1]
+        for _ in range(content % (1 + self.most_drafts)):
+            token = next_token(content, row.params)
+            if content % 7 < 2:  # a guess that is wrong, and what follows from it
+                token = (token + 1) % VOCAB_SIZE
+            drafts.append(token)
+            content = hash((content, token))
+        return drafts
 
 
 def contents_of(token_ids: list[int]) -> list[int]:

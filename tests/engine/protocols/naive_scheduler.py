@@ -71,6 +71,7 @@ class NaiveScheduler:
         self.kv.free(request)
         del self.rows[request.request_id]
         request.num_computed_tokens = request.num_placeholders = 0
+        request.num_draft_tokens = request.num_unverified = 0
 
     def schedule(self) -> SchedulerOutput:
         self.step += 1
@@ -151,10 +152,14 @@ class NaiveScheduler:
         """Give a request what it can have; False if the cache has no room for it."""
         start = request.num_computed_tokens
         known = request.num_tokens + request.num_placeholders
-        end = min(known, self.limit(request) - 1, start + self.budget())
-        if end <= start:
+        most = min(self.limit(request) - 1, start + self.budget())
+        end = min(known + request.num_draft_tokens, most)
+        if end <= start or request.num_unverified:
             return True
         reservation = self.kv.reserve(request, end - start)
+        if reservation is None:
+            end = min(known, most)
+            reservation = self.kv.reserve(request, end - start)
         if reservation is None:
             return False
         blocks = reservation.new_block_ids
@@ -162,12 +167,14 @@ class NaiveScheduler:
             blocks = self.kv.block_ids(request)
             for pairs, more in zip(copies, reservation.copies, strict=False):
                 pairs += more
-        row, samples = self.rows[request.request_id], end == known
+        row, samples, drafts = self.rows[request.request_id], end >= known, max(0, end - known)
         self.entries.append(
-            ScheduledEntry(request.request_id, row, start, end - start, samples, blocks)
+            ScheduledEntry(request.request_id, row, start, end - start, samples, blocks, drafts)
         )
         request.num_computed_tokens = end
         request.num_placeholders += samples
+        request.num_unverified = drafts
+        request.num_draft_tokens = 0
         return True
 
     def is_current(self, output: SchedulerOutput, entry: ScheduledEntry) -> bool:
@@ -182,9 +189,15 @@ class NaiveScheduler:
                 continue
             if entry.samples:
                 request.num_placeholders -= 1
-                request.append_output(
-                    result.token_ids[entry.request_id][0], self.config.max_model_len
-                )
+                request.num_computed_tokens -= request.num_unverified
+                request.num_unverified = 0
+                for i, token in enumerate(result.token_ids[entry.request_id]):
+                    if request.finish_reason is None:
+                        request.num_computed_tokens += i > 0
+                        request.append_output(token, self.config.max_model_len)
+                if not request.num_placeholders:
+                    drafts = result.num_draft_tokens.get(entry.request_id, 0)
+                    request.num_draft_tokens = drafts
                 advanced.append(request)
             self.kv.commit(request)
             if request.finish_reason:

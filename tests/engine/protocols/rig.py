@@ -34,6 +34,7 @@ class Rig:
         budget: int = 64,
         max_model_len: int = 64,
         in_flight: int = 1,
+        most_drafts: int = 0,
         prefix_caching: bool = True,
         policy: str = "fcfs",
         watermark: float = 0.0,
@@ -53,7 +54,7 @@ class Rig:
         pools = [LRUBlockPool(num_blocks + 1) for _ in range(NUM_GROUPS)]
         self.kv = PagedKVCacheManager(list(pools), BLOCK, prefix_caching)
         self.scheduler = make(self.config, self.kv)
-        self.device = FakeDevice(self.config, NUM_GROUPS)
+        self.device = FakeDevice(self.config, NUM_GROUPS, most_drafts)
         self.max_in_flight = in_flight
         self.in_flight: deque[tuple[SchedulerOutput, StepResult]] = deque()
         self.requests: list[Request] = []
@@ -125,9 +126,9 @@ class Rig:
     def check(self) -> None:
         self.kv.check()
         for request in self.requests:
-            known = request.num_tokens + request.num_placeholders
+            known = request.num_tokens + request.num_placeholders + request.num_unverified
             assert 0 <= request.num_computed_tokens <= known, request
-            assert request.num_placeholders >= 0, request
+            assert min(request.num_placeholders, request.num_draft_tokens) >= 0, request
         alive = [request for request in self.requests if request.finish_reason is None]
         assert self.scheduler.has_requests == bool(alive)
         running = {row.request_id for row in self.device.rows.values()}

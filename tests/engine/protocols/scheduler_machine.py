@@ -21,6 +21,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 4),
         budget=st.integers(1, 24),
         in_flight=st.integers(1, 3),
+        most_drafts=st.integers(0, 3),
         prefix_caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority", "fair"]),
         watermark=st.sampled_from([0.0, 0.25]),

@@ -1,0 +1,152 @@
+"""Steps that give a request several tokens: everything is as if they had come one by one."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+sys.path.insert(0, str(Path(__file__).parent / "protocols"))
+from fake_device import EOS, VOCAB_SIZE, FakeDevice
+
+from quire import QuireError, RequestOutput, SamplingParams
+from quire.config import EngineConfig
+from quire.engine import LLMEngine
+from quire.kv.block_pool import LRUBlockPool
+from quire.kv.kv_cache_manager import PagedKVCacheManager
+from quire.messages import Logprob, SchedulerOutput, StepResult
+from quire.models.config import ModelConfig
+from quire.request import FinishReason, Request
+from quire.scheduler import TokenBudgetScheduler
+
+LETTERS = "abcdefghijkl"
+MODEL = ModelConfig("Fake", VOCAB_SIZE, 8, 8, 1, 1, 1, 8, max_position=64, eos_token_ids=(EOS,))
+
+
+class Letters:
+    """A tokenizer of twelve letters."""
+
+    def decode(self, token_ids: list[int]) -> str:
+        return "".join(LETTERS[i] for i in token_ids)
+
+    def has_text(self, token_id: int, *, skip_special_tokens: bool) -> bool:
+        return True
+
+    def is_byte(self, token_id: int) -> bool:
+        return False
+
+    def special_text(self, token_id: int) -> str | None:
+        return None
+
+
+class FakeRunner:
+    """The fake device as a runner, which also scores each token by its position."""
+
+    def __init__(self, config: EngineConfig, most_drafts: int) -> None:
+        self.device = FakeDevice(config, 1, most_drafts)
+        self.num_steps = 0
+        self.output: SchedulerOutput | None = None
+
+    def execute(self, output: SchedulerOutput) -> FakeRunner:
+        self.output, self.num_steps = output, self.num_steps + 1
+        self.result = self.device.execute(output)
+        return self
+
+    def wait(self) -> StepResult:
+        scores: dict[str, list[dict[int, Logprob]]] = {}
+        for row in self.device.rows.values():
+            tokens = self.result.token_ids.get(row.request_id, [])
+            if tokens and row.params.logprobs is not None:
+                end = len(row.token_ids)
+                places = range(end - len(tokens), end)
+                scores[row.request_id] = [
+                    {token: Logprob(-hash((place, token)) % 97 / 10, 1 + place)}
+                    for place, token in zip(places, tokens, strict=True)
+                ]
+        return replace(self.result, logprobs=scores)
+
+    def settle(self, in_flight: Any) -> None:
+        pass
+
+
+def serve(
+    requests: list[tuple[list[int], SamplingParams]], most_drafts: int, budget: int
+) -> tuple[list[RequestOutput], set[bytes], int]:
+    """Return the outputs, the names of the published blocks, and the number of steps."""
+    config = EngineConfig(48, 4, budget, torch.device("cpu"), torch.float32, block_size=8)
+    pool = LRUBlockPool(200)
+    scheduler = TokenBudgetScheduler(config, PagedKVCacheManager([pool], 8, True))
+    runner = FakeRunner(config, most_drafts)
+    engine = LLMEngine(config, MODEL, scheduler, runner, Letters())  # type: ignore[arg-type]
+    handles = [engine.add_request(str(i), *request) for i, request in enumerate(requests)]
+    while engine.has_requests:
+        engine.step()
+    outputs = [handle.snapshot() for handle in handles]
+    for output in outputs:
+        assert output.metrics is not None
+        assert len(output.metrics.token_times) == len(output.outputs[0].token_ids)
+        output.metrics = None
+    assert pool.num_free == 199
+    return outputs, set(pool._published), runner.num_steps
+
+
+params_strategy = st.builds(
+    SamplingParams,
+    n=st.integers(1, 2),
+    seed=st.integers(0, 50),
+    max_tokens=st.integers(1, 40),
+    stop=st.lists(st.text(LETTERS, min_size=1, max_size=2), max_size=2),
+    stop_token_ids=st.lists(st.integers(1, VOCAB_SIZE - 1), max_size=1),
+    ignore_eos=st.booleans(),
+    min_tokens=st.just(0),
+    logprobs=st.sampled_from([None, 0]),
+)
+requests_strategy = st.lists(
+    st.tuples(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=20), params_strategy),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(requests=requests_strategy, most_drafts=st.integers(1, 3), budget=st.integers(4, 40))
+def test_outputs_and_published_blocks_are_those_of_single_tokens(
+    requests: list[tuple[list[int], SamplingParams]], most_drafts: int, budget: int
+) -> None:
+    """Text, ids, log-probabilities, reasons; stops, lengths and ends fall inside a step."""
+    one_by_one, named, _ = serve(requests, 0, budget)
+    at_once, named_at_once, _ = serve(requests, most_drafts, budget)
+    assert at_once == one_by_one
+    assert named_at_once == named
+
+
+def test_several_tokens_do_come_in_one_step() -> None:
+    request = ([1, 2, 3], SamplingParams(max_tokens=40, ignore_eos=True, seed=3))
+    _, _, num_steps = serve([request], 0, 40)
+    _, _, num_fewer = serve([request], 3, 40)
+    assert num_steps == 40
+    assert num_fewer < 30
+
+
+def test_the_end_among_the_tokens_of_a_step() -> None:
+    """What lies behind it is neither said nor counted as computed."""
+    request = Request("r", [1] * 5, SamplingParams(max_tokens=9, stop_token_ids=[7]))
+    request.num_computed_tokens, request.num_placeholders, request.num_unverified = 8, 1, 3
+    request.accept([4, 7, 9, 9], num_drafts=3, max_model_len=99)
+    assert request.output_token_ids == [4, 7]
+    assert request.finish_reason is FinishReason.STOP
+    assert request.num_computed_tokens == request.num_tokens - 1 == 6
+    assert (request.num_placeholders, request.num_unverified) == (0, 0)
+
+
+@pytest.mark.parametrize("tokens", [[], [1, 2, 3]])
+def test_more_tokens_than_the_step_had_positions_for(tokens: list[int]) -> None:
+    request = Request("r", [1], SamplingParams())
+    with pytest.raises(QuireError, match=rf"gave {len(tokens)} tokens for request 'r'.* 1 to 2"):
+        request.accept(tokens, num_drafts=1, max_model_len=99)
