@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from quire.errors import QuireError
+from quire.kernels.sampling import NO_TOKEN
 from quire.messages import Logprob, PromptLogprobs, ScheduledEntry, SchedulerOutput, StepResult
 from quire.sampling.sampler import SamplerOutput, TokenLogprobs
 
@@ -38,7 +40,11 @@ class PendingStep:
             self.sampled = replace(self.sampled, tokens=self.sampled.tokens.clone())
 
     def wait(self) -> StepResult:
-        """Block until the step is done and return what it chose."""
+        """Block until the step is done and return what it chose.
+
+        Raises:
+            QuireError: a request's logits held no token to choose.
+        """
         if self.done is not None:
             self.done.synchronize()
         token_ids: dict[str, list[int]] = {}
@@ -48,6 +54,8 @@ class PendingStep:
             accepted = self.sampled.num_accepted
             counts = [1] * len(tokens) if accepted is None else accepted.tolist()
             for entry, row, count in zip(self.sampling, tokens, counts, strict=True):
+                if NO_TOKEN in row[:count]:
+                    raise _no_token(entry.request_id, self.output.step)
                 token_ids[entry.request_id] = row[:count]
             if self.sampled.logprobs is not None:
                 rows = _logprob_rows(self.sampled.logprobs, [row[0] for row in tokens])
@@ -66,6 +74,15 @@ class PendingStep:
             for request_id, scores in self.prompt_scores.items()
         }
         return StepResult(self.output.step, token_ids, logprobs, prompt_logprobs)
+
+
+def _no_token(request_id: str, step: int) -> QuireError:
+    return QuireError(
+        f"request {request_id!r} has no next token in step {step}: its logits hold NaN or "
+        "infinity, or every token is forbidden. In float16 a model may overflow: load it with "
+        "dtype='bfloat16' or 'float32'. Otherwise look for NaN in the checkpoint, or allow more "
+        "tokens (allowed_token_ids, bad_words, min_tokens, logits_processors)"
+    )
 
 
 def _logprob_rows(values: TokenLogprobs, token_ids: list[int]) -> list[dict[int, Logprob]]:

@@ -1,0 +1,106 @@
+"""Logits from which no token can be chosen: an error by name, and the engine goes on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from quire import LLM, QuireError, SamplingParams
+from quire.kernels.sampling import NO_TOKEN, greedy_torch, sample_torch
+
+NAN, INF = float("nan"), float("inf")
+GREEDY = SamplingParams(temperature=0, max_tokens=6)
+MESSAGE = r"request '.*' has no next token in step \d+: its logits hold NaN or infinity, or every"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        [NAN, 1.0, 2.0, 3.0],
+        [3.0, 2.0, 1.0, NAN],
+        [NAN] * 4,
+        [-INF] * 4,
+        [-INF, NAN, -INF, -INF],
+        [0.0, INF, 0.0, 0.0],
+        [INF] * 4,
+        [INF, NAN, -INF, 0.0],
+    ],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1.0, 100.0])
+@pytest.mark.parametrize("limits", [(0, 1.0, 0.0), (2, 1.0, 0.0), (0, 0.5, 0.0), (1, 1e-9, 1.0)])
+def test_a_row_without_a_distribution(
+    broken: list[float], temperature: float, limits: tuple[int, float, float]
+) -> None:
+    """Its neighbours, forbidden tokens among theirs, are drawn as ever."""
+    sound = [[0.0, 3.0, 1.0, -INF], [-INF, -INF, -INF, -5.0]]
+    logits = torch.tensor([sound[0], broken, sound[1]])
+    top_k, top_p, min_p = (torch.tensor([limit] * 3) for limit in limits)
+    seeds = torch.arange(3)
+    arguments: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    for own in (arguments, dict.fromkeys(arguments)):
+        tokens = sample_torch(
+            logits, torch.tensor([temperature] * 3), **own, seeds=seeds, positions=seeds
+        ).tolist()
+        assert tokens[1] == NO_TOKEN
+        assert tokens[0] in (0, 1, 2)
+        assert tokens[2] == 3
+    assert greedy_torch(logits).tolist() == [1, NO_TOKEN, 3]
+
+
+def scaled_checkpoint(source: Path, target: Path, scale: float) -> Path:
+    """Copy a checkpoint with the last norm's weights multiplied."""
+    shutil.copytree(source, target)
+    file = target / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"] *= scale
+    save_file(weights, file, metadata={"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("params", [GREEDY, SamplingParams(seed=1, max_tokens=6, logprobs=2)])
+def test_a_model_that_overflows_in_float16(
+    overlap: bool, params: SamplingParams, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = scaled_checkpoint(checkpoint("qwen2"), tmp_path / "loud", 1e6)
+    llm = LLM(folder, device="cpu", dtype="float16", max_num_seqs=2, overlap=overlap)
+    for _ in range(2):
+        with pytest.raises(QuireError, match=MESSAGE + r".*dtype='bfloat16' or 'float32'"):
+            llm.generate([[1, 2, 3]], params)
+        checkpoints.assert_empty(llm)
+    exact = LLM(folder, device="cpu", dtype="float32", max_num_seqs=2)
+    assert len(exact.generate([[1, 2, 3]], params)[0].outputs[0].token_ids) == 6
+
+
+def test_nan_in_a_checkpoint(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = scaled_checkpoint(checkpoint("qwen2"), tmp_path / "nan", NAN)
+    with pytest.raises(QuireError, match=MESSAGE + r".*NaN in the checkpoint"):
+        LLM(folder, device="cpu").generate([[1, 2, 3]], GREEDY)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"allowed_token_ids": [5, 6], "bad_words_ids": [[5], [6]]},
+        {"allowed_token_ids": [5], "stop_token_ids": [5], "min_tokens": 1},
+        {"logits_processors": [lambda output, logits: logits * (NAN if output[2:] else 1)]},
+        {"logits_processors": [lambda output, logits: logits - (INF if output else 0)]},
+    ],
+)
+def test_a_request_that_forbids_every_token(
+    options: dict[str, Any], overlap: bool, checkpoint: Callable[[str], Path]
+) -> None:
+    llm = LLM(checkpoint("qwen2"), device="cpu", max_num_seqs=3, overlap=overlap)
+    answer = llm.generate([[1, 2, 3]], GREEDY)[0].outputs[0].token_ids
+    with pytest.raises(QuireError, match=MESSAGE):
+        llm.generate([[1, 2, 3], [4, 5]], [GREEDY, SamplingParams(max_tokens=6, **options)])
+    checkpoints.assert_empty(llm)
+    assert llm.generate([[1, 2, 3]], GREEDY)[0].outputs[0].token_ids == answer
