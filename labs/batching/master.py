@@ -694,13 +694,13 @@ def run(make_scheduler):
     """Serve the workload; return the tokens by request and the row of the table."""
     trace = Trace()
     llm = engine_with(make_scheduler, trace=trace)
-    coming, outputs, said, clock = workload(llm.tokenizer), {}, {}, 0
+    coming, handles, said, clock = workload(llm.tokenizer), {}, {}, 0
     while coming or llm.engine.has_requests:
         while coming and coming[0][0] <= clock:
             arrival, client, prompt, tokens = coming.pop(0)
-            name = f"{client} {len(outputs)}"
+            name = f"{client} {len(handles)}"
             params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
-            outputs[name] = llm.engine.add_request(name, prompt, params, client_id=client)
+            handles[name] = llm.engine.add_request(name, prompt, params, client_id=client)
             said[name] = [arrival]
         if llm.engine.has_requests:
             llm.engine.step()
@@ -732,7 +732,8 @@ def run(make_scheduler):
     means = [mean(client, until) for until in (first, answered) for client in ("chat", "read")]
     ms = 5 * len(trace.steps) + 0.04 * (positions + padding * (make_scheduler is static))
     row = [len(trace.steps), all_busy, positions, padding, beside, *means, stall, ms]
-    return {name: output.outputs[0].token_ids for name, output in outputs.items()}, row
+    outputs = {name: handle.snapshot().outputs[0] for name, handle in handles.items()}
+    return {name: output.token_ids for name, output in outputs.items()}, row
 
 
 schedulers = {

@@ -754,19 +754,23 @@ class Workload:
         self.trace = Trace()
         self.llm = engine_with(make_manager, NUM_BLOCKS, trace=self.trace)
         self.asked = {"chat": 0, "scan": 0}  # prompt tokens
-        self.tokens = []  # of every output
+        self.handles = []  # of every request
 
     def serve(self, client, prompts, max_tokens):
-        """Submit prompts without waiting for them; return their outputs."""
+        """Submit prompts without waiting for them; return their handles."""
         params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
-        outputs = []
+        first = len(self.handles)
         for prompt in prompts:
-            request = f"{client} {len(self.tokens)}"
-            output = self.llm.engine.add_request(request, prompt, params, client_id=client)
+            request = f"{client} {len(self.handles)}"
+            handle = self.llm.engine.add_request(request, prompt, params, client_id=client)
             self.asked[client] += len(prompt)
-            self.tokens.append(output.outputs[0].token_ids)
-            outputs.append(output.outputs[0].token_ids)
-        return outputs
+            self.handles.append(handle)
+        return self.handles[first:]
+
+    @property
+    def tokens(self):
+        """Every request's output so far."""
+        return [handle.snapshot().outputs[0].token_ids for handle in self.handles]
 
     def run(self):
         """Serve all turns; return a row of the table."""
@@ -782,7 +786,8 @@ class Workload:
                 for _ in range(2):
                     self.serve("scan", [text], max_tokens=2)
                     self.finish()
-            chats = [chat + answer for chat, answer in zip(chats, answers, strict=True)]
+            answered = [handle.snapshot().outputs[0].token_ids for handle in answers]
+            chats = [chat + answer for chat, answer in zip(chats, answered, strict=True)]
         return self.row()
 
     def finish(self):
@@ -951,8 +956,8 @@ else:
 #   to the request that is being served.
 # - A block is found only if all before it in its request are.
 #
-# *Deliverable:* the class in the cell with the line `# frontier: policy`; hand in the notebook
-# itself. Your instructor judges it with `frontier.py` of this lab's folder.
+# *Deliverable:* the class in the cell with the line `# frontier: policy`, which `labkit.submit`
+# hands in, too. Your instructor judges it with `frontier.py` of this lab's folder.
 
 # %%
 import random
@@ -1103,19 +1108,22 @@ bonus = report(Policy, seeds=range(5))
 # and nothing below half of that speed or if one number of one call is wrong.
 #
 # *Deliverable:* kernel and `launch` in the cell with the line `# frontier: kernel`, without
-# helpers from other cells; hand in the notebook itself. Your instructor judges it with `kernel.py`
-# of this lab's folder. The cell needs Triton, which comes with torch on Linux; elsewhere skip it.
+# helpers from other cells; `labkit.submit` hands it in, too. Your instructor judges it with
+# `kernel.py` of this lab's folder. Triton comes with torch on Linux; where it is not installed the
+# cell defines no kernel, and all cells run.
 
 # %%
 # frontier: kernel
-import triton
-import triton.language as tl
+import importlib.util
 
+if importlib.util.find_spec("triton") is not None:
+    import triton
+    import triton.language as tl
 
-@triton.jit
-def cache_write(key, value, slots, key_cache, value_cache, num_tokens):
-    """Begin here; with one program a token, say, whose number is this."""
-    tl.program_id(0)
+    @triton.jit
+    def cache_write(key, value, slots, key_cache, value_cache, num_tokens):
+        """Begin here; with one program a token, say, whose number is this."""
+        tl.program_id(0)
 
 
 def launch(

@@ -5,6 +5,9 @@ A lab's test file derives a class from `LabSuite` and names the lab's folder.
 
 from __future__ import annotations
 
+import re
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,8 +25,8 @@ from labkit.author.verify import (
     verify_starter,
 )
 from labkit.grading.cells import reference_cells
-from labkit.reader.alone import DEFINES
-from labkit.reader.lab import Lab, load_lab
+from labkit.reader.alone import DEFINES, imports_of
+from labkit.reader.lab import Lab, labs_folder, load_lab
 
 SOLUTIONS = ["master.py", "second.py"]
 
@@ -62,6 +65,17 @@ class LabSuite:
         for task in lab.tasks:
             cells = submission_of(lab, build_notebook(lab)).cells
             assert task.defines == tuple(DEFINES.findall(cells[task.name]))
+
+    def test_no_cell_needs_what_may_not_be_installed(self, lab: Lab) -> None:
+        """So that "Run all" reaches `submit`: what quire itself needs is there, nothing else is."""
+        text = (labs_folder().parent / "pyproject.toml").read_text("utf8")
+        project = tomllib.loads(text)["project"]
+        needed = {re.split(r"[^\w-]", one)[0] for one in project["dependencies"]}
+        present = {"quire", "labkit", *needed, *lab.packages, *sys.stdlib_module_names}
+        cells = [cell["source"] for cell in _code(build_notebook(lab))]
+        imported = {name.partition(".")[0] for cell in cells for name in imports_of(cell)}
+        assert imported <= present
+        assert _code(build_notebook(lab))[-1]["source"] == "labkit.submit()"
 
     def test_every_hidden_test_cites_a_sentence(self, lab: Lab) -> None:
         assert map_problems(lab) == []
@@ -114,6 +128,10 @@ class LabSuite:
             printed = capsys.readouterr().out
             assert printed.startswith(f"{task.name}: ")
             assert "✗" not in printed
+
+
+def _code(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
 def _notebook(lab: Lab, variant: str, cells: dict[str, str]) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from types import ModuleType
 
 import pytest
 from lab_suite import LabSuite
 
-from labkit.gpu.frontier import MARK, cell_of
+from labkit.gpu.frontier import KERNEL_MARK, MARK, cell_of, compile_cell
+from labkit.gpu.runner import Device
 from labkit.grading.cells import reference_cells
 from labkit.grading.grade import Grader
 from labkit.reader.lab import import_folder, load_lab
@@ -76,6 +79,30 @@ def test_a_policy_that_names_no_candidate_is_told_so(
 def test_the_starter_has_the_frontier_cell() -> None:
     lab = load_lab("paged-kv-cache")
     assert "class Policy" in cell_of(lab.folder / f"{lab.slug}.ipynb", MARK)
+
+
+WITHOUT_TRITON = """
+import sys
+
+sys.modules["triton"] = None  # an import of it fails, as where it is not installed
+{cell}
+launch_is_there = launch
+"""
+
+
+def test_the_kernels_cell_runs_without_triton_and_compiles_with_it() -> None:
+    lab = load_lab("paged-kv-cache")
+    cell = cell_of(lab.folder / f"{lab.slug}.ipynb", KERNEL_MARK)
+    alone = [sys.executable, "-c", WITHOUT_TRITON.replace("{cell}", cell)]
+    done = subprocess.run(alone, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    plan = '{"grid": (1,), "constants": {}, "num_warps": 4, "num_stages": 1}'
+    written = cell.replace('raise NotImplementedError("write launch")', f"return {plan}")
+    assert written != cell
+    judge = import_folder(lab.folder, "frontier_of_paged_kv_cache", "kernel")
+    hopper = Device("NVIDIA H100", 90, 232_448, 1024, (2**31 - 1, 65_535, 65_535), 50 << 20)
+    launch = compile_cell(written, "cache_write", judge.ARGUMENTS, judge.SIZES, hopper)
+    assert launch.entry == "cache_write"
 
 
 HOSTILE = {
