@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from quire import LLM, QuireError, SamplingParams
 from quire.kernels.sampling import NO_TOKEN, greedy_torch, sample_torch
+from quire.sampling.sampler import gather_logprobs
 
 NAN, INF = float("nan"), float("inf")
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
@@ -54,6 +56,16 @@ def test_a_row_without_a_distribution(
     assert greedy_torch(logits).tolist() == [1, NO_TOKEN, 3]
 
 
+@pytest.mark.parametrize("broken", [[NAN, 1.0, 2.0], [1.0, INF, 2.0], [-INF] * 3, [INF, INF, NAN]])
+def test_log_probabilities_of_such_a_row_are_nan(broken: list[float]) -> None:
+    logits = torch.tensor([[0.0, 1.0, -INF], broken])
+    for token in range(3):
+        values = gather_logprobs(logits, torch.tensor([token, token]), 2)
+        assert values.chosen.isnan().tolist() == [False, True]
+        assert values.top_values.isnan().any(-1).tolist() == [False, True]
+    assert gather_logprobs(logits, torch.tensor([NO_TOKEN] * 2), 0).chosen[1].isnan()
+
+
 def scaled_checkpoint(source: Path, target: Path, scale: float) -> Path:
     """Copy a checkpoint with the last norm's weights multiplied."""
     shutil.copytree(source, target)
@@ -83,6 +95,19 @@ def test_nan_in_a_checkpoint(checkpoint: Callable[[str], Path], tmp_path: Path) 
     folder = scaled_checkpoint(checkpoint("qwen2"), tmp_path / "nan", NAN)
     with pytest.raises(QuireError, match=MESSAGE + r".*NaN in the checkpoint"):
         LLM(folder, device="cpu").generate([[1, 2, 3]], GREEDY)
+
+
+@pytest.mark.parametrize("num_top", [0, 2])
+def test_a_prompt_is_not_scored_with_nan(
+    num_top: int, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """In a step that scores and chooses nothing; the position is that of the first bad score."""
+    folder = scaled_checkpoint(checkpoint("qwen2"), tmp_path / "nan", NAN)
+    llm = LLM(folder, device="cpu", max_num_seqs=2, max_num_batched_tokens=4)
+    message = r"request '.*' has no log-probability for the prompt's token at position 1 in step 1"
+    with pytest.raises(QuireError, match=message):
+        llm.generate([list(range(1, 10))], replace(GREEDY, prompt_logprobs=num_top))
+    checkpoints.assert_empty(llm)
 
 
 @pytest.mark.parametrize("overlap", [False, True])

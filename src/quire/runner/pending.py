@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -43,7 +44,7 @@ class PendingStep:
         """Block until the step is done and return what it chose.
 
         Raises:
-            QuireError: a request's logits held no token to choose.
+            QuireError: a request's logits held no token to choose, or no score for its prompt.
         """
         if self.done is not None:
             self.done.synchronize()
@@ -64,25 +65,36 @@ class PendingStep:
                     if wanted is not None:
                         logprobs[entry.request_id] = [_first(values, wanted)]
         prompt_logprobs = {
-            request_id: PromptLogprobs(
-                scores.start,
-                [
-                    _first(row, scores.num_top)
-                    for row in _logprob_rows(scores.values, scores.token_ids.tolist())
-                ],
-            )
+            request_id: _read_scores(request_id, self.output.step, scores)
             for request_id, scores in self.prompt_scores.items()
         }
         return StepResult(self.output.step, token_ids, logprobs, prompt_logprobs)
 
 
+_REMEDY = (
+    "In float16 a model may overflow: load it with dtype='bfloat16' or 'float32'. Otherwise look "
+    "for NaN in the checkpoint"
+)
+
+
 def _no_token(request_id: str, step: int) -> QuireError:
     return QuireError(
         f"request {request_id!r} has no next token in step {step}: its logits hold NaN or "
-        "infinity, or every token is forbidden. In float16 a model may overflow: load it with "
-        "dtype='bfloat16' or 'float32'. Otherwise look for NaN in the checkpoint, or allow more "
-        "tokens (allowed_token_ids, bad_words, min_tokens, logits_processors)"
+        f"infinity, or every token is forbidden. {_REMEDY}, or allow more tokens "
+        "(allowed_token_ids, bad_words, min_tokens, logits_processors)"
     )
+
+
+def _read_scores(request_id: str, step: int, scores: PromptScores) -> PromptLogprobs:
+    values = scores.values.chosen.tolist()
+    for position, value in enumerate(values, scores.start):
+        if math.isnan(value):
+            raise QuireError(
+                f"request {request_id!r} has no log-probability for the prompt's token at "
+                f"position {position} in step {step}: the logits hold NaN or infinity. {_REMEDY}"
+            )
+    rows = _logprob_rows(scores.values, scores.token_ids.tolist())
+    return PromptLogprobs(scores.start, [_first(row, scores.num_top) for row in rows])
 
 
 def _logprob_rows(values: TokenLogprobs, token_ids: list[int]) -> list[dict[int, Logprob]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from quire.kernels.sampling import greedy_torch, sample_torch
@@ -102,11 +103,12 @@ class TorchSampler:
 def gather_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> TokenLogprobs:
     """Return the log-probabilities of `tokens` [R] and of the `num_top` best, from raw logits.
 
-    A vocabulary of fewer than `num_top` tokens gives them all. What stands beside `NO_TOKEN` is
-    never read: the step ends in an error.
+    A vocabulary of fewer than `num_top` tokens gives them all. A row that holds no distribution
+    (NaN, +inf, or nothing above -inf) has NaN everywhere, beside `NO_TOKEN` too.
     """
     # No tensor of all log-probabilities: a logit less the logarithm of the sum is one.
     log_sum = logits.logsumexp(dim=-1, keepdim=True)
+    log_sum = torch.where(log_sum.isfinite(), log_sum, torch.nan)
     chosen = logits.gather(-1, tokens.clamp(min=0)[:, None])
     top_values, top_ids = logits.topk(min(num_top, logits.shape[-1]), dim=-1)
     return TokenLogprobs(
