@@ -92,8 +92,8 @@ class Trace:
         return {"traceEvents": events, "displayTimeUnit": "ms"}
 
     def save(self, path: str | Path) -> None:
-        """Write `to_json` to a file."""
-        Path(path).write_text(json.dumps(self.to_json()), "utf-8")
+        """Write `to_json` to a file; a request's own functions are written as their names."""
+        Path(path).write_text(json.dumps(self.to_json(), default=repr), "utf-8")
 
     def save_chrome(self, path: str | Path) -> None:
         """Write `to_chrome` to a file."""

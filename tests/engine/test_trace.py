@@ -91,6 +91,19 @@ def test_json_holds_the_messages(traced: tuple[Rig, Trace], tmp_path: Path) -> N
         assert len(scheduled["entries"]) == len(output.entries)
 
 
+def test_a_request_with_a_function_of_its_own_is_written(tmp_path: Path) -> None:
+    rig = Rig(TokenBudgetScheduler)
+    rig.add("f", 3, max_tokens=1, logits_processors=[max], logit_bias={3: 1.5})
+    rig.run()
+    trace = Trace()
+    trace.record(rig.outputs[0], StepResult(1, {"f": [7]}), 0.0, 1.0)
+    trace.save(tmp_path / "trace.json")
+    (step,) = json.loads((tmp_path / "trace.json").read_text("utf-8"))
+    params = step["scheduled"]["new_requests"][0]["sampling_params"]
+    assert params["logits_processors"] == ["<built-in function max>"]
+    assert params["logit_bias"] == {"3": 1.5}
+
+
 def test_an_empty_trace(tmp_path: Path) -> None:
     assert Trace().to_json() == []
     assert Trace().decisions() == []
