@@ -16,7 +16,14 @@ from torch import Tensor
 
 from quire.config import EngineConfig
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
-from quire.sampling.bias import bias_of_rows, completing_tokens, fixed_bias, pack_words
+from quire.sampling.bias import (
+    Pairs,
+    bias_of_rows,
+    completing_tokens,
+    fixed_bias,
+    pack_words,
+    send,
+)
 from quire.sampling.params import SamplingParams
 from quire.sampling.tensors import Penalties, RowFunction, SamplingTensors
 
@@ -30,7 +37,8 @@ class RowState:
     params: SamplingParams
     num_prompt_tokens: int
     num_blocks: list[int]  # per KV group
-    bias: Tensor | None = None  # float32 [V], on the device: what its logits get at every step
+    bias: Tensor | None = None  # of `fixed_bias`, on the device
+    words: Tensor | None = None  # of `pack_words`, on the device
     first_end: int = field(init=False)  # the first position that may end it, by `min_tokens`
     always_uncaptured: bool = field(init=False)
 
@@ -74,8 +82,6 @@ class InputBatch:
         self._block_size = config.block_size
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
-        # int64 [rows, W, L] of `pack_words`, once a request has bad words.
-        self._words: Tensor | None = None
         self._device = device
         self._states: list[RowState | None] = [None] * rows
 
@@ -120,14 +126,14 @@ class InputBatch:
         floats, integers = [], []
         for request in requests:
             params = request.sampling_params
-            bias = fixed_bias(params, self._vocab_size)
+            bias, words = fixed_bias(params, self._vocab_size), pack_words(params.bad_words_ids)
             self._states[request.row] = RowState(
                 params,
                 request.num_prompt_tokens,
                 [0] * len(self.block_tables),
                 None if bias is None else self._send(bias),
+                None if words is None else self._send(words),
             )
-            self._keep_words(request.row, params.bad_words_ids)
             floats.append((params.temperature, params.top_p, params.min_p))
             integers.append((request.seed, params.top_k))
             tokens = self._send(torch.tensor(request.token_ids))
@@ -137,9 +143,7 @@ class InputBatch:
         self._integers[:, rows] = self._send(torch.tensor(integers)).T
 
     def _send(self, values: Tensor) -> Tensor:
-        if self._device.type == "cpu":
-            return values
-        return values.pin_memory().to(self._device, non_blocking=True)
+        return send(values, self._device)
 
     def _extend(self, entry: ScheduledEntry, changed: list[list[tuple[int, int, int]]]) -> None:
         held = self.state(entry.row).num_blocks
@@ -177,7 +181,10 @@ class InputBatch:
         )
         ends = [position for _, position in chosen]
         if any(s.needs_uncaptured_sampling(end) for s, end in zip(states, ends, strict=True)):
-            self._add_uncaptured(tensors, _Chosen(rows, states, ends))
+            known = self.token_ids[rows, : max(ends)]
+            prompts = [state.num_prompt_tokens for state in states]
+            bounds = self._send(torch.tensor([prompts, ends]))
+            self._add_uncaptured(tensors, _Histories(states, ends, known, bounds[0], bounds[1]))
         return tensors
 
     def captured_sampling_tensors(self, rows: Tensor, positions: Tensor) -> SamplingTensors:
@@ -186,78 +193,62 @@ class InputBatch:
         seeds, top_k = self._integers.index_select(1, rows).unbind()
         return SamplingTensors(temperature, seeds, positions, False, top_k, top_p, min_p)
 
-    def _add_uncaptured(self, tensors: SamplingTensors, chosen: _Chosen) -> None:
+    def _add_uncaptured(self, tensors: SamplingTensors, rows: _Histories) -> None:
         """Fill in what a captured step never has."""
-        params = [state.params for state in chosen.states]
+        params = [state.params for state in rows.states]
         if any(p.has_penalties for p in params):
-            known, prompts, ends = self._histories(chosen)
-            tensors.penalties = Penalties.build(params, known, prompts, ends, self._vocab_size)
-        tensors.bias = self._bias(chosen)
-        tensors.functions = self._functions(chosen)
+            tensors.penalties = Penalties.build(
+                params, rows.token_ids, rows.num_prompt_tokens, rows.num_tokens, self._vocab_size
+            )
+        tensors.bias = self._bias(rows)
+        tensors.functions = rows.functions()
         asked = [p.logprobs for p in params if p.logprobs is not None]
         tensors.num_logprobs = max(asked, default=None)
 
-    def _bias(self, chosen: _Chosen) -> Tensor | None:
+    def _bias(self, rows: _Histories) -> Tensor | None:
         """Return what `allowed_token_ids`, bad words, `min_tokens` and `logit_bias` add."""
-        fixed = [state.bias for state in chosen.states]
-        forbidden = []
-        if any(state.params.bad_words_ids for state in chosen.states):
-            assert self._words is not None
-            words = self._words.index_select(0, chosen.rows)
-            forbidden.append(completing_tokens(words, *self._histories(chosen), self._vocab_size))
+        forbidden: list[Pairs] = []
+        words = [(i, s.words) for i, s in enumerate(rows.states) if s.words is not None]
+        if words:
+            forbidden.append(
+                completing_tokens(
+                    words,
+                    rows.token_ids,
+                    rows.num_prompt_tokens,
+                    rows.num_tokens,
+                    self._vocab_size,
+                )
+            )
         ends = [
-            (*self._eos_token_ids, *state.params.stop_token_ids) if end < state.first_end else ()
-            for state, end in zip(chosen.states, chosen.ends, strict=True)
+            (i, min(token_id, self._vocab_size))
+            for i, (state, end) in enumerate(zip(rows.states, rows.ends, strict=True))
+            if end < state.first_end
+            for token_id in (*self._eos_token_ids, *state.params.stop_token_ids)
         ]
-        if any(ends):
-            forbidden.append(self._send(self._padded(ends)))
+        if ends:
+            pairs = self._send(torch.tensor(ends).T.contiguous())
+            forbidden.append((pairs[0], pairs[1]))
+        fixed = [state.bias for state in rows.states]
         if not forbidden and all(bias is None for bias in fixed):
             return None
         return bias_of_rows(fixed, forbidden, self._vocab_size, self._device)
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Return token ids as int64 [N, K]; V stands where there is none of the vocabulary."""
-        beyond = self._vocab_size
-        width = max(len(row) for row in rows)
-        padded = [[*(min(i, beyond) for i in row), *[beyond] * (width - len(row))] for row in rows]
-        return torch.tensor(padded)
-
-    def _functions(self, chosen: _Chosen) -> list[RowFunction]:
-        """Return the rows' own functions; the outputs they are to see are read from the device."""
-        found: list[RowFunction] = []
-        for index, (state, end) in enumerate(zip(chosen.states, chosen.ends, strict=True)):
-            if state.params.logits_processors:
-                output = self.token_ids[chosen.rows[index], state.num_prompt_tokens : end].tolist()
-                found += [(index, function, output) for function in state.params.logits_processors]
-        return found
-
-    def _histories(self, chosen: _Chosen) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the tokens before each chosen one [N, T], and where prompt and row end, [N]."""
-        known = self.token_ids[chosen.rows, : max(chosen.ends)]
-        prompts = [state.num_prompt_tokens for state in chosen.states]
-        bounds = self._send(torch.tensor([prompts, chosen.ends]))
-        return known, bounds[0], bounds[1]
-
-    def _keep_words(self, row: int, words: list[list[int]]) -> None:
-        """Keep a request's bad words in its row, in a table that grows with what is asked for."""
-        if self._words is None and not words:
-            return
-        old = self._words
-        shape = (0, 0) if old is None else (old.shape[1], old.shape[2])
-        needed = (max(shape[0], len(words)), max(shape[1], *(len(word) for word in words), 1))
-        if needed != shape:
-            none = self._send(pack_words((), needed, self._vocab_size))
-            self._words = none.repeat(len(self.token_ids), 1, 1)
-            if old is not None:
-                self._words[:, : shape[0], needed[1] - shape[1] :] = old
-        assert self._words is not None
-        self._words[row] = self._send(pack_words(words, needed, self._vocab_size))
-
 
 @dataclass(frozen=True)
-class _Chosen:
-    """The N tokens that a step chooses."""
+class _Histories:
+    """What lies before each of the N tokens that a step chooses."""
 
-    rows: Tensor  # int64 [N], on the device
     states: list[RowState]
-    ends: list[int]  # their positions: each follows the tokens at [0, end) of its row
+    ends: list[int]  # the tokens' positions
+    token_ids: Tensor  # int64 [N, T], on the device: prompt and output, then anything
+    num_prompt_tokens: Tensor  # int64 [N], on the device
+    num_tokens: Tensor  # int64 [N], on the device: `ends`
+
+    def functions(self) -> list[RowFunction]:
+        """Return the rows' own functions; the outputs that they see are read from the device."""
+        found: list[RowFunction] = []
+        for row, (state, end) in enumerate(zip(self.states, self.ends, strict=True)):
+            if state.params.logits_processors:
+                output = self.token_ids[row, state.num_prompt_tokens : end].tolist()
+                found += [(row, function, output) for function in state.params.logits_processors]
+        return found

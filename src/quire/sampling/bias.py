@@ -10,10 +10,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from quire.sampling.params import SamplingParams
 
 ANY = -1  # in the prefix of a word: matches whatever stands there
+Pairs = tuple[Tensor, Tensor]  # rows and token ids, int64 [S] each
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """Copy what the host knows to the device, without making the host wait."""
+    if device.type == "cpu":
+        return values
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def fixed_bias(params: SamplingParams, vocab_size: int) -> Tensor | None:
@@ -29,42 +38,44 @@ def fixed_bias(params: SamplingParams, vocab_size: int) -> Tensor | None:
     return bias
 
 
-def pack_words(words: Sequence[Sequence[int]], shape: tuple[int, int], vocab_size: int) -> Tensor:
-    """Return token sequences as int64 [W, L], each ending in the last column.
-
-    In front of a sequence stands `ANY`; a row without one matches always and would forbid
-    token V, which does not exist.
-    """
-    packed = torch.full(shape, ANY)
-    packed[:, -1] = vocab_size
-    for row, word in zip(packed, words, strict=False):
-        row[len(row) - len(word) :] = torch.tensor(word)
-    return packed
+def pack_words(words: Sequence[Sequence[int]]) -> Tensor | None:
+    """Return token sequences as int64 [W, L], `ANY` in front of the shorter ones; None: no word."""
+    if not words:
+        return None
+    length = max(len(word) for word in words)
+    return torch.tensor([[ANY] * (length - len(word)) + list(word) for word in words])
 
 
 def completing_tokens(
-    words: Tensor, token_ids: Tensor, num_prompt_tokens: Tensor, num_tokens: Tensor, vocab_size: int
-) -> Tensor:
-    """Return which tokens would complete a word in the output, int64 [R, W]; V: none.
+    words: Sequence[tuple[int, Tensor]],
+    token_ids: Tensor,
+    num_prompt_tokens: Tensor,
+    num_tokens: Tensor,
+    vocab_size: int,
+) -> Pairs:
+    """Return which tokens would complete a word in which row's output, a pair a word; V: none.
 
     Args:
-        words: int64 [R, W, L] of `pack_words`.
+        words: rows with their `pack_words`, on the device.
         token_ids: int64 [R, T], prompt and output of each row, then anything.
         num_prompt_tokens, num_tokens: int64 [R], where the prompt ends and where the row ends.
     """
-    length = words.shape[-1]
-    places = num_tokens[:, None] + torch.arange(1 - length, 0, device=token_ids.device)
+    device = token_ids.device
+    length = max(own.shape[1] for _, own in words)
+    packed = torch.cat([pad(own, (length - own.shape[1], 0), value=ANY) for _, own in words])
+    rows = send(torch.tensor([row for row, own in words for _ in range(len(own))]), device)
+    places = num_tokens[:, None] + torch.arange(1 - length, 0, device=device)
     recent = token_ids.gather(1, places.clamp(min=0))  # [R, L-1]
     # What the prompt says is no part of a word; no token is ANY - 1.
     recent = torch.where(places >= num_prompt_tokens[:, None], recent, ANY - 1)
-    prefix, last = words[..., :-1], words[..., -1]
-    matches = ((prefix == ANY) | (prefix == recent[:, None])).all(dim=-1)
-    return torch.where(matches, last, vocab_size)
+    prefixes = packed[:, :-1]
+    matches = ((prefixes == ANY) | (prefixes == recent[rows])).all(dim=-1)
+    return rows, torch.where(matches, packed[:, -1], vocab_size)
 
 
 def bias_of_rows(
     fixed: Sequence[Tensor | None],
-    forbidden: Sequence[Tensor],
+    forbidden: Sequence[Pairs],
     vocab_size: int,
     device: torch.device,
 ) -> Tensor:
@@ -72,13 +83,13 @@ def bias_of_rows(
 
     Args:
         fixed: R of `fixed_bias`, on the device.
-        forbidden: tensors int64 [R, K] of token ids; V stands for none.
+        forbidden: pairs of row and token id, on the device; V stands for no token.
     """
     # Token V, which does not exist, has a column behind the vocabulary.
     bias = torch.zeros((len(fixed), vocab_size + 1), device=device)
     for row, own in enumerate(fixed):
         if own is not None:
             bias[row, :vocab_size] = own
-    for token_ids in forbidden:
-        bias.scatter_(1, token_ids, -torch.inf)
+    for rows, token_ids in forbidden:
+        bias[rows, token_ids] = -torch.inf
     return bias[:, :vocab_size]
