@@ -3,15 +3,47 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import time
 
-from quire.errors import QuireError
+from quire.errors import InvalidRequestError, QuireError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; an error of the caller's is one line on stderr and status 2."""
-    arguments = sys.argv[1:] if argv is None else argv
+    """Run the command line; an error of the caller's is one line on stderr and status 2.
+
+    Characters that the terminal's encoding lacks are written as escapes (\\u65e5). Where nobody
+    reads the output any more, the status is that of SIGPIPE, as for other commands.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        _drop_output()
+        return 128 + 13
+    except OSError as error:  # the output's disk is full
+        print(f"quire: {error}", file=sys.stderr)
+        _drop_output()
+        return 2
+
+
+def _drop_output() -> None:
+    """Write no more: what is left in a buffer would raise again when the interpreter ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nowhere, stream.fileno())
+
+
+def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="quire", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_generate(commands.add_parser("generate", help="continue a prompt"))
@@ -62,7 +94,7 @@ def _generate(args: argparse.Namespace) -> int:
     from quire.llm import LLM
     from quire.sampling.params import SamplingParams
 
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = _read_standard_input() if args.prompt == "-" else args.prompt
     params = SamplingParams(
         max_tokens=args.max_tokens,
         temperature=args.temperature,
@@ -75,20 +107,32 @@ def _generate(args: argparse.Namespace) -> int:
     )
     llm = LLM(args.model, device=args.device, dtype=args.dtype)
     begin = time.perf_counter()
-    print(prompt, end="", flush=True)
-    shown = 0
+    shown = None
     for output in llm.stream(prompt, params):
+        if shown is None:  # the prompt could be served
+            print(prompt, end="")
         text = output.outputs[0].text
-        print(text[shown:], end="", flush=True)
+        print(text[shown or 0 :], end="", flush=True)
         shown = len(text)
     seconds = time.perf_counter() - begin
     completion, metrics = output.outputs[0], output.metrics
-    assert metrics is not None
-    assert metrics.ttft is not None
     count = len(completion.token_ids)
+    first = ""
+    if metrics is not None and metrics.ttft is not None:
+        first = f"; first after {metrics.ttft * 1e3:.0f} ms"
     print(
-        f"\n[{count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s; first after "
-        f"{metrics.ttft * 1e3:.0f} ms; ended by {completion.finish_reason}]",
+        f"\n[{count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s{first}; "
+        f"ended by {completion.finish_reason}]",
         file=sys.stderr,
     )
     return 0
+
+
+def _read_standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(
+            f"standard input is no {error.encoding}: byte {error.object[error.start]:#04x} at "
+            f"position {error.start} ({error.reason}); convert it, or set PYTHONIOENCODING"
+        ) from None

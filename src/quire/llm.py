@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,17 +13,20 @@ import torch
 from tqdm import tqdm
 
 from quire.assembly import build_engine
+from quire.chat import ChatOptions, Message, is_conversation
 from quire.config import Components, EngineConfig, default_device, default_dtype
+from quire.defaults import default_sampling_params
 from quire.errors import InvalidRequestError, QuireError
 from quire.kernels.runtime import runs_triton
 from quire.models.config import ModelConfig
 from quire.models.loader import resolve_checkpoint
 from quire.outputs import RequestOutput
 from quire.progress import RequestHandle
-from quire.prompts import Prompt
+from quire.prompts import Prompt, TokenizedPrompt, split_batch
 from quire.sampling.params import SamplingParams, is_int
-from quire.tokenizer import Tokenizer
+from quire.tokenizer import Tokenizer, load_tokenizer
 from quire.trace import Trace
+from quire.turns import Turns
 
 
 class LLM:
@@ -32,8 +38,8 @@ class LLM:
     Args:
         model: a shipped model's name, a checkpoint folder, a hub name, or a `ModelConfig`,
             which gets random weights (to measure speed at a model's real size).
-        dtype: "float32", "bfloat16" or "float16"; by default float32 on a CPU, on a GPU
-            bfloat16 from compute capability 8.0 on and float16 below.
+        dtype: "float32", "bfloat16" or "float16"; by default, or with "auto", float32 on a
+            CPU, on a GPU bfloat16 from compute capability 8.0 on and float16 below.
         device: "cpu", "cuda", …; by default the GPU if there is one.
         max_model_len: longest sequence in tokens; by default the model's own limit, at
             most 4,096.
@@ -54,6 +60,8 @@ class LLM:
         overlap: schedule a step while the one before it runs; by default on a GPU.
         cuda_graphs: replay captured decode steps; by default where Triton's kernels run,
             from compute capability 8.0 on.
+        generation_config: where the parameters of a request that gives none come from:
+            "auto" (the checkpoint's `generation_config.json`), "vllm" (none) or a folder.
         components: a reader's own parts, see `Components`.
         trace: record every step here.
 
@@ -82,6 +90,7 @@ class LLM:
         policy: str = "fcfs",
         overlap: bool | None = None,
         cuda_graphs: bool | None = None,
+        generation_config: str = "auto",
         components: Components | None = None,
         trace: Trace | None = None,
     ) -> None:
@@ -95,7 +104,7 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             device=chosen_device,
-            dtype=default_dtype(chosen_device, dtype),
+            dtype=default_dtype(chosen_device, None if dtype == "auto" else dtype),
             block_size=block_size,
             enable_prefix_caching=enable_prefix_caching,
             kv_cache_dtype=kv_cache_dtype,
@@ -114,7 +123,8 @@ class LLM:
             )
         self.config = config
         self.model_config = model_config
-        self.tokenizer = None if folder is None else _load_tokenizer(folder)
+        self._default_params = default_sampling_params(folder, generation_config)
+        self.tokenizer = None if folder is None else load_tokenizer(folder)
         self.engine = build_engine(
             config,
             model_config,
@@ -126,6 +136,9 @@ class LLM:
             gpu_memory_utilization,
         )
         self._num_requests = 0
+        self._turns = Turns()
+        self._withdrawn: deque[RequestHandle] = deque()
+        self._process = os.getpid()
 
     def generate(
         self,
@@ -136,36 +149,65 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete one or many prompts; return one `RequestOutput` a prompt, in their order.
 
+        Several threads may call it at once: their requests run in the same steps.
+
         Args:
-            prompts: a string, a list of token ids, or a list of either.
-            sampling_params: one for all prompts, or a list of as many.
+            prompts: a prompt, or a list of them. A prompt is a string, token ids (a list, or
+                an array of numpy or torch), or vLLM's `{"prompt": …}` or
+                `{"prompt_token_ids": …}`.
+            sampling_params: one for all prompts, or a list of as many; by default
+                `get_default_sampling_params()`.
             use_tqdm: show a progress bar; by default on a terminal.
 
         Raises:
             InvalidRequestError: a prompt or parameter cannot be served. Every prompt is
                 checked before any is run.
+            QuireError: this is a forked copy of the process that made the engine.
         """
-        listed = _as_list(prompts)
-        params = SamplingParams() if sampling_params is None else sampling_params
-        each = list(params) if isinstance(params, Sequence) else [params] * len(listed)
-        if len(each) != len(listed):
-            raise InvalidRequestError(
-                f"{len(listed)} prompts but {len(each)} sampling_params: give one for all or "
-                "one for each"
-            )
-        handles = self._submit(listed, each)
-        disable = None if use_tqdm is None else not use_tqdm  # tqdm's None asks the terminal
-        try:
-            with tqdm(total=len(handles), unit="prompt", disable=disable) as progress:
-                num_finished = 0
-                while num_finished < len(handles):
-                    self.engine.advance()
-                    before, num_finished = num_finished, sum(h.finished for h in handles)
-                    progress.update(num_finished - before)
-        finally:  # an interrupt must not leave requests behind
-            for handle in handles:
-                self.engine.abort_request(handle.request_id)
-        return [handle.snapshot() for handle in handles]
+        listed = split_batch(prompts)
+        each = self._params_for(len(listed), sampling_params)
+        reader = self.engine.prompts
+        read = [reader.read(prompt, own) for prompt, own in zip(listed, each, strict=True)]
+        return self._complete(read, each, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool | None = None,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one or many conversations, laid out by the model's chat template.
+
+        Args:
+            messages: a conversation, `[{"role": "user", "content": …}, …]`, or a list of them.
+            sampling_params, use_tqdm: as in `generate`.
+            chat_template, add_generation_prompt, continue_final_message, tools,
+            chat_template_kwargs: see `quire.chat.ChatOptions`.
+
+        Raises:
+            InvalidRequestError: as in `generate`; there is no chat template, or it refuses the
+                messages; a control token that somebody typed cannot be read as text.
+        """
+        options = ChatOptions(
+            chat_template,
+            add_generation_prompt,
+            continue_final_message,
+            tools,
+            chat_template_kwargs,
+        )
+        conversations = [messages] if is_conversation(messages) else messages
+        each = self._params_for(len(conversations), sampling_params)
+        read = [
+            self.engine.prompts.read_chat(cast(Sequence[Message], conversation), options, own)
+            for conversation, own in zip(conversations, each, strict=True)
+        ]
+        return self._complete(read, each, use_tqdm)
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
@@ -176,34 +218,114 @@ class LLM:
         then, without bytes that do not yet make a character. Leaving the loop early
         withdraws the request.
         """
-        params = SamplingParams() if sampling_params is None else sampling_params
-        (handle,) = self._submit([prompt], [params])
+        (own,) = self._params_for(1, None if sampling_params is None else [sampling_params])
+        (handle,) = self._submit([self.engine.prompts.read(prompt, own)], [own])
         shown = 0
         try:
             while not (handle.finished and handle.num_output_tokens == shown):
                 if handle.num_output_tokens == shown:
-                    self.engine.advance()
+                    self._advance(handle)
                 else:  # perhaps by the steps of another stream
                     shown = handle.num_output_tokens
                     yield handle.snapshot()
         finally:
-            self.engine.abort_request(handle.request_id)
+            self._withdraw([handle])
+
+    def get_tokenizer(self) -> Any:
+        """Return transformers' tokenizer of this model.
+
+        Raises:
+            QuireError: the checkpoint has none.
+        """
+        if self.tokenizer is None:
+            raise QuireError("this checkpoint has no tokenizer: it takes and gives token ids only")
+        return self.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Return the parameters of a request that gives none: what the model's makers advise."""
+        return self._default_params
+
+    def _params_for(
+        self, count: int, given: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        """Return the parameters of each of so many prompts."""
+        params = self._default_params if given is None else given
+        each = list(params) if isinstance(params, Sequence) else [params] * count
+        if len(each) != count:
+            raise InvalidRequestError(
+                f"{count} prompts but {len(each)} sampling_params: give one for all or one for each"
+            )
+        for own in each:
+            if not isinstance(own, SamplingParams):
+                raise InvalidRequestError(f"sampling_params {own!r}: must be SamplingParams")
+        return each
+
+    def _complete(
+        self,
+        prompts: Sequence[TokenizedPrompt],
+        params: Sequence[SamplingParams],
+        use_tqdm: bool | None,
+    ) -> list[RequestOutput]:
+        handles = self._submit(prompts, params)
+        disable = None if use_tqdm is None else not use_tqdm  # tqdm's None asks the terminal
+        try:
+            with tqdm(total=len(handles), unit="prompt", disable=disable) as progress:
+                for handle in handles:
+                    while not handle.finished:
+                        self._advance(handle)
+                        progress.update(sum(h.finished for h in handles) - progress.n)
+        finally:  # an interrupt must not leave requests behind
+            self._withdraw(handles)
+        return [handle.snapshot() for handle in handles]
 
     def _submit(
-        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
+        self, prompts: Sequence[TokenizedPrompt], params: Sequence[SamplingParams]
     ) -> list[RequestHandle]:
         handles: list[RequestHandle] = []
-        try:
-            for prompt, own in zip(prompts, params, strict=True):
-                if not isinstance(own, SamplingParams):
-                    raise InvalidRequestError(f"sampling_params {own!r}: must be SamplingParams")
-                handles.append(self.engine.add_request(str(self._num_requests), prompt, own))
-                self._num_requests += 1
-        except BaseException:  # none runs unless all were accepted
-            for handle in handles:
-                self.engine.abort_request(handle.request_id)
-            raise
+        with self._turn():
+            try:
+                for prompt, own in zip(prompts, params, strict=True):
+                    handles.append(self.engine.add_request(str(self._num_requests), prompt, own))
+                    self._num_requests += 1
+            except BaseException:  # none runs unless all were accepted
+                self._withdrawn.extend(handles)
+                raise
         return handles
+
+    def _advance(self, handle: RequestHandle) -> None:
+        """Run a step for a request, unless another thread's step has ended it meanwhile."""
+        with self._turn():
+            if not handle.finished:
+                self.engine.advance()
+
+    def _withdraw(self, handles: Sequence[RequestHandle]) -> None:
+        """Abort what has not ended: now, or by the thread whose turn it is."""
+        if os.getpid() != self._process:
+            return
+        self._withdrawn.extend(handle for handle in handles if not handle.finished)
+        with self._turns.if_free() as free:
+            if free:
+                self._abort_withdrawn()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Within, this thread alone has the engine."""
+        if os.getpid() != self._process:
+            raise QuireError(
+                f"this LLM was made in process {self._process}, of which process {os.getpid()} is "
+                "a fork: a fork has none of torch's threads, so that a step would wait for ever; "
+                "make the LLM in the child, or start the child by the method 'spawn'"
+            )
+        with self._turns.wait():
+            self._abort_withdrawn()
+            try:
+                yield
+            finally:
+                self._abort_withdrawn()
+
+    def _abort_withdrawn(self) -> None:
+        while self._withdrawn:
+            self.engine.abort_request(self._withdrawn.popleft().request_id)
 
 
 def _max_model_len(asked: int | None, model_config: ModelConfig) -> int:
@@ -215,27 +337,3 @@ def _max_model_len(asked: int | None, model_config: ModelConfig) -> int:
             "(max_position_embeddings); ask for at most that"
         )
     return asked
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    """Load a folder's tokenizer with transformers, or return None where there is none."""
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    if not any((folder / name).is_file() for name in names):
-        return None
-    from transformers import AutoTokenizer  # slow to import, and not needed for token ids
-
-    # Cleaning up drops spaces before punctuation, so that text would not grow by appending.
-    return AutoTokenizer.from_pretrained(str(folder), clean_up_tokenization_spaces=False)
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Wrap a single prompt; a list that holds no list or string is one prompt's token ids."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
-        raise InvalidRequestError(
-            f"prompts {prompts!r}: give a string, a list of token ids, or a list of either"
-        )
-    if prompts and not any(isinstance(item, Sequence) for item in prompts):
-        return [cast(Sequence[int], prompts)]
-    return list(cast(Sequence[Prompt], prompts))

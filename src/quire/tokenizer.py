@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -22,30 +23,33 @@ class Tokenizer:
     def __init__(self, source: Any) -> None:
         """`source` is a transformers tokenizer, fast or slow."""
         self.source = source
-        self._copy = copy_backend(source.backend_tokenizer) if source.is_fast else None
+        # None where the tokenizer is written in Python.
+        self.backend = copy_backend(source.backend_tokenizer) if source.is_fast else None
         added = source.added_tokens_decoder
+        self.added = {token_id: token.content for token_id, token in added.items()}
         special = (
             [token_id for token_id, token in added.items() if token.special]
             if source.is_fast
             else source.all_special_ids
         )
         self._special = {token_id: source.convert_ids_to_tokens(token_id) for token_id in special}
+        self._special_names = frozenset(self._special.values())
         self._names: dict[int, str | None] = {}  # of the tokens asked for so far
         self._texts: dict[int, str] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text, by default with those that the model begins with."""
-        if self._copy is None:
+        if self.backend is None:
             # transformers warns of texts beyond the model's length, which the engine refuses.
             options = {"add_special_tokens": add_special_tokens, "verbose": False}
             return list(self.source.encode(text, **options))
-        return list(self._copy.encode(text, add_special_tokens=add_special_tokens).ids)
+        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, token_ids: list[int]) -> str:
         """Return the text of token ids, special tokens included."""
-        if self._copy is None:
+        if self.backend is None:
             return str(self.source.decode(token_ids, clean_up_tokenization_spaces=False))
-        return self._copy.decode(token_ids, skip_special_tokens=False)
+        return self.backend.decode(token_ids, skip_special_tokens=False)
 
     def token_text(self, token_id: int) -> str:
         """Return the text of one token, as `Logprob.decoded_token` has it."""
@@ -68,6 +72,10 @@ class Tokenizer:
         name = self._name(token_id)
         return name is not None and len(name) == 6 and name[:3] == "<0x" and name[-1] == ">"
 
+    def is_special(self, name: str) -> bool:
+        """Whether this is how a special token is written."""
+        return name in self._special_names
+
     def special_text(self, token_id: int) -> str | None:
         """Return how a special token is written, None for any other."""
         return self._special.get(token_id)
@@ -81,16 +89,27 @@ class Tokenizer:
 
     @cached_property
     def _longest(self) -> int | None:
-        if self._copy is None:
+        if self.backend is None:
             return None
-        factor = text_for_one_token(self._copy)
-        return None if factor is None else factor * longest_token(self._copy)
+        factor = text_for_one_token(self.backend)
+        return None if factor is None else factor * longest_token(self.backend)
 
     def _name(self, token_id: int) -> str | None:
         if token_id not in self._names:
-            known = self._copy is not None or token_id < len(self.source)
+            known = self.backend is not None or token_id < len(self.source)
             self._names[token_id] = self.source.convert_ids_to_tokens(token_id) if known else None
         return self._names[token_id]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a folder's tokenizer with transformers, or return None where there is none."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if not any((folder / name).is_file() for name in names):
+        return None
+    from transformers import AutoTokenizer  # slow to import, and not needed for token ids
+
+    # Cleaning up drops spaces before punctuation, so that text would not grow by appending.
+    return AutoTokenizer.from_pretrained(str(folder), clean_up_tokenization_spaces=False)
 
 
 def copy_backend(

@@ -22,7 +22,9 @@ from quire import (
 from quire.config import Components, EngineConfig
 from quire.kv.kv_cache_manager import PagedKVCacheManager
 from quire.models.config import ModelConfig
+from quire.prompts import TokenizedPrompt
 from quire.request import Request
+from quire.tokenizer import Tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 GOOD = [1, 2, 3]
@@ -51,8 +53,13 @@ PROMPTS: dict[str, tuple[Any, str]] = {
     "empty ids": ([[]], r"prompt \[\] has no tokens: .* at least one"),
     "as long as the model": ([1] * 32, r"prompt has 32 tokens and max_model_len is 32.*shorten"),
     "longer": (
-        ["x " * 500],
+        ["a1" * 100],
         r"prompt has \d+ tokens and max_model_len is 32.*\(the model allows 256",
+    ),
+    "longer in bytes": (
+        ["x" * 10**6],
+        r"prompt has 1000000 bytes of text, of which 31 tokens of this vocabulary hold \d+ at "
+        r"most, and max_model_len is 32.*shorten.*\(the model allows 256",
     ),
     "negative token": ([4, -1], r"token id -1 at position 1 is outside .* \[0, 400\)"),
     "token past the vocabulary": ([VOCAB], r"token id 400 at position 0 is outside"),
@@ -61,15 +68,37 @@ PROMPTS: dict[str, tuple[Any, str]] = {
     "whole float token": ([[1.0]], r"token id 1\.0 at position 0"),
     "boolean token": ([True, False], r"token id True at position 0"),
     "no token": ([None], r"token id None at position 0"),
-    "text among ids": ([1, "a"], r"prompt 1: give a string or a list of token ids"),
+    "text among ids": ([1, "a"], r"prompt 1: give a string, a list or array of token ids"),
     "a number": (7, r"prompts 7: give a string"),
     "none": (None, r"prompts None: give a string"),
+    "none among prompts": (["a", None], r"prompt None: give a string"),
     "bytes": (b"abc", r"prompts b'abc': give a string"),
     "bytes in a list": ([b"abc"], r"prompt b'abc': give a string"),
-    "an array": (np.array([1, 2]), r"prompts array\(\[1, 2\]\): give"),
-    "a tensor": (torch.tensor([1, 2]), r"prompts tensor\(\[1, 2\]\): give"),
-    "numpy's integers": ([np.int64(3)], r"token id np.int64\(3\) at position 0 .* integers"),
-    "a dict": ({"prompt": "x"}, r"prompts \{'prompt': 'x'\}: give"),
+    "bytes that could be ids": (bytearray(b"abc"), r"prompts bytearray\(b'abc'\): give"),
+    "a set": ({1, 2}, r"prompts \{1, 2\}: give"),
+    "sets in a list": ([{1, 2}], r"token id \{1, 2\} at position 0"),
+    "a generator": ((i for i in [1, 2]), r"prompts <generator object .*: give"),
+    "half of a character": ("a\ud800", r"'a\\ud800' has '\\ud800' at position 1, half of a surr"),
+    "an array of fractions": (np.array([1.0, 2.0]), r"token id 1\.0 at position 0 .* integers"),
+    "an array of truths": (torch.tensor([True]), r"token id True at position 0"),
+    "a nested array": ([np.zeros((2, 2), int)], r"shape \(2, 2\): token ids are an array of one"),
+    "a cube": (np.zeros((1, 1, 1), int), r"prompts array\(\[\[\[0\]\]\]\): give"),
+    "a lone number in an array": (np.array(3), r"prompts array\(3\): give"),
+    "an empty array": (np.array([], int), r"prompt \[\] has no tokens"),
+    "an array past the vocabulary": (np.array([1, VOCAB]), r"token id 400 at position 1"),
+    "an empty dict": ({}, r"prompt \{\}: give a string"),
+    "a dict of another kind": ({"text": "x"}, r"has the key 'text': quire reads 'prompt' and"),
+    "an image": (
+        {"prompt": "x", "multi_modal_data": {"image": 1}},
+        r"has the key 'multi_modal_data'",
+    ),
+    "ids as text": ({"prompt": [1, 2]}, r"'prompt' must be a string; .* 'prompt_token_ids'"),
+    "text as ids": ({"prompt_token_ids": "ab"}, r"prompt 'ab': give"),
+    "no ids": ({"prompt_token_ids": []}, r"prompt \[\] has no tokens"),
+    "a prompt that was read, for another model": (
+        TokenizedPrompt("x", [VOCAB]),
+        r"token id 400 at position 0 is outside",
+    ),
 }
 
 
@@ -91,11 +120,78 @@ def test_one_bad_prompt_among_good_ones(bad: Any, small: LLM, answer: list[int])
     assert_works(small, answer)
 
 
-def test_text_that_is_no_text(small: LLM, answer: list[int]) -> None:
-    """The tokenizer refuses half of a surrogate pair; its neighbours are withdrawn."""
-    with pytest.raises(TypeError):
-        small.generate(["good", "a\ud800"], GREEDY)
-    assert_works(small, answer)
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        (1, 2, 3),
+        range(1, 4),
+        np.array(GOOD),
+        np.array(GOOD, dtype=np.uint8),
+        torch.tensor(GOOD),
+        torch.tensor(GOOD, dtype=torch.int32),
+        list(np.array(GOOD)),
+        list(torch.tensor(GOOD)),
+        [np.array(GOOD)],
+        np.array([GOOD]),
+        {"prompt_token_ids": GOOD},
+        {"prompt": "what ids 1, 2, 3 say", "prompt_token_ids": np.array(GOOD)},
+        {"prompt_token_ids": GOOD, "multi_modal_data": None},
+        TokenizedPrompt("said before", GOOD),
+    ],
+    ids=str,
+)
+def test_what_is_a_prompt(prompt: Any, small: LLM, answer: list[int]) -> None:
+    (output,) = small.generate(prompt, GREEDY)
+    assert output.prompt_token_ids == GOOD
+    assert all(type(token_id) is int for token_id in output.prompt_token_ids)
+    assert output.outputs[0].token_ids == answer
+    given = prompt.get("prompt") if isinstance(prompt, dict) else getattr(prompt, "text", None)
+    assert output.prompt == given
+
+
+def test_prompts_of_all_kinds_in_one_list(small: LLM) -> None:
+    kinds = ["a", {"prompt": "a"}, [1, 2], np.array([1, 2]), {"prompt_token_ids": (1, 2)}]
+    outputs = small.generate(kinds, GREEDY)
+    assert [o.prompt for o in outputs] == ["a", "a", None, None, None]
+    assert [o.prompt_token_ids for o in outputs[2:]] == [[1, 2]] * 3
+    rows = small.generate(np.array([[1, 2], [3, 4]]), GREEDY)
+    assert [o.prompt_token_ids for o in rows] == [[1, 2], [3, 4]]
+
+
+def test_an_error_shows_the_beginning_of_a_long_prompt(small: LLM) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        small.generate([b"x" * 10**6], GREEDY)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_long_text_is_refused_before_it_is_tokenised(
+    small: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokenising it takes a second; its bytes say as much at once."""
+    texts: list[str] = []
+    encode = Tokenizer.encode
+
+    def counted(self: Tokenizer, text: str, **options: Any) -> list[int]:
+        texts.append(text)
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    with pytest.raises(InvalidRequestError, match="prompt has 2000000 bytes of text"):
+        small.generate("é" * 10**6, GREEDY)
+    assert texts == []
+    small.generate("é", GREEDY)
+    assert texts == ["é"]
+
+
+def test_a_prompt_of_full_length_that_is_only_scored(small: LLM) -> None:
+    """No output token needs room behind it."""
+    reader = small.engine.prompts
+    score = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    assert len(reader.read([1] * 32, score).token_ids) == 32
+    with pytest.raises(InvalidRequestError, match=r"has 33 tokens and max_model_len is 32: sho"):
+        reader.read([1] * 33, score)
+    with pytest.raises(InvalidRequestError, match=r"has 32 tokens .* hold one output token too"):
+        reader.read([1] * 32, SamplingParams(max_tokens=1))
 
 
 @pytest.mark.parametrize(

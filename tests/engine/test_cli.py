@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -57,6 +61,7 @@ def test_generate_stops_at_a_stop_string(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        (["generate", "a\udcff", "--device", "cpu"], ["'\\udcff' at position 1", "surrogate"]),
         (["generate", "x", "--model", "quire-maxi"], ["'quire-maxi'", "quire-mini"]),
         (["generate", "x", "--temperature", "-1", "--device", "cpu"], ["temperature=-1.0", "0"]),
         (["generate", "", "--device", "cpu"], ["prompt ''", "at least one"]),
@@ -74,6 +79,54 @@ def test_an_error_is_one_line_that_names_value_and_remedy(
     assert error.count("\n") == 1
     for words in named:
         assert words in error
+
+
+def shell(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash that calls `$quire`, the command as a module."""
+    quire = f"{shlex.quote(sys.executable)} -m quire"
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", script],
+        env=os.environ | {"quire": quire} | environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+def test_a_reader_who_leaves_ends_the_command_quietly() -> None:
+    """`head` closes the pipe after a few bytes; that is no error to be told about."""
+    for script in ("$quire info Qwen/Qwen3-0.6B | head -c 1", "$quire bench --help | head -c 1"):
+        run = shell(f"{script}; echo status $?")
+        assert run.stderr == ""
+        assert run.stdout[1:] in ("status 0\n", "status 141\n")
+    # A reader who is gone before the first byte comes.
+    run = shell("{ sleep 0.1; exec $quire info Qwen/Qwen3-0.6B; } | true; echo ${PIPESTATUS[0]}")
+    assert (run.stdout, run.stderr) == ("141\n", "")
+
+
+def test_a_full_disk_is_one_line() -> None:
+    run = shell("$quire info Qwen/Qwen3-0.6B > /dev/full")
+    assert run.returncode == 2
+    assert run.stderr.startswith("quire: ")
+    assert run.stderr.count("\n") == 1
+
+
+def test_a_narrow_encoding_shows_escapes() -> None:
+    """In a terminal that knows ASCII only, and for bytes that are no text."""
+    command = f'$quire generate "$PROMPT" --model {DRAFT} --max-tokens 1 --device cpu'
+    narrow = shell(command, PROMPT="naïve 日 ", PYTHONIOENCODING="ascii")
+    assert narrow.returncode == 0
+    assert narrow.stdout.startswith("na\\xefve \\u65e5 ")
+    wide = shell(command, PROMPT="naïve 日 ", PYTHONIOENCODING="utf-8")
+    assert wide.stdout.startswith("naïve 日 ")
+
+
+def test_standard_input_that_is_no_text() -> None:
+    run = shell("printf 'a\\377' | $quire generate - --device cpu", PYTHONIOENCODING="utf-8:strict")
+    assert run.returncode == 2
+    assert run.stderr.startswith("quire: standard input is no utf-8: byte 0xff at position 1")
+    assert run.stdout == ""
 
 
 def test_info_prints_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:

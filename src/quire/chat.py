@@ -1,0 +1,291 @@
+"""A conversation as a model's chat template lays it out, in token ids.
+
+The template writes control tokens such as <|im_end|> between the messages, and a user may
+type the same characters. Only the template's become control tokens; the user's are read as
+text, letter by letter. To tell them apart, those in the messages are put between two marks
+before the template is rendered, and what comes out is compared with the plain rendering: a
+template that treats marked text otherwise (some take parts out of messages) is noticed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quire.errors import InvalidRequestError
+from quire.tokenizer import Tokenizer, copy_backend
+
+Message = Mapping[str, Any]  # {"role": …, "content": …} and what else the template reads
+
+# Private-use characters; those that the conversation contains are passed over.
+_PRIVATE = range(0xF0000, 0xFFFFE)
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How to lay out a conversation; names and defaults are those of vLLM's `LLM.chat`.
+
+    Args:
+        chat_template: a template, or the name of one; by default the tokenizer's own.
+        add_generation_prompt: end with the beginning of an answer.
+        continue_final_message: leave the last message open, for the model to go on with.
+        tools: descriptions of functions, for a template that knows them.
+        chat_template_kwargs: further values for the template, such as `enable_thinking`.
+    """
+
+    chat_template: str | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    tools: Sequence[Mapping[str, Any]] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ChatLayout:
+    """A laid-out conversation: its text, in pieces that are control tokens or not."""
+
+    pieces: tuple[tuple[str, bool], ...]  # (text, whether it is the template's control token)
+    control: Mapping[str, int]  # token ids of what the template may write
+    has_typed: bool  # whether read as one text it would have more control tokens than these
+
+    @property
+    def text(self) -> str:
+        """The conversation as one text."""
+        return "".join(text for text, _ in self.pieces)
+
+
+def is_conversation(messages: object) -> bool:
+    """Whether this is one conversation rather than a list of them."""
+    return not (isinstance(messages, Sequence) and messages and isinstance(messages[0], Sequence))
+
+
+def lay_out(tokenizer: Tokenizer, messages: Sequence[Message], options: ChatOptions) -> ChatLayout:
+    """Render a conversation and say which of its parts are the template's control tokens.
+
+    Raises:
+        InvalidRequestError: there is no template; it refuses the messages; a message is not
+            made of text; what the template makes of a typed control token cannot be followed.
+    """
+    given = _Inputs(_checked(messages), options.tools)
+    try:
+        template = tokenizer.source.get_chat_template(options.chat_template, tools=options.tools)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"this model has no chat template to lay messages out with ({error}): give "
+            "chat_template, or lay them out yourself and use generate"
+        ) from None
+    control = {
+        name: token_id
+        for token_id, name in tokenizer.added.items()
+        if tokenizer.is_special(name) or (name in template and not name.isspace())
+    }
+    written = "".join(_strings([given.messages, given.tools]))
+    marks = _Marks(control, filter(tokenizer.is_special, control), written)
+    text = _render(tokenizer, template, given, options)
+    marked = marks.put_into(given)
+    # A template may look at the clock, so that it is rendered twice only where it must be.
+    pieces = marks.split(text if marked == given else _render(tokenizer, template, marked, options))
+    if "".join(piece for piece, _ in pieces) != text:
+        names = ", ".join(marks.found_in(written)) or "part of one"
+        raise InvalidRequestError(
+            f"a message holds what is a control token of this model ({names}), and its chat "
+            "template treats it otherwise than other text, so that it cannot be told from the "
+            "template's own: take it out of the message"
+        )
+    whole = marks.split(text)
+    return ChatLayout(tuple(pieces), control, has_typed=_spans(whole) != _spans(pieces))
+
+
+def encode_chat(tokenizer: Tokenizer, layout: ChatLayout) -> list[int]:
+    """Return the token ids of a laid-out conversation.
+
+    The template has written the model's first token, if it has one, so none is added.
+
+    Raises:
+        InvalidRequestError: a typed control token cannot be read as text.
+    """
+    if not layout.has_typed:
+        return tokenizer.encode(layout.text, add_special_tokens=False)
+    # A copy of the tokenizer knows the control tokens by other names, which nobody has typed.
+    names = dict(zip(layout.control, _unused(layout.text, len(layout.control)), strict=True))
+    ids: list[int] = []
+    if tokenizer.backend is not None:
+        copy = copy_backend(tokenizer.backend, names)
+        known = {
+            copy.token_to_id(names.get(name, name)): token_id
+            for token_id, name in tokenizer.added.items()
+        }
+        renamed = "".join(names[text] if is_control else text for text, is_control in layout.pieces)
+        found = copy.encode(renamed, add_special_tokens=False).ids
+        ids = [known.get(token_id, token_id) for token_id in found]
+    num_control = sum(is_control for _, is_control in layout.pieces)
+    if sum(token_id in layout.control.values() for token_id in ids) != num_control or not ids:
+        raise InvalidRequestError(
+            "a message holds what is a control token of this model, and its tokenizer cannot "
+            "read it as text: take it out of the message"
+        )
+    return ids
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a template is rendered from and a user may have written."""
+
+    messages: list[dict[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None
+
+
+class _Marks:
+    """Two characters around each control token that a message holds.
+
+    One such character also ends a string that a control token could begin in, and begins a
+    string that one could end in: two strings side by side must not make one together.
+    """
+
+    def __init__(self, control: Mapping[str, int], special: Iterable[str], written: str) -> None:
+        """`written` is all that was typed; the characters are none of it."""
+        self._all, self._special = _Finder(control), _Finder(special)
+        self._start, self._end = start, end = _unused(written, 2)
+        self._parts = re.compile(f"{start}({self._all.pattern.pattern}){end}|[{start}{end}]")
+
+    def put_into(self, given: _Inputs) -> _Inputs:
+        """Return the same with marks in every string.
+
+        In an answer of the model, what is no special token is the model's own: templates take
+        out what it thought by tags, <think> to </think>, that are tokens too.
+        """
+        messages = [
+            self._mark(message, self._special if message["role"] == "assistant" else self._all)
+            for message in given.messages
+        ]
+        return _Inputs(messages, self._mark(given.tools, self._all))
+
+    def _mark(self, value: Any, finder: _Finder) -> Any:
+        if isinstance(value, Mapping):
+            return {key: self._mark(item, finder) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._mark(item, finder) for item in value]
+        if not isinstance(value, str):
+            return value
+        marked = finder.pattern.sub(f"{self._start}\\g<0>{self._end}", value)
+        before = self._start if finder.may_end_in(value) else ""
+        behind = self._end if finder.may_begin_in(value) else ""
+        return before + marked + behind
+
+    def found_in(self, text: str) -> list[str]:
+        """Return the control tokens that a text holds."""
+        return sorted(set(self._all.pattern.findall(text)))
+
+    def split(self, rendered: str) -> list[tuple[str, bool]]:
+        """Take the marks out: pieces of text, each with whether it is a control token."""
+        pieces: list[tuple[str, bool]] = []
+        unmarked = self._parts.split(rendered)  # template, typed or None, template, …
+        for index, part in enumerate(unmarked):
+            if index % 2:
+                pieces.append((part or "", False))
+                continue
+            behind = 0
+            for match in self._all.pattern.finditer(part):
+                pieces += [(part[behind : match.start()], False), (match[0], True)]
+                behind = match.end()
+            pieces.append((part[behind:], False))
+        return pieces
+
+
+class _Finder:
+    """Finds tokens, and the beginnings and ends of tokens, in a text."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        longest_first = sorted(names, key=len, reverse=True)  # of two that fit, the longer one
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._heads = {name[:size] for name in longest_first for size in range(1, len(name))}
+        self._tails = {name[size:] for name in longest_first for size in range(1, len(name))}
+        self._sizes = range(1, max(map(len, longest_first), default=1))
+
+    def may_begin_in(self, text: str) -> bool:
+        """Whether a token can begin at the end of a text."""
+        return any(text[-size:] in self._heads for size in self._sizes)
+
+    def may_end_in(self, text: str) -> bool:
+        """Whether a token can end at the beginning of a text."""
+        return any(text[:size] in self._tails for size in self._sizes)
+
+
+def _render(tokenizer: Tokenizer, template: str, given: _Inputs, options: ChatOptions) -> str:
+    from jinja2.exceptions import TemplateError  # transformers renders with it
+
+    try:
+        return str(
+            tokenizer.source.apply_chat_template(
+                given.messages,
+                tools=given.tools,
+                chat_template=template,
+                add_generation_prompt=options.add_generation_prompt,
+                continue_final_message=options.continue_final_message,
+                tokenize=False,
+                **(options.chat_template_kwargs or {}),
+            )
+        )
+    except (TemplateError, ValueError, TypeError) as error:
+        raise InvalidRequestError(f"the chat template refuses the messages: {error}") from error
+
+
+def _checked(messages: object) -> list[dict[str, Any]]:
+    """Return a conversation's messages with their contents as plain strings."""
+    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
+        raise InvalidRequestError(
+            f"messages {messages!r}: give a list of {{'role': …, 'content': …}}, at least one"
+        )
+    checked = []
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise InvalidRequestError(
+                f"message {index} is {message!r}: give {{'role': …, 'content': …}}"
+            )
+        checked.append({**message, "content": _as_text(index, message.get("content"))})
+    return checked
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Return every string in nested lists and dicts."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(item)
+
+
+def _as_text(index: int, content: object) -> str | None:
+    """Join the parts of a content that has several, as vLLM does for templates of strings."""
+    if content is None or isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list | tuple) else [content]
+    texts = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if not isinstance(text, str):
+            raise InvalidRequestError(
+                f"the content of message {index} has {part!r}: quire reads text only, as a "
+                "string or as a list of {'type': 'text', 'text': …}"
+            )
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _spans(pieces: Sequence[tuple[str, bool]]) -> list[tuple[int, str]]:
+    """Return where control tokens begin, and which."""
+    found, position = [], 0
+    for text, is_control in pieces:
+        if is_control:
+            found.append((position, text))
+        position += len(text)
+    return found
+
+
+def _unused(text: str, count: int) -> list[str]:
+    """Return private-use characters that a text does not contain."""
+    free = (chr(code) for code in _PRIVATE if chr(code) not in text)
+    return list(itertools.islice(free, count))

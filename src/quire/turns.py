@@ -1,0 +1,63 @@
+"""`Turns`: a lock that threads get in the order in which they asked for it.
+
+A plain lock goes to whoever is quickest, and that is the thread which has just let it go: one
+that steps an engine in a loop would keep all others out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Turns:
+    """Threads in a line; it is the first one's turn."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()  # held for a moment, to look at the line
+        self._line: deque[threading.Lock] = deque()  # each one's lock opens when its turn comes
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """Stand in line; within, it is this thread's turn."""
+        own = threading.Lock()
+        own.acquire()
+        try:
+            with self._mutex:
+                self._line.append(own)
+                if len(self._line) == 1:
+                    own.release()
+            own.acquire()
+            yield
+        finally:  # an interrupt may come while it waits
+            self._leave(own)
+
+    @contextmanager
+    def if_free(self) -> Iterator[bool]:
+        """Take the turn if nobody has it; yield whether it was so.
+
+        It never waits, so that the collection of an abandoned object may use it: that can
+        happen anywhere, even in the middle of this thread's own turn.
+        """
+        own = None
+        if self._mutex.acquire(blocking=False):
+            if not self._line:
+                own = threading.Lock()
+                self._line.append(own)
+            self._mutex.release()
+        try:
+            yield own is not None
+        finally:
+            if own is not None:
+                self._leave(own)
+
+    def _leave(self, own: threading.Lock) -> None:
+        with self._mutex:
+            if own not in self._line:
+                return
+            was_first = self._line[0] is own
+            self._line.remove(own)
+            if was_first and self._line:
+                self._line[0].release()
