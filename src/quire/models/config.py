@@ -1,18 +1,19 @@
 """What a decoder is made of, read from a checkpoint's `config.json`.
 
 One dataclass covers Llama, Qwen2, Qwen3 and Mistral: they are the same decoder with
-other sizes and four switches (QKV bias, output bias, q/k norm, sliding window). See the
-chapter "Autoregressive decoding".
+other sizes and a few switches (biases, q/k norm, sliding windows). See the chapter
+"Autoregressive decoding".
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from quire.errors import CheckpointError, UnsupportedModelError
+from quire.models.architectures import ConfigKeys, find_architecture
 from quire.models.rope_config import RopeConfig
 
 
@@ -71,28 +72,36 @@ class ModelConfig:
     def from_folder(cls, folder: str | Path) -> ModelConfig:
         """Read `config.json` and, for the end-of-sequence ids, `generation_config.json`.
 
+        A dtype that `config.json` leaves out is that of the weights, where there are any.
+
         Raises:
-            CheckpointError: no readable `config.json`, or a key the sizes need is missing.
+            CheckpointError: no readable `config.json`, or one with a value that makes no sense.
             UnsupportedModelError: an architecture or option that quire lacks.
         """
         folder = Path(folder)
         raw = _read_json(folder / "config.json")
         generation_path = folder / "generation_config.json"
         generation = _read_json(generation_path) if generation_path.is_file() else {}
-        return cls.from_dict(raw, generation)
+        config = cls.from_dict(raw, generation)
+        if not _named_dtype(raw) and list(folder.glob("*.safetensors")):
+            from quire.models.weight_files import stored_dtype  # torch takes seconds to import
+
+            config = replace(config, dtype=stored_dtype(folder))
+        return config
 
     @classmethod
     def from_dict(
         cls, raw: dict[str, Any], generation: dict[str, Any] | None = None
     ) -> ModelConfig:
-        """Translate the keys of a transformers `config.json`."""
-        architecture = (raw.get("architectures") or ["missing"])[0]
-        if architecture not in ARCHITECTURES:
-            raise UnsupportedModelError(
-                f"architecture {architecture!r} is not supported; quire has "
-                f"{', '.join(sorted(ARCHITECTURES))}"
-            )
-        if raw.get("hidden_act", "silu") != "silu":
+        """Translate the keys of a transformers `config.json` as transformers reads them.
+
+        Raises:
+            CheckpointError: a value that makes no sense.
+            UnsupportedModelError: an architecture or option that quire lacks.
+        """
+        name, architecture = find_architecture(raw)
+        keys = ConfigKeys(raw, architecture.defaults)
+        if keys.value("hidden_act") not in ("silu", "swish"):  # two names of one function
             raise UnsupportedModelError(
                 f"hidden_act={raw['hidden_act']!r} is not supported; quire has 'silu'"
             )
@@ -101,102 +110,81 @@ class ModelConfig:
                 "a checkpoint with a quantization_config is not supported; load its "
                 "unquantized original"
             )
-        switches = ARCHITECTURES[architecture]
-        attention_bias = raw.get("attention_bias", False)
-        eos = (generation or {}).get("eos_token_id", raw.get("eos_token_id"))
-        try:
-            return cls(
-                architecture=architecture,
-                vocab_size=raw["vocab_size"],
-                hidden_size=raw["hidden_size"],
-                intermediate_size=raw["intermediate_size"],
-                num_layers=raw["num_hidden_layers"],
-                num_heads=raw["num_attention_heads"],
-                num_kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-                head_size=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
-                max_position=raw["max_position_embeddings"],
-                rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-                rope=_rope_config(raw),
-                tie_word_embeddings=raw.get("tie_word_embeddings", False),
-                qkv_bias=switches.qkv_bias or attention_bias,
-                output_bias=attention_bias,
-                mlp_bias=raw.get("mlp_bias", False),
-                qk_norm=switches.qk_norm,
-                sliding_windows=_sliding_windows(raw, switches),
-                eos_token_ids=_as_ids(eos),
-                dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
-            )
-        except KeyError as missing:
-            raise CheckpointError(
-                f"config.json lacks {missing.args[0]!r}; is the checkpoint complete?"
-            ) from None
-
-
-@dataclass(frozen=True)
-class _Switches:
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    windowed_by_default: bool = False  # a `sliding_window` key holds for every layer
-
-
-ARCHITECTURES: dict[str, _Switches] = {
-    "LlamaForCausalLM": _Switches(),
-    "MistralForCausalLM": _Switches(windowed_by_default=True),
-    "Qwen2ForCausalLM": _Switches(qkv_bias=True),
-    "Qwen3ForCausalLM": _Switches(qk_norm=True),
-}
+        hidden_size, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
+        max_position = keys.integer("max_position_embeddings")
+        rope = RopeConfig.from_dict(raw, max_position)
+        if rope.kind == "yarn":
+            max_position = max(max_position, int(rope.original_max_position * rope.factor))
+        attention_bias = keys.flag("attention_bias")
+        eos = (generation or {}).get("eos_token_id", keys.value("eos_token_id"))
+        return cls(
+            architecture=name,
+            vocab_size=keys.integer("vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=keys.integer("intermediate_size"),
+            num_layers=keys.integer("num_hidden_layers"),
+            num_heads=num_heads,
+            num_kv_heads=keys.optional_integer("num_key_value_heads") or num_heads,
+            head_size=keys.optional_integer("head_dim") or hidden_size // num_heads,
+            max_position=max_position,
+            rms_norm_eps=keys.number("rms_norm_eps"),
+            rope=rope,
+            tie_word_embeddings=keys.flag("tie_word_embeddings"),
+            qkv_bias=architecture.qkv_bias or attention_bias,
+            output_bias=attention_bias,
+            mlp_bias=keys.flag("mlp_bias"),
+            qk_norm=architecture.qk_norm,
+            sliding_windows=_sliding_windows(keys, architecture.model_type),
+            eos_token_ids=_as_ids(eos),
+            dtype=_named_dtype(raw) or "float32",
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; is {path.parent} a checkpoint?") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object; download it again")
     return content
 
 
-def _as_ids(eos: int | list[int] | None) -> tuple[int, ...]:
-    if eos is None:
-        return ()
-    return (eos,) if isinstance(eos, int) else tuple(eos)
+def _as_ids(eos: Any) -> tuple[int, ...]:
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(isinstance(token_id, int) and not isinstance(token_id, bool) for token_id in ids):
+        raise CheckpointError(f"eos_token_id={eos!r}: must be a token id or a list of them")
+    return tuple(ids)
 
 
-def _rope_config(raw: dict[str, Any]) -> RopeConfig:
-    # transformers 5 writes one `rope_parameters`; before, `rope_theta` and `rope_scaling`.
-    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = scaling.get("rope_theta", raw.get("rope_theta", 10_000.0))
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ("default", "linear", "llama3"):
-        raise UnsupportedModelError(
-            f"rope scaling {kind!r} is not supported; quire has 'default', 'linear', 'llama3'"
-        )
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    return RopeConfig(
-        theta=theta,
-        kind=kind,
-        factor=scaling["factor"],
-        low_freq_factor=scaling.get("low_freq_factor", 1.0),
-        high_freq_factor=scaling.get("high_freq_factor", 4.0),
-        original_max_position=scaling.get(
-            "original_max_position_embeddings", raw["max_position_embeddings"]
-        ),
-    )
+def _named_dtype(raw: dict[str, Any]) -> str | None:
+    """Return the dtype that a `config.json` names, under its new or its old key."""
+    name = raw.get("dtype") or raw.get("torch_dtype")
+    return str(name).removeprefix("torch.") if name else None
 
 
-def _sliding_windows(raw: dict[str, Any], switches: _Switches) -> tuple[int | None, ...]:
-    num_layers, window = raw["num_hidden_layers"], raw.get("sliding_window")
-    layer_types = raw.get("layer_types")
-    if layer_types:
-        unknown = set(layer_types) - {"full_attention", "sliding_attention"}
-        if unknown:
-            raise UnsupportedModelError(f"layer_types {sorted(unknown)} are not supported")
-        return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
-    if switches.windowed_by_default:
+def _sliding_windows(keys: ConfigKeys, model_type: str) -> tuple[int | None, ...]:
+    """Return each layer's window: every layer's in Mistral, some layers' in Qwen."""
+    num_layers = keys.integer("num_hidden_layers")
+    if model_type == "llama":
+        return (None,) * num_layers
+    window = keys.optional_integer("sliding_window")
+    if model_type == "mistral":
         return (window,) * num_layers
-    if raw.get("use_sliding_window") and window:
-        first = raw.get("max_window_layers", 0)
+    window = window if keys.flag("use_sliding_window") else None
+    kinds = keys.value("layer_types")
+    if kinds is None:
+        first = keys.integer("max_window_layers", least=0)
         return tuple(window if layer >= first else None for layer in range(num_layers))
-    return (None,) * num_layers
+    if not isinstance(kinds, list):
+        raise CheckpointError(f"config.json has layer_types={kinds!r}: must be a list")
+    if unknown := set(kinds) - {"full_attention", "sliding_attention", "attention"}:
+        raise UnsupportedModelError(f"layer_types {sorted(unknown)} are not supported")
+    if "sliding_attention" in kinds and window is None:
+        raise UnsupportedModelError(
+            "layer_types has 'sliding_attention' without a window: set use_sliding_window to true "
+            "and sliding_window to a number of tokens in config.json"
+        )
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

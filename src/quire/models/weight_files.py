@@ -110,6 +110,17 @@ def open_weights(folder: Path) -> Iterator[WeightFile]:
         yield WeightFile(path)
 
 
+def stored_dtype(folder: Path) -> str:
+    """Return the name of a checkpoint's own dtype: that of its first floating-point tensor.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read.
+    """
+    dtypes = (file.dtype(name) for file in open_weights(folder) for name in file.names)
+    first = next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
+    return str(first).removeprefix("torch.")
+
+
 def _weight_paths(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():

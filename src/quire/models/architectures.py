@@ -1,0 +1,150 @@
+"""Which keys of a `config.json` each architecture reads, and what they are when left out.
+
+The meaning of a `config.json` is transformers': its configuration classes have a default for
+every key, and a key that an architecture's class and code do not know changes nothing, even
+where another architecture reads it (`attention_bias` in a Mistral).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from quire.errors import CheckpointError, UnsupportedModelError
+
+_COMMON: dict[str, Any] = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "head_dim": None,  # hidden_size / num_attention_heads
+}
+_LLAMA_2 = {**_COMMON, "vocab_size": 32_000, "eos_token_id": 2}
+_QWEN: dict[str, Any] = {
+    **_COMMON,
+    "vocab_size": 151_936,
+    "intermediate_size": 22_016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32_768,
+    "eos_token_id": None,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "layer_types": None,
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One of transformers' decoders: its keys with their defaults, and what has no key."""
+
+    model_type: str
+    defaults: dict[str, Any]
+    qkv_bias: bool = False  # whatever the keys say
+    qk_norm: bool = False
+
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": Architecture(
+        "llama",
+        {
+            **_LLAMA_2,
+            "intermediate_size": 11_008,
+            "num_key_value_heads": None,  # num_attention_heads
+            "max_position_embeddings": 2048,
+            "attention_bias": False,
+            "mlp_bias": False,
+        },
+    ),
+    "MistralForCausalLM": Architecture(
+        "mistral",
+        {
+            **_LLAMA_2,
+            "intermediate_size": 14_336,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131_072,
+            "sliding_window": 4096,
+        },
+    ),
+    "Qwen2ForCausalLM": Architecture("qwen2", _QWEN, qkv_bias=True),
+    "Qwen3ForCausalLM": Architecture(
+        "qwen3", {**_QWEN, "head_dim": 128, "attention_bias": False}, qk_norm=True
+    ),
+}
+
+
+def find_architecture(raw: dict[str, Any]) -> tuple[str, Architecture]:
+    """Return the architecture that a `config.json` names, by `architectures` or `model_type`.
+
+    Raises:
+        UnsupportedModelError: quire lacks it, or the two keys contradict each other.
+    """
+    model_type = raw.get("model_type")
+    by_type = {a.model_type: name for name, a in ARCHITECTURES.items()}.get(model_type or "")
+    name = (raw.get("architectures") or [by_type or model_type or "missing"])[0]
+    if name not in ARCHITECTURES:
+        raise UnsupportedModelError(
+            f"architecture {name!r} is not supported; quire has {', '.join(sorted(ARCHITECTURES))}"
+        )
+    if by_type not in (None, name):
+        raise UnsupportedModelError(
+            f"config.json has architectures={raw['architectures']!r} and model_type="
+            f"{model_type!r}, which is {by_type}: correct one of them"
+        )
+    return name, ARCHITECTURES[name]
+
+
+class ConfigKeys:
+    """A dictionary of a `config.json`, each value checked when it is read.
+
+    Every method raises CheckpointError for a value of another kind, naming key and value.
+    """
+
+    def __init__(self, raw: dict[str, Any], defaults: dict[str, Any], where: str = "") -> None:
+        """`where` tells in errors which dictionary inside the file this is."""
+        self._raw = raw
+        self._defaults = defaults
+        self._where = where
+
+    def has(self, key: str) -> bool:
+        """Whether the file has the key, be it null."""
+        return key in self._raw
+
+    def value(self, key: str) -> Any:
+        """Return a key's value, its default where it is left out; None where it has neither."""
+        return self._raw.get(key, self._defaults.get(key))
+
+    def integer(self, key: str, least: int = 1) -> int:
+        """Return an integer of at least `least`."""
+        value = self.value(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self._error(key, f"an integer of at least {least}")
+        return value
+
+    def optional_integer(self, key: str) -> int | None:
+        """Return an integer of at least 1, or None where the value is null."""
+        return None if self.value(key) is None else self.integer(key)
+
+    def number(self, key: str) -> float:
+        """Return a number above 0."""
+        value = self.value(key)
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            raise self._error(key, "a number above 0")
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        """Return true or false; false where the key is not one of the architecture's."""
+        value = self.value(key) if key in self._defaults else False
+        if not isinstance(value, bool):
+            raise self._error(key, "true or false")
+        return value
+
+    def _error(self, key: str, wanted: str) -> CheckpointError:
+        name = f"{self._where}.{key}" if self._where else key
+        if key not in self._raw and key not in self._defaults:
+            return CheckpointError(f"config.json lacks {name!r}; is the checkpoint complete?")
+        return CheckpointError(
+            f"config.json has {name}={self.value(key)!r}: must be {wanted}; fix config.json"
+        )
