@@ -22,6 +22,7 @@ def rectangle(student: Subject, variant: str) -> None:
     server.expect("update", [], want=[])
     why = "a has finished, and its row is computed all the same"
     server.expect("schedule", want={"entries": [["c", 4, 1]], "padding": 1}, because=why)
+    server.expect_error("ValueError", "add", "a", 5, 1, because="finished, but not answered yet")
     server.expect("update", ["c"], want=["a", "c"], because="c said its end")
     server.expect("schedule", want={"entries": [["b", 0, 9]], "padding": 0})
 
@@ -38,6 +39,18 @@ def latecomer(student: Subject, variant: str) -> None:
     server.expect("schedule", want={"entries": [["a", 2, 1]], "padding": 0})
     server.expect("update", [], want=["a"], because="it has said 2 tokens")
     server.expect("schedule", want={"entries": [["b", 0, 3]], "padding": 0})
+
+
+def nearest(student: Subject, variant: str) -> None:
+    """The oldest and those nearest to it, the older of equals; answered in order of arrival."""
+    server = student.new("StaticScheduler", 3)
+    for name, prompt in (("a", 5), ("b", 9), ("c", 7), ("d", 3), ("e", 4)):
+        server.expect("add", name, prompt, 1, want=None)
+    why = "e is 1 away, c and d are 2 away and c is older"
+    want = {"entries": [["a", 0, 5], ["c", 0, 7], ["e", 0, 4]], "padding": 5}
+    server.expect("schedule", want=want, because=why)
+    server.expect("update", [], want=["a", "c", "e"])
+    server.expect("add", "a", 3, 1, want=None, because="it was answered, so it may come again")
 
 
 # ---- continuous
@@ -104,69 +117,153 @@ def stale(student: Subject, variant: str) -> None:
     server.expect("update", 2, ["a"], want=["a"])
 
 
+def ages(student: Subject, variant: str) -> None:
+    """A number falls by one for every `patience` calls before the present one."""
+    server = student.new("Scheduler", 1, 9, 2)
+    server.expect("add", "x", "ada", 0, 3, 1, 0, want=None)
+    server.expect("add", "z", "ada", 1, 3, 1, 0, want=None)
+    server.expect("schedule", want=[["x", 0, 0, 3]])
+    server.expect("update", 1, [], want=["x"])
+    server.expect("add", "a", "ada", 0, 3, 1, 0, want=None)
+    why = "z has waited one call, the present one not counted, and is at 1 still"
+    server.expect("schedule", want=[["a", 0, 0, 3]], because=why)
+    server.expect("update", 2, [], want=["a"])
+    server.expect("add", "b", "ada", 0, 3, 1, 0, want=None)
+    why = "z has waited two calls and is at 0 as b is, and z was added first"
+    server.expect("schedule", want=[["z", 0, 0, 3]], because=why)
+
+
+def order_of_entries(student: Subject, variant: str) -> None:
+    """Those that run come first, in order of their admission, whatever their names and seats."""
+    server = student.new("Scheduler", 2, 9, 9)
+    for name, output in (("z", 1), ("m", 3)):
+        server.expect("add", name, "ada", 0, 2, output, 0, want=None)
+    server.expect("schedule", want=[["z", 0, 0, 2], ["m", 1, 0, 2]])
+    server.expect("add", "a", "ada", 0, 2, 1, 0, want=None)
+    server.expect("update", 1, [], want=["z"])
+    server.expect("schedule", want=[["m", 1, 2, 1], ["a", 0, 0, 2]])
+    server.expect("update", 2, ["m"], want=["m", "a"], because="in the order of the entries")
+
+
+def seat_until_the_end(student: Subject, variant: str) -> None:
+    """While its last token is in flight a request keeps its seat and counts for its client."""
+    server = student.new("Scheduler", 2, 1, 9)
+    server.expect("add", "a", "ada", 0, 3, 1, 0, want=None)
+    server.expect("add", "b", "ada", 0, 3, 1, 0, want=None)
+    server.expect("schedule", want=[["a", 0, 0, 3]])
+    server.expect("schedule", want=[], because="a is in flight, and ada has one seat")
+    server.expect("update", 1, [], want=["a"])
+    server.expect("schedule", want=[["b", 0, 0, 3]])
+
+
+def waits_again(student: Subject, variant: str) -> None:
+    """Who is preempted keeps its order; what waits can be aborted, but not preempted again."""
+    server = student.new("Scheduler", 1, 9, 9)
+    for name in ("a", "b", "c"):
+        server.expect("add", name, "ada", 0, 2, 2, 1, want=None)
+    server.expect("schedule", want=[["a", 0, 1, 1]])
+    server.expect("preempt", "a", want=None)
+    server.expect_error("ValueError", "preempt", "a", because="a waits")
+    server.expect_error("ValueError", "trim", "a", 0, because="a has no entry any more")
+    server.expect("schedule", want=[["a", 0, 0, 2]], because="a was added first; nothing is cached")
+    server.expect("abort", "b", want=None)
+    server.expect("abort", "a", want=None)
+    server.expect("schedule", want=[["c", 0, 1, 1]], because="a and b were aborted")
+
+
+def trims(student: Subject, variant: str) -> None:
+    """A second trim counts what the first has left; an entry of 0 is one still."""
+    server = student.new("Scheduler", 1, 9, 9)
+    server.expect("add", "a", "ada", 0, 4, 2, 0, want=None)
+    server.expect("schedule", want=[["a", 0, 0, 4]])
+    server.expect("trim", "a", 2, want=None)
+    server.expect_error("ValueError", "trim", "a", 3, because="2 positions are left")
+    server.expect("trim", "a", 0, want=None)
+    server.expect("trim", "a", 0, want=None, because="an entry of 0 positions is one still")
+    server.expect("update", 1, [], want=[])
+    server.expect_error("ValueError", "trim", "a", 0, because="its step is over")
+    server.expect("schedule", want=[["a", 0, 0, 4]], because="nothing was computed")
+
+
 # ---- chunked
 
 
-def _wish(name: str, count: int, since: int = 9, **more: Any) -> dict[str, Any]:
-    fixed = {"request": name, "count": count, "decode": False, "since": since}
-    return fixed | {"client": name[0], "served": 0, "deadline": 20} | more
-
-
-def _pack(
-    student: Subject,
-    variant: str,
-    *args: Any,
-    want: list[int],
-    because: str = "",
-) -> None:
-    """Expect what `pack` gives; a complaint says of each wish what decides its turn."""
-    budget, block, wishes, now = args
-    shown = {"fair": ("client", "served"), "deadline": ("deadline",)}.get(variant, ())
-
-    def said() -> str:
-        parts = []
-        for wish in wishes:
-            rest = ", ".join(f"{key} {wish[key]}" for key in ("since", *shown))
-            parts.append(f"{'decode' if wish['decode'] else wish['count']} ({rest})")
-        return f"pack({budget}, {block}, wishes, {now}) with the wishes {'; '.join(parts)}"
-
-    student.expect("pack", *args, want=want, because=because, said=said)
+def _wish(
+    variant: str, name: str, count: int, since: int = 9, decode: bool = False, **more: int
+) -> dict[str, Any]:
+    """A wish with what the variant's wishes have."""
+    fields: dict[str, Any] = {"request": name, "count": count, "decode": decode, "since": since}
+    if variant == "fair":
+        fields |= {"client": name[0], "served": more.get("served", 0)}
+    elif variant == "deadline":
+        fields |= {"deadline": more.get("deadline", 20)}
+    return fields
 
 
 def cuts(student: Subject, variant: str) -> None:
-    """Decodes first; then whole blocks, or a prompt to its end."""
-    first, second = _wish("a", 9), _wish("b", 30)
-    decodes = [_wish(name, 1, since, decode=True) for name, since in (("c", 8), ("d", 5), ("e", 8))]
-    wishes = [first, *decodes]
+    """Prompts are cut at the border of a block, or end."""
 
     def expect(budget: int, want: list[int], because: str = "") -> None:
-        _pack(student, variant, budget, 4, wishes, 10, want=want, because=because)
+        wishes = [_wish(variant, "a", 9)]
+        student.expect("pack", budget, 4, wishes, 10, want=want, because=because)
 
-    expect(14, [9, 1, 1, 1])
-    expect(11, [8, 1, 1, 1], "8 fit, in blocks of 4")
-    expect(6, [0, 1, 1, 1], "no block of 4 fits")
-    expect(2, [0, 1, 1, 0], "d waits longest, then c")
-    _pack(student, variant, 8, 8, [second], 10, want=[8])
+    expect(9, [9])
+    expect(8, [8], "8 fit, in blocks of 4")
+    expect(6, [4], "one block of 4 fits")
+    expect(3, [0], "no block of 4 fits")
+    student.expect("pack", 8, 8, [_wish(variant, "a", 30)], 10, want=[8])
+    student.expect("pack", 8, 4, [], 10, want=[], because="nobody wishes anything")
+
+
+def decodes(student: Subject, variant: str) -> None:
+    """Decodes first; where the budget is short, those that have waited longest."""
+    prompt = _wish(variant, "a", 2, 1)
+    three = [_wish(variant, name, 1, n, decode=True) for name, n in (("c", 8), ("d", 5), ("e", 8))]
+
+    def expect(budget: int, want: list[int], because: str = "") -> None:
+        student.expect("pack", budget, 4, [prompt, *three], 10, want=want, because=because)
+
+    expect(5, [2, 1, 1, 1])
+    expect(4, [0, 1, 1, 1], "1 is left, and the prompt ends with 2")
+    expect(2, [0, 1, 1, 0], "d waits longest, then c, which is listed before e")
+    expect(1, [0, 0, 1, 0], "d waits longest")
+
+
+def passes_on(student: Subject, variant: str) -> None:
+    """A prompt that can get no chunk holds up nobody: one behind it may still fit."""
+    # By any variant's rule the first prompt comes first.
+    first = _wish(variant, "a", 9, 1, deadline=15, served=0)
+    second = _wish(variant, "b", 3, 9, deadline=19, served=1)
+    why = "no block of 4 fits, but b ends with 3"
+    student.expect("pack", 3, 4, [first, second], 10, want=[0, 3], because=why)
 
 
 def order(student: Subject, variant: str) -> None:
     """The rule of your variant."""
+
+    def expect(budget: int, wishes: list[dict[str, Any]], want: list[int], because: str) -> None:
+        student.expect("pack", budget, 4, wishes, 10, want=want, because=because)
+
+    def wish(*args: Any, **more: Any) -> dict[str, Any]:
+        return _wish(variant, *args, **more)
+
     if variant == "fair":
-        prompts = [_wish("a1", 9), _wish("a2", 4), _wish("b", 20, served=2)]
-        why = "turns: a with 0 tokens, b with 2, a with 4"
-        _pack(student, variant, 12, 4, prompts, 10, want=[8, 0, 4], because=why)
+        prompts = [wish("a1", 9), wish("a2", 4), wish("b", 20, served=2)]
+        expect(12, prompts, [8, 0, 4], "turns: a with 0 tokens, b with 2, a with 4")
+        prompts = [wish("a1", 9), wish("a2", 1, decode=True), wish("b1", 9)]
+        expect(5, prompts, [0, 1, 4], "a has 1 token, that of its decode; b has none")
     elif variant == "deadline":
-        prompts = [
-            _wish("a", 8, deadline=12), _wish("b", 9, deadline=10), _wish("c", 8, deadline=11),
-        ]  # fmt: skip
-        why = "b would need 2 steps and has 1; c comes before a"
-        _pack(student, variant, 8, 4, prompts, 10, want=[0, 0, 8], because=why)
-        why = "b can be complete now"
-        _pack(student, variant, 12, 4, prompts, 10, want=[0, 9, 0], because=why)
+        prompts = [wish("a", 8, deadline=12), wish("b", 9, deadline=10), wish("c", 8, deadline=11)]
+        expect(8, prompts, [0, 0, 8], "b would need 2 steps and has 1; c comes before a")
+        expect(12, prompts, [0, 9, 0], "b can be complete now")
+        prompts = [wish("a", 9, deadline=10), wish("b", 30, deadline=9), wish("c", 9, deadline=15)]
+        expect(16, prompts, [9, 0, 4], "a, then c; b cannot be complete in time")
     else:
-        prompts = [_wish("a", 9), _wish("b", 6), _wish("c", 20, since=3), _wish("d", 20, since=2)]
+        prompts = [wish("a", 9), wish("b", 6), wish("c", 20, 3), wish("d", 20, 2)]
         why = "d has waited 8 steps; then b is shortest, and nothing is left"
-        _pack(student, variant, 26, 4, prompts, 10, want=[0, 6, 0, 20], because=why)
+        expect(26, prompts, [0, 6, 0, 20], why)
+        prompts = [wish("a", 8, 2), wish("b", 12, 1), wish("c", 4)]
+        expect(12, prompts, [0, 12, 0], "a and b have waited 8 steps or more, b longest")
 
 
 # ---- engine
@@ -208,9 +305,34 @@ def overtakes(student: Subject, variant: str) -> None:
     memory.expect("num_free", want=1)
 
 
+def leaves_room(student: Subject, variant: str) -> None:
+    """A new request leaves `spare` blocks free, unless nobody else holds any at its turn."""
+    memory = student.new("Memory", 6, 1, 2)
+    memory.expect("place", [["a", 0, 0, 6]], want=[], because="nobody else holds any")
+    memory.expect("free", "a", want=None)
+    why = "b holds 3 at c's turn, and 2 of the other 3 stay spare"
+    memory.expect("place", [["b", 0, 0, 3], ["c", 1, 0, 2]], want=["c"], because=why)
+    memory.expect("place", [["b", 0, 3, 1], ["c", 1, 0, 1]], want=["c"])
+    memory.expect("place", [["b", 0, 4, 2]], want=[], because="b runs: it may take the spare ones")
+
+
+def comes_again(student: Subject, variant: str) -> None:
+    """A request that had lost its blocks is a new one: its first block came last."""
+    memory = student.new("Memory", 3, 1, 0)
+    memory.expect("place", [["a", 0, 0, 1], ["b", 1, 0, 1]], want=[])
+    memory.expect("free", "a", want=None)
+    memory.expect("free", "nobody", want=None)
+    memory.expect("place", [["a", 0, 0, 1]], want=[])
+    why = "a and b have one position each, and a got its first block last"
+    memory.expect("place", [["b", 1, 1, 2]], want=["a"], because=why)
+
+
 CHECKS = {
-    "static": [rectangle, latecomer],
-    "continuous": [joins, shares, taken_back, stale],
-    "chunked": [cuts, order],
-    "engine": [blocks, gives_way, overtakes],
-}
+    "static": [rectangle, latecomer, nearest],
+    "continuous": [
+        joins, order_of_entries, shares, ages, seat_until_the_end, taken_back, waits_again, trims,
+        stale,
+    ],
+    "chunked": [cuts, decodes, passes_on, order],
+    "engine": [blocks, gives_way, comes_again, overtakes, leaves_room],
+}  # fmt: skip

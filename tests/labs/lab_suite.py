@@ -102,6 +102,23 @@ class LabSuite:
         assert row.problem is None, mutant.bug
         assert row.total < lab.automatic_points
 
+    def test_a_wrong_solution_fails_the_public_check_of_its_rule(
+        self, lab: Lab, mutant: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Save those that say `hidden_only`: a corner of a rule that has its public case."""
+        path = lab.folder / "mutants" / f"{mutant.name.partition(',')[0]}.toml"
+        if tomllib.loads(path.read_text("utf8")).get("hidden_only"):
+            return
+        monkeypatch.chdir(tmp_path)
+        cells = {**reference_cells(lab, mutant.variant), **mutant.cells}
+        failed = []
+        for task in mutant.cells:
+            try:
+                labkit.check(task, _notebook(lab, mutant.variant, cells))
+            except labkit.CheckFailed:
+                failed.append(task)
+        assert failed, mutant.bug
+
     def test_the_engines_own_parts_earn_at_most_40(self, lab: Lab) -> None:
         assert own_problems(lab, load_mutants(lab)) == []
 

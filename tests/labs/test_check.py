@@ -107,7 +107,7 @@ def test_it_works_from_a_wheel(lab: Lab, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60
     )
-    assert "CheckFailed: sampler: 0 of 4 public checks pass" in done.stderr
+    assert "CheckFailed: sampler: 0 of 6 public checks pass" in done.stderr
 
 
 def _counter() -> Instance:
