@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import (
     MinNewTokensLengthLogitsProcessor,
     NoBadWordsLogitsProcessor,
+    PreTrainedTokenizerFast,
     SequenceBiasLogitsProcessor,
     SuppressTokensLogitsProcessor,
 )
@@ -303,3 +304,64 @@ def test_engine_shapes_logits(
             values = naive_sampling.shaped(logits[i].tolist(), params, prompt, tokens[:i])
             assert values[chosen] >= max(values) - checkpoints.TOLERANCE
     checkpoints.assert_empty(llm)
+
+
+def test_the_end_comes_after_min_tokens(llm: LLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A request that would end at once: by the model's own token, by one of the caller's."""
+    eos = tokenizer.eos_token_id
+    assert eos is not None
+
+    def wants(token_id: int) -> Any:
+        def function(output: list[int], logits: Tensor) -> Tensor:
+            logits[token_id] += 1000
+            return logits
+
+        return function
+
+    for end, options in [(eos, {}), (9, {"stop_token_ids": [9]})]:
+        params = SamplingParams(
+            temperature=0, max_tokens=12, logits_processors=[wants(end)], **options
+        )
+        (at_once,) = llm.generate([[5, 6]], params)
+        assert at_once.outputs[0].token_ids == [end]
+        (later,) = llm.generate([[5, 6]], replace(params, min_tokens=5))
+        assert later.outputs[0].finish_reason == "stop"
+        assert later.outputs[0].token_ids.index(end) == 5 == len(later.outputs[0].token_ids) - 1
+    (on,) = llm.generate(
+        [[5, 6]], replace(params, logits_processors=[wants(eos)], ignore_eos=True, min_tokens=5)
+    )
+    assert on.outputs[0].token_ids[5:] == [eos] * 7
+    assert eos not in on.outputs[0].token_ids[:5]
+
+
+def test_a_bad_word_is_not_said(llm: LLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    before = llm.generate(["def "], params)[0].outputs[0]
+    said = [i for i in before.token_ids if tokenizer.decode([i]).strip().isalpha()][3:5]
+    words = [tokenizer.decode([i]).strip() for i in said]
+    assert len(words) == 2
+    assert all(word in before.text for word in words)
+    after = llm.generate(["def "], replace(params, bad_words=words))[0].outputs[0]
+    assert after.token_ids != before.token_ids
+    assert not {*said} & {*after.token_ids}
+    for word in words:
+        for spelt in (word, f" {word}"):
+            ids = tokenizer.encode(spelt, add_special_tokens=False)
+            runs = zip(*(after.token_ids[i:] for i in range(len(ids))), strict=False)
+            assert tuple(ids) not in set(runs)
+
+
+def test_log_probabilities_are_those_before_any_shaping(checkpoint: Callable[[str], Path]) -> None:
+    llm = LLM(checkpoint("qwen2"), device="cpu", max_num_seqs=2)
+    plain = SamplingParams(temperature=0, max_tokens=1, logprobs=5)
+    (free,) = llm.generate([[1, 2, 3]], plain)
+    best = free.outputs[0].token_ids[0]
+    (bound,) = llm.generate([[1, 2, 3]], replace(plain, bad_words_ids=[[best]]))
+    assert free.outputs[0].logprobs is not None
+    assert bound.outputs[0].logprobs is not None
+    second = bound.outputs[0].token_ids[0]
+    assert second != best
+    row, other = free.outputs[0].logprobs[0], bound.outputs[0].logprobs[0]
+    assert (other[second].rank, other[best].rank) == (2, 1)
+    for token_id, logprob in row.items():
+        assert other[token_id].logprob == pytest.approx(logprob.logprob, abs=1e-5)
