@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from scipy import stats
+from torch import Tensor
 
 from quire import SamplingParams
 
@@ -91,6 +92,18 @@ def distribution(
         kept = nucleus
     total = sum(weights[token] for token in kept)
     return [weights[token] / total if token in kept else 0.0 for token in range(len(values))]
+
+
+def halve_the_last(output: list[int], logits: Tensor) -> Tensor:
+    """What was just said: half its logit."""
+    if output:
+        logits[output[-1]] *= 0.5
+    return logits
+
+
+def every_other(output: list[int], logits: Tensor) -> Tensor:
+    """Forbid the even or the odd tokens, as the output's length says."""
+    return logits.masked_fill(torch.arange(len(logits)) % 2 == len(output) % 2, -torch.inf)
 
 
 def log_softmax(logits: Sequence[float]) -> list[float]:
