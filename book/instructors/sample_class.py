@@ -49,6 +49,10 @@ percent_per_day = 10
 
 [labs.rate-limit]
 due = 2026-10-12T23:59:00
+
+[labs.rate-limit.students.john]
+bonus = 5
+why = "the limiter for many machines, shown in class"
 """
 LATE = {"grace": "2026-10-13T09:10:00", "whitfield": "2026-10-13T00:20:00"}
 

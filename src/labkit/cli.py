@@ -13,7 +13,6 @@ from labkit.reader.lab import Lab, LabError, load_lab
 from labkit.sandbox.process import NoSandbox
 
 if TYPE_CHECKING:  # each command imports what it needs: a reader has no grading libraries
-    from labkit.course.classroom import Job, Settings
     from labkit.grading.variants import Choice
 
 
@@ -60,6 +59,15 @@ def _parser() -> argparse.ArgumentParser:
             help="secret that chooses variant and seeds; without it the public default",
         )
 
+    def takes_tiers(made: argparse.ArgumentParser) -> None:
+        made.add_argument(
+            "--tiers",
+            type=lambda text: tuple(filter(None, text.split(","))),
+            default=(),
+            metavar="TIER,…",
+            help="grade and count these alone, as core or core,depth; by default all",
+        )
+
     def takes_unsafe(made: argparse.ArgumentParser) -> None:
         made.add_argument(
             "--unsafe-local",
@@ -77,6 +85,15 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N",
             help="hand-ins graded at a time (default: %(default)s, one a core)",
         )
+        made.add_argument(
+            "--blind", action="store_true", help="tables of written answers hold codes, no names"
+        )
+        made.add_argument(
+            "--change",
+            action="store_true",
+            help="go on though key, tiers or rules differ from those DIR was made with",
+        )
+        takes_tiers(made)
         takes_key(made)
         takes_unsafe(made)
 
@@ -99,8 +116,15 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--check", action="store_true", help="only say whether it would change")
     made.add_argument("--solution", type=Path, metavar="FILE", help="write the solved notebook")
     made.add_argument("--nbgrader", type=Path, metavar="FILE", help="write nbgrader's source")
+    takes_key(made)
     made = command("verify", _verify, "grade reference, second solution, starter and mutants")
     takes_lab(made)
+    made.add_argument(
+        "--across",
+        action="store_true",
+        help="in place of that, show what each variant's solution and quire's own code earn in "
+        "every other variant",
+    )
     takes_unsafe(made)
 
     made = command("key", _key, "make a course key")
@@ -121,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     takes_lab(made)
     takes_key(made)
     made.add_argument("--out", type=Path, metavar="FILE", help="by default LAB-gradescope.zip")
+    takes_tiers(made)
     takes_unsafe(made)
     return parser
 
@@ -197,22 +222,30 @@ def _build(options: argparse.Namespace) -> int:
         starter_path,
     )
 
+    other = [path for path in (options.solution, options.nbgrader) if path is not None]
+    if options.course_key_file is not None and not other:
+        raise LabError(
+            "a starter in the repository is the public variant's: with a course key give "
+            "--solution or --nbgrader, and make the students' notebook with labkit release"
+        )
+    if other and len(options.lab) > 1:
+        raise LabError(f"{other[0]} can hold one lab only, not {', '.join(options.lab)}")
     drifted = []
     for name in options.lab:
         lab = load_lab(name)
         if options.check:
             drifted += [words for words in [drift(lab)] if words]
             continue
-        wanted = [
-            (starter_path(lab), build_notebook(lab)),
-            (options.solution, build_notebook(lab, solution=True)),
-            (options.nbgrader, nbgrader_source(lab)),
-        ]
-        for path, notebook in wanted:
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(notebook_text(notebook), "utf8")
-                print(f"wrote {path}")
+        variant = _choice(options, lab).variant
+        made = {}
+        if options.solution is not None:
+            made[options.solution] = build_notebook(lab, variant, solution=True)
+        if options.nbgrader is not None:
+            made[options.nbgrader] = nbgrader_source(lab, variant)
+        for path, notebook in (made or {starter_path(lab): build_notebook(lab)}).items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(notebook_text(notebook), "utf8")
+            print(f"wrote {path}, variant {variant}")
     for words in drifted:
         print(f"labkit: {words}", file=sys.stderr)
     return 1 if drifted else 0
@@ -221,9 +254,13 @@ def _build(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from labkit.author.across import across, across_table
     from labkit.author.verify import file_problems, score_table, verify_rows
 
     lab = load_lab(options.lab)
+    if options.across:
+        print(across_table(lab, list(across(lab, unsafe_local=options.unsafe_local))))
+        return 0
     problems = file_problems(lab)
     solutions = verify_rows(lab, unsafe_local=options.unsafe_local)
     rows = list(tqdm(solutions, desc=f"verifying {lab.slug}", unit=" solutions", disable=None))
@@ -241,51 +278,36 @@ def _release(options: argparse.Namespace) -> int:
     from labkit.author.release import release
 
     lab = load_lab(options.lab)
-    for path in release(lab, options.out, _choice(options, lab).variant):
+    variant = _choice(options, lab).variant
+    for path in release(lab, options.out, variant):
         print(f"wrote {path}")
+    print(f"variant {variant}: {lab.variants[variant]}; {_key_in_words(options)}")
     return 0
 
 
 def _bundle(options: argparse.Namespace) -> int:
     from labkit.author.bundle import bundle
+    from labkit.grading.tiers import check_tiers
 
     lab = load_lab(options.lab)
     path = options.out or Path(f"{lab.slug}-gradescope.zip")
-    bundle(lab, path, _choice(options, lab), unsafe_local=options.unsafe_local)
+    choice, tiers = _choice(options, lab), check_tiers(lab, options.tiers)
+    bundle(lab, path, choice, unsafe_local=options.unsafe_local, tiers=tiers)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print(f"variant {choice.variant}; {_key_in_words(options)}")
     return 0
 
 
 def _grade(options: argparse.Namespace) -> int:
-    from labkit.course.classroom import plan
-    from labkit.course.intake import find_handins
+    from labkit.course.commands import grade
 
-    settings = _settings(options)
-    handins, problems = find_handins(options.submission, settings.lab())
-    return _finish(options, settings, plan(handins, settings, options.out), problems)
+    return grade(options)
 
 
 def _regrade(options: argparse.Namespace) -> int:
-    from labkit.course.classroom import plan_again, records_in
-    from labkit.course.run import what_changed
+    from labkit.course.commands import regrade
 
-    settings = _settings(options)
-    jobs = plan_again(options.out, settings, options.student)
-    before = records_in(options.out)
-    status = _finish(options, settings, jobs, [])
-    for words in what_changed(before, records_in(options.out)):
-        print(words)
-    return status
-
-
-def _finish(
-    options: argparse.Namespace, settings: Settings, jobs: list[Job], problems: list[str]
-) -> int:
-    from labkit.course.course import load_course
-    from labkit.course.run import grade_and_publish
-
-    course = load_course(options.course, settings.lab().slug)
-    return grade_and_publish(settings, jobs, course, options.out, problems, options.jobs)
+    return regrade(options)
 
 
 def _key(options: argparse.Namespace) -> int:
@@ -303,16 +325,12 @@ def _choice(options: argparse.Namespace, lab: Lab) -> Choice:
     return choose(lab, None if file is None else read_key(file))
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    from labkit.course.classroom import Settings
+def _key_in_words(options: argparse.Namespace) -> str:
+    from labkit.grading.variants import read_key
 
-    lab = load_lab(options.lab)
-    if not (lab.folder / "hidden").is_dir():
-        raise LabError(
-            f"{lab.folder} has no hidden tests: grading needs a clone of the repository, an "
-            "installed package holds what readers need"
-        )
-    return Settings(lab.folder, _choice(options, lab), options.unsafe_local)
+    if options.course_key_file is None:
+        return "no course key: the public variant and seeds, for a workshop and not for marks"
+    return f"course key of fingerprint {read_key(options.course_key_file).fingerprint}"
 
 
 if __name__ == "__main__":

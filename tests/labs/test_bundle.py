@@ -77,6 +77,19 @@ def test_the_unpacked_labkit_runs_and_no_other(autograder: Path, small_lab: Lab)
     assert "the file is empty" in json.dumps(_results(autograder))
 
 
+def test_it_grades_the_tiers_that_it_was_made_for(autograder: Path, small_lab: Lab) -> None:
+    archive = autograder.parent / "core.zip"
+    command = ["bundle", str(small_lab.folder), "--out", str(archive), "--tiers", "core"]
+    assert main(command) == 0
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(autograder / "source")
+    solved = notebook_text(build_notebook(small_lab, solution=True))
+    (autograder / "submission" / "x.ipynb").write_text(solved, "utf8")
+    assert _run(autograder).returncode == 0
+    assert _results(autograder)["score"] == 60
+    assert sum(test["max_score"] for test in _results(autograder)["tests"]) == 60
+
+
 def test_a_failure_of_the_grader_is_no_score(autograder: Path) -> None:
     (autograder / "source" / "autograde.json").unlink()
     done = _run(autograder)
@@ -133,6 +146,7 @@ def test_the_key_stays_at_home(lab: Lab, tmp_path: Path) -> None:
     files = bundle_files(lab, choice, unsafe_local=True)
     assert json.loads(files["autograde.json"]) == {
         "lab": lab.slug, "variant": choice.variant, "seed": choice.seed, "unsafe_local": True,
+        "tiers": [],
     }  # fmt: skip
     secret = (tmp_path / "key").read_text().split()[-1].encode()
     assert not [name for name, data in files.items() if secret in data or key.secret in data]

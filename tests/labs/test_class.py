@@ -78,9 +78,15 @@ def test_canvas_gets_the_columns_it_imports(graded: Path, small_lab: Lab) -> Non
     assert header == ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", small_lab.title]
     assert "Points Possible" in possible[0]
     assert possible[5] == "100"
-    assert [len(row) for row in rows] == [6] * 26
+    assert [len(row) for row in rows] == [6] * 21
     assert {row[1]: row[0] for row in rows}["4000"] == NAMES[0]
     assert all(0 <= float(row[5]) <= 100 for row in rows)
+    with (graded / "moodle.csv").open(newline="") as file:  # as the other five are named
+        found = {row["Identifier"]: row for row in csv.DictReader(file)}
+    assert found["Participant 4004"]["Full name"] == NAMES[4]
+    assert found["Participant 4004"]["Grade"] == "90"
+    assert len(found) == 5
+    assert not (graded / "blackboard.csv").exists()
 
 
 def test_a_second_run_grades_nothing_again(

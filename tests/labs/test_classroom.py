@@ -20,6 +20,7 @@ from labkit.cli import main
 from labkit.course import classroom, run
 from labkit.course.classroom import Settings, grade_class, plan, plan_again, records_in
 from labkit.course.intake import find_handins
+from labkit.course.marks import coder, fingerprint
 from labkit.grading.report import BROKEN
 from labkit.grading.variants import choose, read_key
 from labkit.reader.lab import Lab, LabError
@@ -130,7 +131,7 @@ def test_another_file_is_another_attempt_and_the_same_one_is_not(
     assert _totals(out)["bob"] == 90
     assert "attempt 2 of 2 counts" in _results(out, "bob")["output"]
     (tmp_path / "course.toml").write_text("[resubmission]\nat_most = 1\n")
-    assert grade("--course", str(tmp_path / "course.toml")) == 0
+    assert grade("--course", str(tmp_path / "course.toml"), "--change") == 0
     assert _totals(out)["bob"] == 0
 
 
@@ -158,9 +159,11 @@ def test_marks_are_merged_and_kept(
     assert grade() == 0
     table = tmp_path / "out" / "written" / "explain.csv"
     text = table.read_text("utf8")
-    assert text.startswith("answer,student,points,of,comment,version\n")
+    assert text.split("\n")[0] == (
+        "\ufeffanswer,student,Who starves /5,A change that works /5,points,of,comment,version"
+    )
     assert "bob" not in text  # handed in no answer
-    rows = list(csv.DictReader(text.split("\n")))
+    rows = list(csv.DictReader(text.removeprefix("\ufeff").split("\n")))
     for row in rows:
         row["points"] = {"ada": "7,5", "eve": ""}[row["student"]]
         row["comment"] = "Says who, not why" if row["student"] == "ada" else ""
@@ -283,6 +286,184 @@ def test_a_class_graded_with_another_key_says_so(
         assert note not in _results(tmp_path / "out", "eve")["output"]
 
 
+# ---- what the results were made with
+
+
+def test_a_run_that_would_change_the_settings_stops_and_says_so(
+    grade: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    course, key = tmp_path / "course.toml", tmp_path / "course.key"
+    rules = "[late]\npercent_per_day = 10\n[labs.step-filling]\ndue = 2026-10-12T23:59:00\n"
+    course.write_text(rules)
+    assert main(["key", str(key)]) == 0
+    given = ["--course", str(course), "--course-key-file", str(key)]
+    assert grade(*given) == 0
+    kept = json.loads((tmp_path / "out" / "settings.json").read_text("utf8"))
+    assert kept["key"] == read_key(key).fingerprint
+    assert read_key(key).secret.hex() not in json.dumps(kept)
+    before = (tmp_path / "out" / "points.csv").read_bytes()
+    capsys.readouterr()
+
+    for command in ("grade", "regrade"):
+        assert grade(command=command) == 2
+        said = capsys.readouterr().err
+        assert "was made with other settings, and this run would change" in said
+        assert f"  key: {read_key(key).fingerprint} -> none (the public variant)" in said
+        assert "  --course: course.toml -> none" in said
+        assert "  deadline: 2026-10-12 23:59:00 -> none" in said
+        assert "  late: 10 % a day -> nothing" in said
+        assert "give the options that were given then, or --change" in said
+    course.write_text(rules.replace("10\n", "20\n"))
+    assert grade(*given) == 2
+    assert capsys.readouterr().err.count("->") == 1
+    assert grade(*given, "--unsafe-local", "--tiers", "core", "--blind") == 2
+    said = capsys.readouterr().err
+    for words in ("tiers: all -> core", "sandbox: yes -> none", "marking: with names -> without"):
+        assert words in said
+    assert (tmp_path / "out" / "points.csv").read_bytes() == before
+
+    assert grade(*given, "--change") == 0
+    assert grade(*given) == 0  # these are the settings now
+
+
+def test_a_name_that_matches_nobody_stops_before_anything_is_graded(
+    grade: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    course = tmp_path / "course.toml"
+    course.write_text("[labs.step-filling.students.Eva]\nbonus = 5\n")
+    assert grade("--course", str(course)) == 2
+    assert "no hand-in is called 'Eva'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    course.write_text("[labs.step-filling.students.eve]\nbonus = 5\nwhy = 'the kernel'\n")
+    assert grade("--course", str(course)) == 0
+    assert _totals(tmp_path / "out") == {"ada": 90, "bob": 0, "eve": 65}
+    page = (tmp_path / "out" / "students" / "eve" / "feedback.html").read_text("utf8")
+    assert "a bonus of 5 points: the kernel" in page
+
+
+# ---- a part of the lab
+
+
+def test_the_core_alone(
+    small_lab: Lab, grade: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tasks of other tiers are neither run nor counted nor shown."""
+    tiers = {task.name: task.tier for task in small_lab.tasks}
+    assert set(tiers.values()) == {"core", "depth"}
+    assert grade("--tiers", "core") == 0
+    printed = capsys.readouterr().out
+    assert "fit /60" in printed
+    assert "admit" not in printed
+    assert _totals(tmp_path / "out") == {"ada": 60, "bob": 0, "eve": 60}
+    results = _results(tmp_path / "out", "ada")
+    assert sum(test["max_score"] for test in results["tests"]) == 60
+    page = (tmp_path / "out" / "students" / "ada" / "feedback.html").read_text("utf8")
+    assert '60</span> <span class="soft">of 70 points' in page
+    assert small_lab.task("admit").title not in page
+    assert grade("--tiers", "frontier") == 2
+    assert "no tier 'frontier' in the lab step-filling; there are: core, depth" in (
+        capsys.readouterr().err
+    )
+    assert grade("--tiers", "depth,core", "--change") == 0  # everything
+    assert _totals(tmp_path / "out")["ada"] == 90
+
+
+# ---- marking
+
+
+def _marks(tmp_path: Path) -> tuple[Path, list[dict[str, str]]]:
+    path = tmp_path / "out" / "written" / "explain.csv"
+    return path, list(csv.DictReader(path.read_text("utf-8-sig").splitlines()))
+
+
+def _fill(path: Path, rows: list[dict[str, str]], delimiter: str = ",") -> None:
+    with path.open("w", newline="", encoding="utf8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_each_row_of_the_rubric_has_a_column(
+    grade: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert grade() == 0
+    path, rows = _marks(tmp_path)
+    ada, eve = sorted(rows, key=lambda row: row["student"])
+    ada["Who starves /5"], ada["A change that works /5"] = "2,5", "4"
+    eve["Who starves /5"] = "5"
+    _fill(path, rows, ";")  # as a spreadsheet of some countries saves it
+    capsys.readouterr()
+    assert grade() == 0
+    said = capsys.readouterr().err
+    assert "explain: eve: 1 of 2 rows are marked, the answer counts as unmarked" in said
+    assert _totals(tmp_path / "out") == {"ada": 96.5, "bob": 0, "eve": 60}
+    (test,) = [t for t in _results(tmp_path / "out", "ada")["tests"] if t["max_score"] == 10]
+    assert test["output"] == "Who starves: 2.5; A change that works: 4"
+    page = (tmp_path / "out" / "students" / "ada" / "feedback.html").read_text("utf8")
+    assert "Who starves: 2.5; A change that works: 4" in page
+    path, rows = _marks(tmp_path)
+    ada, eve = sorted(rows, key=lambda row: row["student"])
+    assert (ada["points"], eve["Who starves /5"], eve["points"]) == ("6.5", "5", "")
+    ada["points"] = "9"
+    _fill(path, rows)
+    assert grade() == 0
+    assert "explain: ada: the rows add up to 6.5, not to the 9" in capsys.readouterr().err
+    assert _totals(tmp_path / "out")["ada"] == 96.5
+    ada["A change that works /5"] = "6"
+    _fill(path, rows)
+    assert grade() == 2
+    assert "(ada), A change that works: 6 is not between 0 and 5" in capsys.readouterr().err
+
+
+def test_a_blind_table_names_nobody_and_its_marks_come_back(
+    small_lab: Lab, grade: Any, handed_in: Path, tmp_path: Path
+) -> None:
+    for name in ("knuth", "liskov", "wirth"):
+        (handed_in / f"{name}.ipynb").write_bytes((handed_in / "ada.ipynb").read_bytes())
+    assert grade("--blind") == 0
+    path, rows = _marks(tmp_path)
+    assert all(row["student"].startswith("code-") for row in rows)
+    written = "".join(p.read_text("utf8") for p in path.parent.iterdir())
+    assert not [name for name in ("ada", "eve", "knuth", "liskov", "wirth") if name in written]
+    # Whoever has the list of names must not be able to compute the codes, nor the order.
+    public = sorted(
+        ("ada", "eve", "knuth", "liskov", "wirth"), key=lambda s: fingerprint(s + "explain")
+    )
+    code = coder(tmp_path / "out", blind=True)
+    assert code is not None
+    orders = {tuple(code(s + "explain") for s in public)}
+    assert [row["student"] for row in rows] == [code(s) for s in sorted(
+        public, key=lambda s: code(s + "explain"))]  # fmt: skip
+    (tmp_path / "other").mkdir()
+    other = coder(tmp_path / "other", blind=True)
+    assert other is not None
+    assert tuple(other(s + "explain") for s in public) not in orders
+    for row in rows:
+        row["points"] = "7" if row["student"] == code("ada") else "3"
+    _fill(path, rows)
+    assert grade("--blind") == 0
+    assert _totals(tmp_path / "out") == {
+        "ada": 97, "bob": 0, "eve": 63, "knuth": 93, "liskov": 93, "wirth": 93,
+    }  # fmt: skip
+    assert grade("--change") == 0  # with names again: nothing is lost
+    assert {row["student"]: row["points"] for row in _marks(tmp_path)[1]}["ada"] == "7"
+
+
+def test_the_courses_separator_is_that_of_tables_for_people(grade: Any, tmp_path: Path) -> None:
+    course = tmp_path / "course.toml"
+    course.write_text('[course]\nseparator = ";"\n')
+    assert grade("--course", str(course)) == 0
+    out = tmp_path / "out"
+    for name in ("points", "tasks", "tests", "similarity", "written/explain"):
+        text = (out / f"{name}.csv").read_bytes()
+        assert text.startswith(b"\xef\xbb\xbf")
+        assert b";" in text.splitlines()[0]
+    for name in ("canvas", "grades", "students", "blackboard"):
+        assert (out / f"{name}.csv").read_bytes()[:3].isascii()  # no mark: a program reads it
+        assert b";" not in (out / f"{name}.csv").read_bytes()
+    assert grade("--course", str(course)) == 0  # reads what it wrote
+
+
 def test_what_earns_nothing_for_what_it_is_is_said(
     lab: Lab, handed_in: Path, grade: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,7 +511,7 @@ def test_a_name_in_a_table_is_no_formula(grade: Any, handed_in: Path, tmp_path: 
     assert grade() == 0
     out = tmp_path / "out"
     marks = out / "written" / "explain.csv"
-    rows = list(csv.DictReader(marks.read_text("utf8").splitlines()))
+    rows = list(csv.DictReader(marks.read_text("utf-8-sig").splitlines()))
     for row in rows:
         row["points"], row["comment"] = "5", "-1 for the unit"
     with marks.open("w", newline="") as file:
@@ -340,9 +521,12 @@ def test_a_name_in_a_table_is_no_formula(grade: Any, handed_in: Path, tmp_path: 
     assert grade() == 0  # reads the marks, and writes them anew
     assert grade() == 0
     tables = [*out.glob("*.csv"), *out.glob("written/*.csv")]
-    assert len(tables) == 5
+    assert {path.stem for path in tables} == {
+        "canvas", "blackboard", "brightspace", "grades", "students", "points", "tasks", "tests",
+        "similarity", "explain",
+    }  # fmt: skip
     for path in tables:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             cells = [cell for row in csv.reader(file) for cell in row]
         assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))], path
     page = out / "students" / "HYPERLINK-1" / "feedback.html"
@@ -397,8 +581,9 @@ def test_the_key_that_released_a_lab_grades_it(
     assert grade("--course-key-file", str(key)) == 0
     assert _totals(tmp_path / "out")["ada"] == 90
     assert chosen.variant in (tmp_path / "out" / "index.html").read_text("utf8")
-    # Without the key everything is graded again, as another variant.
-    assert grade() == 0
+    # Without the key everything is graded again, as another variant: not by mistake.
+    assert grade() == 2
+    assert grade("--change") == 0
     assert _totals(tmp_path / "out")["ada"] < 90
 
 

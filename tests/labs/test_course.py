@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from labkit.course.course import Course, load_course
+from labkit.course.course import Course, Own
+from labkit.course.course_file import load_course, read_times
+from labkit.course.roster import read_roster
 from labkit.reader.lab import LabError
 
 DUE = datetime(2026, 10, 12, 23, 59)
@@ -78,7 +81,7 @@ percent_per_day = 2.5
 [resubmission]
 counts = "best"
 at_most = 2
-[labs.my-lab]
+[labs.paged-kv-cache]
 due = 2026-10-12T23:59:00
 column = "Lab 1 (77)"
 """
@@ -93,26 +96,34 @@ def test_a_whole_file(tmp_path: Path) -> None:
         '"Lovelace, Ada",4000,S1,ada,A,\n"Hopper, Grace",4001,S2,grace@x.org,A,\n',
         "utf8",
     )
-    course = load_course(tmp_path / "course.toml", "my-lab")
+    course = load_course(tmp_path / "course.toml", "paged-kv-cache")
     assert (course.due, course.column) == (DUE, "Lab 1 (77)")
     assert (course.counts, course.at_most) == ("best", 2)
     assert course.times == {"ada": datetime(2026, 10, 12, 20)}
-    assert course.identity("lovelaceada_4000")["SIS Login ID"] == "ada"
-    assert course.identity("ADA")["ID"] == "4000"
-    assert course.identity("grace@x.org")["Student"] == "Hopper, Grace"
-    assert load_course(tmp_path / "course.toml", "another").due is None
+    people = {student: course.roster.person(student) for student in STUDENTS}
+    assert [(p.login if p else None) for p in people.values()] == [
+        "ada",
+        "ada",
+        *3 * ["grace@x.org"],
+        None,
+    ]
+    assert load_course(tmp_path / "course.toml", "batching").due is None
 
 
-def test_without_a_roster_the_files_name_tells() -> None:
-    assert Course().identity("lovelaceada_4000")["ID"] == "4000"
-    assert Course().identity("ada")["SIS Login ID"] == "ada"
+STUDENTS = ("lovelaceada_4000", "ADA", "grace@x.org", "Hopper, Grace", "Grace Hopper", "eve_1")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("[lates]\n", r"\[lates\] is not one of: course, late"),
-        ("[labs.x]\ndeu = 2026-01-01T00:00:00\n", r"\[labs\.x\] deu is not one of: due, column"),
+        ("[labs.x]\ndeu = 2026-01-01T00:00:00\n", r"\[labs\.x\] deu is not .*; perhaps due\?"),
+        ("[labs.batchin]\ndue = 2026-01-01T00:00:00\n", r"\[labs\] batchin is .*perhaps batching"),
+        ("[labs.x.students.ada]\nbonsu = 5\n", r"\[labs.x.students.ada\] bonsu is .*perhaps bonus"),
+        ("[labs.x.students]\nada = 5\n", "labs.x.students.ada is a table, not 5"),
+        ("[labs.x.students.ada]\npoints = -5\n", "points is a number of at least 0, not -5"),
+        ('[course]\nseparator = "|"\n', "separator is .* not '|'"),
+        ('[late]\ntimes = "twice.csv"\n', "twice.csv, line 3: ada is there twice"),
         ("labs = 3\n", "labs is a table, not 3"),
         ("late = 3\n", r"late is a table, not 3: write \[late\]"),
         ("[late]\ntimes = 3\n", "times is a str, not 3"),
@@ -127,11 +138,13 @@ def test_without_a_roster_the_files_name_tells() -> None:
         ("[late\n", "course.toml: "),
         ('[late]\ntimes = "none.csv"\n', "none.csv cannot be read: No such file"),
         ('[late]\ntimes = "bad.csv"\n', "bad.csv, line 2: 'noon' is no time"),
-        ('[course]\nroster = "bad.csv"\n', "bad.csv has no column Student and no column ID"),
+        ('[course]\nroster = "bad.csv"\n', "bad.csv is no gradebook that is known by its columns"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "bad.csv").write_text("student,submitted\nada,noon\n")
+    twice = "student,submitted\nada,2026-10-12\nada,2026-10-13\n"
+    (tmp_path / "twice.csv").write_text(twice)
     path = tmp_path / "course.toml"
     path.write_text(text)
     with pytest.raises(LabError, match=words):
@@ -149,3 +162,81 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
     path.write_bytes("# Fr\u00fchling\n".encode("latin1"))
     with pytest.raises(LabError, match=r"course\.toml: 'utf-8' codec can't decode"):
         load_course(path, "x")
+
+
+def test_a_lab_of_ones_own_is_known_where_it_lies(tmp_path: Path) -> None:
+    """Beside the course's file, or as the lab that is graded."""
+    path = tmp_path / "course.toml"
+    path.write_text("[labs.mine]\ndue = 2026-10-12T23:59:00\n")
+    assert load_course(path, "mine").due == DUE
+    with pytest.raises(LabError, match=r"\[labs\] mine is not one of"):
+        load_course(path, "batching")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "lab.toml").write_text('slug = "mine"\n')
+    assert load_course(path, "batching").due is None
+
+
+# ---- what holds for one student
+
+
+OWN = """
+[labs.x]
+due = 2026-10-12T23:59:00
+[labs.x.students.ada]
+due = 2026-10-15T23:59:00
+why = "ill for three days"
+[labs.x.students."Zoë Müller"]
+bonus = 4.5
+[labs.x.students.4000]
+points = 61
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Course:
+    path = tmp_path / "own.toml"
+    path.write_text(OWN, "utf8")
+    return load_course(path, "x")
+
+
+def test_an_extension_moves_one_students_deadline(own: Course) -> None:
+    course = replace(own, percent_per_day=10)
+    late = DUE + timedelta(days=2)
+    assert course.late(late, own=course.own_of("ada")).factor == 1
+    assert course.late(late, own=course.own_of("bob")).factor == pytest.approx(0.8)
+    assert (
+        "deadline of 15 Oct"
+        in course.late(late + timedelta(days=2), own=course.own_of("ada")).words
+    )
+    assert course.own_of("Ada").words() == ["extended to 15 Oct 2026 23:59: ill for three days"]
+
+
+def test_names_are_found_whatever_their_case_accents_and_numbers(own: Course) -> None:
+    assert own.own_of("zoë müller").bonus == 4.5  # taken apart, as macOS writes them
+    assert own.own_of("lovelaceada_4000").points == 61
+    assert own.own_of("eve") == Own()
+
+
+def test_a_name_that_matches_nobody_stops(own: Course, tmp_path: Path) -> None:
+    students = ["ada", "Zoë Müller", "lovelaceada_4000", "bob"]
+    own.check_names(students)
+    with pytest.raises(LabError, match="students: no hand-in is called 'Zoë Müller'; perhaps"):
+        own.check_names(["ada", "Zoë Muller", "x_4000"])
+    (tmp_path / "times.csv").write_text("student,submitted\nbbo,2026-10-12\n")
+    course = Course(times=read_times(tmp_path / "times.csv"))
+    with pytest.raises(LabError, match="times: no hand-in is called 'bbo'; perhaps 'bob'"):
+        course.check_names(students)
+    (tmp_path / "roster.csv").write_text("Last Name,First Name,Username\nNguyen,Bao,bbo\n")
+    replace(course, roster=read_roster(tmp_path / "roster.csv")).check_names(students)
+    with pytest.raises(LabError, match="students: ada and ADA are both ada: keep one"):
+        Course(own={"ada": Own(bonus=1), "ADA": Own(bonus=2)}).check_names(students)
+
+
+def test_a_spreadsheets_own_ways_of_csv_are_read(tmp_path: Path) -> None:
+    text = "student;submitted\r\nZoë;2026-10-12T20:00:00\r\n"
+    expected = {"Zoë": datetime(2026, 10, 12, 20)}
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "times.csv").write_bytes(text.encode(encoding))
+        assert read_times(tmp_path / "times.csv") == expected
+    (tmp_path / "times.csv").write_text(text.replace(";", "\t"), "utf8")
+    assert read_times(tmp_path / "times.csv") == expected

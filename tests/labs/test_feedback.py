@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from synthetic_class import _renamed
 
 from labkit.course.course import Late
 from labkit.course.feedback import (
@@ -21,10 +22,12 @@ from labkit.course.feedback import (
 )
 from labkit.course.gradebook import Result
 from labkit.course.marks import Mark
+from labkit.course.publish import given_to_all
 from labkit.course.record import Record, Verdict
-from labkit.course.similarity import Pair, alike
+from labkit.course.similarity import Pair, alike, published
+from labkit.grading.cells import reference_cells
 from labkit.grading.report import UNSAFE
-from labkit.reader.lab import Lab
+from labkit.reader.lab import Lab, load_lab
 
 NASTY = "<script>alert(1)</script>{{ 7 * 7 }} <img src=https://example.org/x onerror=alert(2)>"
 REASON = "called fit([3, 4], 5)\nexpected [0]\ngot [0, 1]\nat [1]: one too many"
@@ -301,6 +304,35 @@ def test_what_everybody_was_given_is_no_likeness(small_lab: Lab) -> None:
     records = [_record(small_lab, name, cells={"fit": SOLUTION}) for name in ("ada", "bob")]
     assert len(alike(records, {"fit": ""})) == 1
     assert alike(records, {"fit": SOLUTION}) == []
+
+
+def test_a_disguised_copy_of_any_variants_solution_is_named() -> None:
+    book_lab = load_lab("batching")
+    solutions = published(book_lab)
+    for variant in book_lab.variants:
+        cells = {n: _renamed(source) for n, source in reference_cells(book_lab, variant).items()}
+        records = [_record(book_lab, "ada", cells=cells)]
+        pairs = alike(records, given_to_all(book_lab, book_lab.default_variant), solutions)
+        for task in book_lab.tasks:
+            found = [pair.second for pair in pairs if pair.task == task.name]
+            assert any(variant in name for name in found if name.startswith("published: master"))
+
+
+@pytest.mark.parametrize("slug", ["autoregressive-decoding", "batching", "paged-kv-cache"])
+def test_who_writes_it_alone_is_like_no_published_solution(slug: str) -> None:
+    """The second solution, handed in, resembles the master of no variant; copied, it is named."""
+    book_lab = load_lab(slug)
+    cells = reference_cells(book_lab, None, "second.py")
+    given = given_to_all(book_lab, book_lab.default_variant)
+    solutions = published(book_lab)
+    pairs = alike([_record(book_lab, "ada", cells=cells)], given, solutions)
+    assert pairs
+    assert all("second.py" in pair.second and "master.py" not in pair.second for pair in pairs)
+    masters = {
+        task: {name: source for name, source in sources.items() if "master.py" in name}
+        for task, sources in solutions.items()
+    }
+    assert alike([_record(book_lab, "ada", cells=cells)], given, masters) == []
 
 
 def test_pairs_that_share_a_student_are_one_group() -> None:

@@ -119,3 +119,44 @@ def test_a_key_that_is_none_releases_nothing(
 def test_keys_differ_in_what_they_choose(lab: Lab) -> None:
     chosen = {CourseKey(bytes([i] * 32)).choose(lab).variant for i in range(40)}
     assert chosen == set(lab.variants)
+
+
+def test_release_says_which_variant_and_key_it_is_of(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, out = tmp_path / "k", str(tmp_path / "out")
+    assert main(["key", str(key)]) == 0
+    capsys.readouterr()
+    assert main(["release", lab.slug, "--out", out, "--course-key-file", str(key)]) == 0
+    chosen = read_key(key).choose(lab).variant
+    said = capsys.readouterr().out
+    assert f"variant {chosen}: {lab.variants[chosen]}" in said
+    assert f"course key of fingerprint {read_key(key).fingerprint}" in said
+    assert main(["release", lab.slug, "--out", out]) == 0
+    said = capsys.readouterr().out
+    assert f"variant {lab.default_variant}: " in said
+    assert "no course key: the public variant and seeds" in said
+
+
+def test_the_solved_notebook_and_nbgraders_source_follow_the_key(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "k"
+    while not key.exists() or read_key(key).choose(lab).variant == lab.default_variant:
+        key.unlink(missing_ok=True)
+        assert main(["key", str(key)]) == 0
+    variant = read_key(key).choose(lab).variant
+    starter = lab.folder / f"{lab.slug}.ipynb"
+    before = starter.stat().st_mtime_ns
+    solved, source = tmp_path / "solved.ipynb", tmp_path / "source.ipynb"
+    command = ["build", lab.slug, "--course-key-file", str(key)]
+    assert main([*command, "--solution", str(solved), "--nbgrader", str(source)]) == 0
+    for path in (solved, source):
+        metadata = json.loads(path.read_text("utf8"))["metadata"]
+        assert metadata["labkit"] == {"lab": lab.slug, "variant": variant}
+    assert starter.stat().st_mtime_ns == before
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "with a course key give --solution or --nbgrader" in capsys.readouterr().err
+    assert main(["build", "batching", lab.slug, "--solution", str(solved)]) == 2
+    assert "can hold one lab only, not batching, autoregressive-decoding" in capsys.readouterr().err

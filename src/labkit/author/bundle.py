@@ -42,7 +42,9 @@ def requirements(lab: Lab) -> list[str]:
     return sorted(set(wanted))
 
 
-def bundle_files(lab: Lab, choice: Choice, *, unsafe_local: bool) -> dict[str, bytes]:
+def bundle_files(
+    lab: Lab, choice: Choice, *, unsafe_local: bool, tiers: tuple[str, ...] = ()
+) -> dict[str, bytes]:
     """The files of the zip, by name.
 
     Raises:
@@ -52,7 +54,7 @@ def bundle_files(lab: Lab, choice: Choice, *, unsafe_local: bool) -> dict[str, b
     if not (ROOT / "pyproject.toml").is_file() or not (lab.folder / "hidden").is_dir():
         raise LabError("a bundle is made in a clone of the repository: a wheel has no hidden tests")
     # The course's key stays at home: variant and seed of this lab are all that follows here.
-    settings = {"lab": lab.slug, **asdict(choice), "unsafe_local": unsafe_local}
+    settings = {"lab": lab.slug, **asdict(choice), "unsafe_local": unsafe_local, "tiers": tiers}
     files = {
         "setup.sh": (TEMPLATES / "setup.sh").read_bytes(),
         "run_autograder": (TEMPLATES / "run_autograder").read_bytes(),
@@ -71,7 +73,14 @@ def bundle_files(lab: Lab, choice: Choice, *, unsafe_local: bool) -> dict[str, b
     return {name: data for name, data in files.items() if not name.startswith(needless)}
 
 
-def bundle(lab: Lab, path: Path, choice: Choice, *, unsafe_local: bool = False) -> None:
-    """Write the zip; see `bundle_files`."""
-    files = bundle_files(lab, choice, unsafe_local=unsafe_local)
+def bundle(
+    lab: Lab,
+    path: Path,
+    choice: Choice,
+    *,
+    unsafe_local: bool = False,
+    tiers: tuple[str, ...] = (),
+) -> None:
+    """Write the zip, which grades `tiers` alone, () being all; see `bundle_files`."""
+    files = bundle_files(lab, choice, unsafe_local=unsafe_local, tiers=tiers)
     write_zip(path, files, executable=frozenset({"setup.sh", "run_autograder"}))

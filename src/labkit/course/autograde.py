@@ -27,7 +27,11 @@ def autograde(root: Path) -> Path:
     lab = load_lab(root / "source" / "labs" / settings["lab"])
     submission = choose(root / "submission", lab)
     grader = Grader(
-        lab, settings["variant"], settings["seed"], unsafe_local=settings["unsafe_local"]
+        lab,
+        settings["variant"],
+        settings["seed"],
+        unsafe_local=settings["unsafe_local"],
+        tiers=tuple(settings["tiers"]),
     )
     report = grader.grade(submission)
     target = root / "results" / "results.json"

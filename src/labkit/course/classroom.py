@@ -28,6 +28,7 @@ from labkit.course.intake import HandIn, folder_name
 from labkit.course.record import Record, note_files, read_record, record_of, submission_of
 from labkit.grading.grade import Grader
 from labkit.grading.report import BROKEN
+from labkit.grading.tiers import of_tiers
 from labkit.grading.variants import Choice
 from labkit.reader.lab import Lab, LabError, load_lab
 from labkit.reader.notebook import Submission, parse, unreadable
@@ -45,14 +46,19 @@ class Settings:
     folder: Path  # of the lab
     choice: Choice  # variant and seed, from the course's key
     unsafe_local: bool = False
+    tiers: tuple[str, ...] = ()  # that count; () means all
 
     def lab(self) -> Lab:
-        """The lab."""
+        """The lab, whole."""
         return load_lab(self.folder)
+
+    def counted(self) -> Lab:
+        """The lab with the tasks and answers that count."""
+        return of_tiers(self.lab(), self.tiers)
 
     def digest(self) -> str:
         """A fingerprint of the lab's files, of what judges in labkit and of the settings."""
-        kept = hashlib.sha256(f"{self.choice} {self.unsafe_local}".encode())
+        kept = hashlib.sha256(f"{self.choice} {self.unsafe_local} {self.tiers}".encode())
         judged = [self.folder / name for name in ("lab.toml", "master.py")]
         judged += sorted((self.folder / "hidden").rglob("*.*"))
         judged += [path for name in JUDGES for path in sorted((LABKIT / name).glob("*.py"))]
@@ -217,7 +223,13 @@ def _end_with_parent() -> None:
 @functools.cache  # a worker meets one lab and grades many hand-ins
 def _grader(settings: Settings) -> Grader:
     choice = settings.choice
-    return Grader(settings.lab(), choice.variant, choice.seed, unsafe_local=settings.unsafe_local)
+    return Grader(
+        settings.lab(),
+        choice.variant,
+        choice.seed,
+        unsafe_local=settings.unsafe_local,
+        tiers=settings.tiers,
+    )
 
 
 def grade_one(job: Job, settings: Settings) -> Record:

@@ -1,8 +1,8 @@
-"""From records to grades: which attempt counts, what is late, what a person marked.
+"""From records to grades: which attempt counts, what is late, what a person marked or decided.
 
-Writes each student's `results.json` (Gradescope's format) and the tables of the class:
-`canvas.csv` with the columns that Canvas's gradebook imports, `grades.csv` with those that
-nbgrader exports, `students.csv` for `nbgrader db student import`.
+Writes each student's `results.json` (Gradescope's format), and nbgrader's tables of the class:
+`grades.csv` with the columns that it exports, `students.csv` for `nbgrader db student import`.
+Course systems' tables are `labkit.course.lms`'s.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labkit.course.course import IDENTITY, Course, Late
+from labkit.course.course import Course, Late, Own
+from labkit.course.lms import Line, write_for_systems
 from labkit.course.marks import Mark
 from labkit.course.record import Record
+from labkit.course.roster import NUMBERED, Person
 from labkit.course.tables import write_table
 from labkit.grading.report import UNSAFE
 from labkit.reader.lab import Lab
@@ -36,6 +38,7 @@ class Result:
     attempts: int
     late: Late
     marks: Mapping[str, Mark]  # by question
+    own: Own = field(default_factory=Own)  # what the course decided for this student
 
     @property
     def student(self) -> str:
@@ -55,7 +58,9 @@ class Result:
     @property
     def total(self) -> float:
         """Points that count."""
-        return round(self.raw * self.late.factor, 2)
+        if self.own.points is not None:
+            return self.own.points
+        return round(self.raw * self.late.factor + self.own.bonus, 2)
 
     @property
     def possible(self) -> float:
@@ -83,7 +88,7 @@ class Result:
             said.append(f"attempt {self.record.attempt} of {self.attempts} counts")
         if self.late.words:
             said.append(self.late.words)
-        return said
+        return said + self.own.words()
 
     def gradescope(self) -> dict[str, Any]:
         """`results.json` with the written answers and the late rule in it."""
@@ -99,7 +104,7 @@ class Result:
                         "score": mark.points,
                         "max_score": question.points,
                         "status": "passed",
-                        "output": mark.comment,
+                        "output": mark.words(),
                         "visibility": "visible",
                     }
                 )
@@ -121,7 +126,8 @@ def results_of(
     for record, attempts, late in counted_attempts(records, course):
         given = {name: table[record.student] for name, table in marks.items()
                  if record.student in table}  # fmt: skip
-        results.append(Result(lab, record, attempts, late, given))
+        own = course.own_of(record.student)
+        results.append(Result(lab, record, attempts, late, given, own))
     return results
 
 
@@ -133,7 +139,8 @@ def counted_attempts(records: Iterable[Record], course: Course) -> list[tuple[Re
     chosen = []
     for student in sorted(by_student, key=str.casefold):
         attempts = sorted(by_student[student], key=lambda record: record.attempt)
-        lates = [course.late(course.time_of(student, r.time), r.marked_late) for r in attempts]
+        own = course.own_of(student)
+        lates = [course.late(course.time_of(student, r.time), r.marked_late, own) for r in attempts]
         scores = [r.automatic * late.factor for r, late in zip(attempts, lates, strict=True)]
         index = course.counted(scores)
         chosen.append((attempts[index], len(attempts), lates[index]))
@@ -146,42 +153,43 @@ def write_results(folder: Path, result: Result) -> None:
     (folder / "results.json").write_text(text, "utf8")
 
 
-def write_tables(out: Path, results: Sequence[Result], lab: Lab, course: Course) -> None:
-    """Write the tables of the class."""
-    possible = lab.automatic_points + lab.written_points
-    by_student = {result.student: course.identity(result.student) for result in results}
-    handed_in = {tuple(row.values()) for row in by_student.values()}
-    column = course.column or lab.title
-    canvas: list[list[str]] = [[*IDENTITY, column]]
-    canvas.append(["    Points Possible", "", "", "", "", f"{possible:g}"])
-    canvas += [[*by_student[r.student].values(), f"{r.total:g}"] for r in results]
-    absent = [{key: row.get(key, "") for key in IDENTITY} for row in course.roster]
-    canvas += [[*row.values(), ""] for row in absent if tuple(row.values()) not in handed_in]
-    write_table(out / "canvas.csv", canvas)
+def _from_name(result: Result) -> Person:
+    """Who a student is as far as the hand-in's name tells."""
+    numbered = NUMBERED.fullmatch(result.student)
+    if numbered and result.record.system in ("canvas", "moodle"):
+        return Person(numbered["name"], "", numbered["number"], numbered["number"])
+    return Person(result.student, "", result.student)
 
+
+def write_tables(out: Path, results: Sequence[Result], lab: Lab, course: Course) -> list[str]:
+    """Write the tables that programs import; return what an instructor has to know about them."""
+    possible = lab.automatic_points + lab.written_points
     grades: list[list[str]] = [list(NBGRADER)]
     students = [["id", "last_name", "first_name", "email", "lms_user_id"]]
+    lines = []
     for result in results:
-        row = by_student[result.student]
-        student = row["SIS Login ID"] or row["SIS User ID"] or row["ID"] or result.student
-        last, _, first = row["Student"].partition(", ")
-        time = course.time_of(result.student, result.record.time)
+        person = course.roster.person(result.student)
+        lines.append(Line(result.student, result.total, result.record.system, person))
+        person = person or _from_name(result)
+        student, last, first = person.login, person.last, person.first
         email = student if "@" in student else ""
+        time = course.time_of(result.student, result.record.time)
         grades.append(
             [
                 lab.slug,
-                str(course.due or ""),
+                str(result.own.due or course.due or ""),
                 str(time or ""),
                 student,
                 last,
                 first,
                 email,
                 f"{result.raw:g}",
-                f"{max(0.0, round(result.raw - result.total, 2)):g}",
+                f"{round(result.raw * (1 - result.late.factor), 2):g}",
                 f"{result.total:g}",
                 f"{possible:g}",
             ]
         )
-        students.append([student, last, first, email, row["ID"]])
+        students.append([student, last, first, email, person.number])
     write_table(out / "grades.csv", grades)
     write_table(out / "students.csv", students)
+    return write_for_systems(out, lines, course.roster, course.column or lab.title, possible)

@@ -30,6 +30,7 @@ class Verdict:
     points: float
     possible: float
     reason: str | None
+    test: str = ""  # its name in lab.toml
 
 
 @dataclass
@@ -137,7 +138,9 @@ def record_of(handin: HandIn, submission: Submission, report: Report, seconds: f
         variant=report.variant,
         seconds=round(seconds, 3),
         verdicts=[
-            Verdict(o.task.name, o.title, o.test.spec, o.points, o.test.points, o.reason)
+            Verdict(
+                o.task.name, o.title, o.test.spec, o.points, o.test.points, o.reason, o.test.name
+            )
             for o in report.outcomes
         ],
         cells=submission.cells,

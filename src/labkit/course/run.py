@@ -27,13 +27,15 @@ def grade_and_publish(
     out: Path,
     problems: Sequence[str],
     processes: int,
+    *,
+    blind: bool = False,
 ) -> int:
     """Grade, show how far it is, write every page and table; return the exit status.
 
     It is 0, 1 where the grader itself failed on a hand-in, 130 after Ctrl-C; what was graded
     until then is kept.
     """
-    lab = settings.lab()
+    lab = settings.counted()
     bar = tqdm(
         grade_class(jobs, settings, processes),
         total=len(jobs),
@@ -56,7 +58,7 @@ def grade_and_publish(
     if old:
         said.append(f"{old} hand-ins were graded by other tests or another key: labkit regrade")
     said += _handed_in_wrong(lab, list(records.values()))
-    results, said = publish(lab, records, course, out, problems=said)
+    results, said = publish(lab, records, course, out, problems=said, blind=blind)
     print(score_table(lab, results))
     broken = [f"{r.student}: {words}" for r in records.values() for words in r.broken]
     for words in [*said, *broken]:

@@ -20,6 +20,7 @@ from typing import Any
 from labkit.grading.cells import given_cells, read_cells, reference_cells
 from labkit.grading.predecessors import Relay, interface_of
 from labkit.grading.report import BROKEN, Outcome, Report
+from labkit.grading.tiers import of_tiers
 from labkit.grading.variants import PUBLIC_SEED, CourseKey, choose
 from labkit.reader.lab import Lab, Task, import_hidden
 from labkit.reader.notebook import Submission
@@ -46,6 +47,7 @@ class Grader:
         smaller: inputs tried for a smaller one where a property fails; none are needed where
             nobody reads the complaint.
         until_lost: end a task with the first test that fails; enough to know that one does.
+        tiers: grade the tasks of these alone; () means all.
     """
 
     lab: Lab
@@ -55,6 +57,7 @@ class Grader:
     limits: Limits = field(default_factory=Limits)
     smaller: int = SMALLER
     until_lost: bool = False
+    tiers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.variant = self.lab.variant(self.variant)
@@ -66,7 +69,8 @@ class Grader:
 
     def grade(self, submission: Submission, tasks: Iterable[Task] | None = None) -> Report:
         """Judge the tasks of a submission (all of them, or those named)."""
-        report = Report(self.lab, str(self.variant), notes=list(submission.notes))
+        counted = of_tiers(self.lab, self.tiers)
+        report = Report(counted, str(self.variant), notes=list(submission.notes))
         if submission.variant not in (None, self.variant):
             words = f"the notebook is of variant {submission.variant}, graded as {self.variant}"
             report.notes.append(words)
@@ -74,7 +78,7 @@ class Grader:
         report.written = dict(submission.written)
         # A cell that ends its process is found out once, not again in the whole notebook.
         submission = replace(submission, problems=dict(submission.problems))
-        for task in self.lab.tasks if tasks is None else tasks:
+        for task in counted.tasks if tasks is None else tasks:
             report.outcomes += self._grade_task(task, submission)
         return report
 
