@@ -26,7 +26,6 @@ from quire.kernels.sampling import NO_TOKEN
 from quire.sampling import TorchSampler
 from quire.sampling.processors import shape_logits
 
-
 finite = st.floats(-12, 12, width=32)
 token = st.integers(0, VOCAB - 1)
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
