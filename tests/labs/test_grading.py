@@ -151,6 +151,20 @@ def test_a_task_may_end_with_the_first_test_that_fails(lab: Lab) -> None:
     assert {outcome.reason for outcome in short.outcomes[first + 1 :]} == {words}
 
 
+def test_a_hand_in_that_answers_slowly_gives_its_place_back(lab: Lab) -> None:
+    """Each call is in time, and so are a task's calls together."""
+    cells = reference_cells(lab)
+    slow = {name: f"import time as _t\n_t.sleep(1.0)\n{source}" for name, source in cells.items()}
+    grader = Grader(lab, limits=Limits(handin_seconds=1.5))
+    report = grader.grade(Submission(cells=slow), list(lab.tasks)[:2])
+    reasons = [outcome.reason for outcome in report.outcomes]
+    words = "not run: the 1.5 s of the whole hand-in are used up"
+    assert reasons[0] is None
+    assert reasons[-1] == words
+    assert set(report.reasons(lab.tasks[1].name)) == {words}
+    assert not report.broken
+
+
 def _lose_the_request(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """End the child that gets the request of that number, as a machine out of memory does."""
     left = itertools.count(1 - number)

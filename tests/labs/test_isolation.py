@@ -170,7 +170,7 @@ def test_no_cell_is_compiled_with_the_language_of_labkits_own_files() -> None:
 
 
 def test_quire_comes_without_what_the_lab_asks_for() -> None:
-    dependencies = ["torch", "torchgen", "typing_extensions", "numpy"]
+    dependencies = ["torch", "torchgen", "typing_extensions", "numpy", "tokenizers"]
     if importlib.util.find_spec("nvidia"):  # beside a build of torch with CUDA
         dependencies.append("nvidia")
     surroundings = Surroundings(("quire", *dependencies), ("quire.sampling.sampler",))

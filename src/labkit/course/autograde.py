@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 
 from labkit.course.files import readable
+from labkit.course.reading import read_bounded
 from labkit.course.record import note_files
 from labkit.grading.grade import Grader
 from labkit.reader.lab import Lab, load_lab
-from labkit.reader.notebook import Submission, read_submission, unreadable
+from labkit.reader.notebook import Submission, unreadable
 
 SUFFIXES = (".ipynb", ".json")
 
@@ -48,7 +49,7 @@ def choose(folder: Path, lab: Lab) -> Submission:
     ]
     if not paths:
         return unreadable(lab, "neither a notebook (.ipynb) nor a submit file (.json) is here")
-    read = [(read_submission(path, lab), path) for path in paths]
+    read = [(read_bounded(path, (), lab), path) for path in paths]
     submission, chosen = max(read, key=lambda pair: len(pair[0].cells))
     others = [readable(path.name) for path in paths if path != chosen]
     note_files(submission, readable(chosen.name), others)

@@ -23,15 +23,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from labkit.course.archives import UNREADABLE
 from labkit.course.intake import HandIn, folder_name
+from labkit.course.reading import read_bounded
 from labkit.course.record import Record, note_files, read_record, record_of, submission_of
 from labkit.grading.grade import Grader
 from labkit.grading.report import BROKEN
 from labkit.grading.tiers import of_tiers
 from labkit.grading.variants import Choice
 from labkit.reader.lab import Lab, LabError, load_lab
-from labkit.reader.notebook import Submission, parse, unreadable
+from labkit.reader.notebook import Submission
 from labkit.sandbox.process import NoSandbox
 
 LABKIT = Path(__file__).resolve().parents[1]
@@ -112,7 +112,7 @@ def plan(handins: Iterable[HandIn], settings: Settings, out: Path) -> list[Job]:
                 name += "+"
             taken.add(name.casefold())
             folders[handin.student] = out / "students" / name
-        digest = _file_digest(handin)
+        digest = handin.digest()
         mine = attempts[handin.student]
         number = mine.setdefault(digest, max(mine.values(), default=0) + 1)
         path = folders[handin.student] / f"attempt-{number}.json"
@@ -144,13 +144,6 @@ def plan_again(out: Path, settings: Settings, students: Iterable[str] = ()) -> l
             )
             jobs.append(Job(handin, path, record.file_digest, common, submission_of(record)))
     return jobs
-
-
-def _file_digest(handin: HandIn) -> str:
-    try:
-        return hashlib.sha256(handin.read()).hexdigest()
-    except UNREADABLE as error:
-        return hashlib.sha256(str(error).encode()).hexdigest()
 
 
 def grade_class(jobs: list[Job], settings: Settings, processes: int) -> Iterator[Record]:
@@ -252,10 +245,7 @@ def grade_one(job: Job, settings: Settings) -> Record:
 
 def read_handin(handin: HandIn, lab: Lab) -> Submission:
     """Read a hand-in; never raises for what a student may have done to it."""
-    try:
-        submission = parse(handin.read(), lab)
-    except UNREADABLE as error:
-        submission = unreadable(lab, f"the file cannot be read: {error}")
+    submission = read_bounded(handin.path, handin.members, lab)
     submission.student = handin.student
     note_files(submission, handin.file_name, handin.others)
     return submission

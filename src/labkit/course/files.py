@@ -107,6 +107,9 @@ def _in_zip(
             yield File(place, path, members, time)
         return
     problems += [readable(f"{named} holds {words}") for words in odd]
+    if not found and place.parts:
+        problems.append(f"{named} holds no file")
+        yield File(place, path, members, time)
     for entry in found:
         inside = place / _place(entry.name)
         chain = (*members, entry.name)

@@ -8,6 +8,7 @@ lab's tasks is graded (`labkit.course.contents`), whatever it is called.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
-from labkit.course.archives import opened
+from labkit.course.archives import UNREADABLE, opened, pieces
 from labkit.course.contents import Budget, tasks_in
 from labkit.course.files import File, Source, readable, sources_of
 from labkit.course.names import (
@@ -26,7 +27,7 @@ from labkit.course.names import (
     owner_of,
 )
 from labkit.reader.lab import Lab, LabError
-from labkit.reader.notebook import MAX_BYTES
+from labkit.reader.outputs import MAX_BYTES
 
 SUFFIXES = (".ipynb", ".json")
 MAX_FOLDER = 100  # bytes of a folder's name; file systems allow 255
@@ -66,14 +67,29 @@ class HandIn:
         last = self.members[-1] if self.members else self.path.name
         return readable(PurePosixPath(last.replace("\\", "/")).name)
 
-    def read(self) -> bytes:
-        """The file's bytes; those of a file beyond the limit are not read but cut.
+    def read(self) -> Iterator[bytes]:
+        """The file's bytes, a little at a time; those beyond MAX_BYTES are left out.
 
         Raises:
             UNREADABLE: it cannot be read, is damaged, encrypted or refused.
         """
+        left = MAX_BYTES
         with opened(self.path, self.members) as file:
-            return file.read(MAX_BYTES + 1)
+            for piece in pieces(file):
+                yield piece[:left]
+                left -= len(piece)
+                if left <= 0:
+                    return
+
+    def digest(self) -> str:
+        """A fingerprint of the file's bytes, or of why they cannot be read."""
+        kept = hashlib.sha256()
+        try:
+            for piece in self.read():
+                kept.update(piece)
+        except UNREADABLE as error:
+            kept.update(str(error).encode())
+        return kept.hexdigest()
 
 
 def find_handins(paths: list[Path], lab: Lab) -> tuple[list[HandIn], list[str]]:

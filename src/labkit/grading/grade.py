@@ -78,11 +78,12 @@ class Grader:
         report.written = dict(submission.written)
         # A cell that ends its process is found out once, not again in the whole notebook.
         submission = replace(submission, problems=dict(submission.problems))
+        clock = _Clock(self.limits.handin_seconds)
         for task in counted.tasks if tasks is None else tasks:
-            report.outcomes += self._grade_task(task, submission)
+            report.outcomes += self._grade_task(task, submission, clock)
         return report
 
-    def _grade_task(self, task: Task, submission: Submission) -> list[Outcome]:
+    def _grade_task(self, task: Task, submission: Submission, clock: _Clock) -> list[Outcome]:
         functions = _functions(self.lab, task)
         titles = {t.name: _title(functions[t.name]) for t in task.tests}
         if task.name in submission.problems:
@@ -91,12 +92,13 @@ class Grader:
         found: dict[str, Outcome] = {}
         for whole in (False, True):
             tests = [test for test in task.tests if test.whole is whole]
-            with _Bench(self, task, submission, whole) as bench:
+            with _Bench(self, task, submission, whole, clock) as bench:
                 for test in tests:
                     start = time.perf_counter()
                     complaint = bench.run(functions[test.name])
                     points = test.points if complaint is None else 0.0
                     seconds = time.perf_counter() - start
+                    clock.left -= seconds
                     found[test.name] = Outcome(
                         task, test, titles[test.name], points, complaint, seconds
                     )
@@ -104,8 +106,10 @@ class Grader:
                 submission.problems[task.name] = bench.fatal
         return [found[test.name] for test in task.tests]
 
-    def _start(self, helper: Relay | None = None) -> Child:
-        return Child(self._surroundings, self.limits, unsafe_local=self.unsafe_local, helper=helper)
+    def _start(self, clock: _Clock, helper: Relay | None = None) -> Child:
+        wall = min(self.limits.wall_seconds, max(0.1, round(clock.left, 1)))
+        limits = replace(self.limits, wall_seconds=wall)
+        return Child(self._surroundings, limits, unsafe_local=self.unsafe_local, helper=helper)
 
     def _needed(self, task: Task) -> list[str]:
         """The tasks that a task's predecessors are made of, in the lab's order."""
@@ -114,6 +118,13 @@ class Grader:
             if earlier.name in names:
                 names |= set(earlier.needs)
         return [earlier.name for earlier in self.lab.tasks if earlier.name in names]
+
+
+@dataclass
+class _Clock:
+    """The seconds that a hand-in may still hold its place in the class."""
+
+    left: float
 
 
 class _Enough(BaseException):
@@ -145,8 +156,10 @@ class _Student(Subject):
 class _Bench:
     """Runs the tests of one task: its children, and what was lost so far."""
 
-    def __init__(self, grader: Grader, task: Task, submission: Submission, whole: bool) -> None:
-        self._grader, self._task = grader, task
+    def __init__(
+        self, grader: Grader, task: Task, submission: Submission, whole: bool, clock: _Clock
+    ) -> None:
+        self._grader, self._task, self._clock = grader, task, clock
         self._stack = ExitStack()
         self._child: Child | None = None
         self._relay: Relay | None = None
@@ -182,6 +195,9 @@ class _Bench:
         """Run one test; return None if it passes, else the reason in words."""
         if self._given_up is None and self._grader.until_lost and self._failed:
             self._given_up = "not run: a test before it failed"
+        if self._clock.left <= 0:
+            seconds = self._grader.limits.handin_seconds
+            self._given_up = f"not run: the {seconds:g} s of the whole hand-in are used up"
         if self._given_up is not None:
             return self._given_up
         complaint = self._run(function)
@@ -214,9 +230,9 @@ class _Bench:
 
     def _new_child(self) -> Child:
         if self._has_stand_ins:
-            reference = self._stack.enter_context(self._grader._start())
+            reference = self._stack.enter_context(self._grader._start(self._clock))
             self._relay = Relay(reference, self._interface, self._behind)
-        self._child = self._stack.enter_context(self._grader._start(self._relay))
+        self._child = self._stack.enter_context(self._grader._start(self._clock, self._relay))
         return self._child
 
     def _judge(self, function: Callable[..., None], student: _Student) -> str | None:

@@ -14,7 +14,7 @@ import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from labkit.reader.cells import (
     MAX_SOURCE,
@@ -25,14 +25,14 @@ from labkit.reader.cells import (
     written_of,
 )
 from labkit.reader.lab import Lab
+from labkit.reader.outputs import TooLarge, without_outputs
 
 MAGIC = re.compile(r"^([ \t]*)[%!]", re.MULTILINE)
 CELLS_BEGIN = re.compile(r'"cells"\s*:\s*\[')
 # What a starter holds where an answer goes; nbgrader writes the second into its own.
 UNANSWERED = ("*Your answer here.*", "YOUR ANSWER HERE")
-MAX_BYTES = 512 << 20
-MAX_BRACKETS = 20_000_000  # lists and objects of a file: each costs the grader 64 bytes and more
 MAX_QUOTED = 60  # characters that a note quotes of what the file says
+MAX_WORDS = 300  # characters of Python's own words, which may quote a name of any length
 SUBMIT_FORMAT = 1
 
 
@@ -62,20 +62,24 @@ def read_submission(path: Path, lab: Lab) -> Submission:
     """Read a notebook or submit file; never raises for what a reader may have done to it."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            return read(file, lab)
     except OSError as error:
         return unreadable(lab, f"the file cannot be read: {error.strerror}")
+
+
+def read(stream: IO[bytes], lab: Lab) -> Submission:
+    """Read an open notebook or submit file, of whatever size its outputs are."""
+    try:
+        data = without_outputs(stream)
+    except TooLarge as large:
+        return unreadable(lab, str(large))
     return parse(data, lab)
 
 
 def parse(data: bytes, lab: Lab) -> Submission:
-    """Read the bytes of a notebook or submit file; see `read_submission`."""
-    if len(data) > MAX_BYTES:
-        return unreadable(lab, f"the file is larger than {MAX_BYTES >> 20} MiB")
+    """Read the bytes of a notebook or submit file; see `read`."""
     if not data.strip():
         return unreadable(lab, "the file is empty")
-    if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:
-        return unreadable(lab, f"the file holds more than {MAX_BRACKETS:,} lists and objects")
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):
@@ -259,9 +263,11 @@ def why_not_python(source: str, name: str) -> str | None:
             warnings.simplefilter("ignore")
             compile(source, f"<cell {name}>", "exec", dont_inherit=True)
     except SyntaxError as error:
-        return f"syntax error in line {error.lineno}: {error.msg}"
-    except (ValueError, RecursionError, MemoryError) as error:
-        return f"the cell cannot be compiled: {error or type(error).__name__}"
+        return f"syntax error in line {error.lineno}: {error.msg}"[:MAX_WORDS]
+    except MemoryError:
+        return "the cell cannot be compiled: it takes more memory than reading a hand-in may"
+    except (ValueError, RecursionError) as error:
+        return f"the cell cannot be compiled: {error}"[:MAX_WORDS]
     return None
 
 

@@ -32,6 +32,7 @@ MAX_WORDS = 600  # characters of an error that reach a report
 # What reading the wire may raise, over whatever was written to it.
 UNUSABLE = (ValueError, KeyError, TypeError, RecursionError, MemoryError)
 MAX_CONTAINERS = 100_000  # lists and dicts of a reply: each costs the parent 64 bytes and more
+MAX_ITEMS = 500_000  # entries of them: a name and its value cost up to 200 bytes
 
 Request = dict[str, Any]
 Helper = Callable[[Any], Request]
@@ -51,6 +52,7 @@ class Limits:
 
     call_seconds: float = 10.0  # wall time of one request, on a busy machine too
     wall_seconds: float = 90.0  # of all requests to a child together
+    handin_seconds: float = 300.0  # of all tests of a hand-in, whatever children they take
     cpu_seconds: int = 30  # of the whole child
     memory_bytes: int = 2 << 30  # of address space
     reply_bytes: int = 8 << 20
@@ -272,6 +274,8 @@ def _parse(line: bytes) -> Request:
     try:
         if line.count(b"[") + line.count(b"{") > MAX_CONTAINERS:
             raise ChildLost(f"the answer holds more than {MAX_CONTAINERS} lists")
+        if line.count(b",") > MAX_ITEMS:
+            raise ChildLost(f"the answer holds more than {MAX_ITEMS} values")
         reply = json.loads(line)
     except (ValueError, RecursionError, MemoryError):
         reply = None
