@@ -17,9 +17,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 # Parts that take a text apart without losing any of it.
 _SPLITTERS = ("ByteLevel", "Digits", "Metaspace", "Sequence", "Split")
-# Composing characters (NFC) makes three bytes one at most: the Kelvin sign becomes a K, and
-# Korean's three letters of three bytes a syllable of three.
-_SHRINKING = {"ByteLevel": 1, "Prepend": 1, "Sequence": 1, "NFC": 3}
+# How many bytes become one. Composing characters (NFC) makes the Kelvin sign, three bytes, a K,
+# three letters of Korean a syllable, and at worst seven bytes of Greek two.
+_SHRINKING = {"ByteLevel": 1, "Prepend": 1, "Sequence": 1, "NFC": 4}
 
 
 def longest_token(tokenizer: tokenizers.Tokenizer) -> int:
