@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +19,7 @@ import torch.nn.functional as F
 from kernel_checks import CHECKS, DTYPES, EPS, assert_near, draw, rms_norm64
 from torch import Tensor
 
+from quire import kernels
 from quire.kernels import activation, linear, norm, qkv, runtime, sampling, softmax
 from quire.kernels.runtime import serves, starts_early
 from quire.kv.layer import LayerKV
@@ -181,3 +185,16 @@ def test_tile_fits(size: int, depth: int) -> None:
     padded = -(-depth // tile.depth) * tile.depth
     words = tile.outputs * padded // 2 / (32 * tile.num_warps)
     assert words <= 128
+
+
+def test_each_function_with_a_kernel_has_three_faces_of_the_same_arguments() -> None:
+    found = []
+    for info in pkgutil.iter_modules(kernels.__path__):
+        module = importlib.import_module(f"quire.kernels.{info.name}")
+        for face in [name for name in vars(module) if name.endswith("_triton")]:
+            name = face.removesuffix("_triton")
+            if getattr(module, face).__module__ == module.__name__ and name != "runs":
+                faces = [getattr(module, f"{name}{kind}") for kind in ("", "_torch", "_triton")]
+                assert len({str(inspect.signature(f)) for f in faces}) == 1, name
+                found.append(name)
+    assert {"greedy", "sample", "rms_norm", "silu_mul", "softmax", "norm_rotate"} <= {*found}
