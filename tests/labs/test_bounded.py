@@ -82,8 +82,8 @@ def test_whatever_else_is_there_comes_out_as_it_was(notebook: Any, size: int) ->
     for at in range(0, len(data), size):
         kept += b"".join(sieve.feed(data[at : at + size]))
     want = json.loads(data)
-    cells = want.get("cells")
-    for cell in cells if isinstance(cells, list) else []:
+    lists = [value for value in want.values() if isinstance(value, list)]
+    for cell in (item for found in lists for item in found):  # of whatever name, as `cells`
         if isinstance(cell, dict) and isinstance(cell.get("outputs"), list | dict):
             cell["outputs"] = type(cell["outputs"])()
     assert json.loads(kept + sieve.rest) == want
