@@ -164,6 +164,7 @@ class LLM:
                 checked before any is run.
             QuireError: this is a forked copy of the process that made the engine.
         """
+        self._require_own_process()
         listed = split_batch(prompts)
         each = self._params_for(len(listed), sampling_params)
         reader = self.engine.prompts
@@ -194,6 +195,7 @@ class LLM:
             InvalidRequestError: as in `generate`; there is no chat template, or it refuses the
                 messages; a control token that somebody typed cannot be read as text.
         """
+        self._require_own_process()
         options = ChatOptions(
             chat_template,
             add_generation_prompt,
@@ -218,6 +220,7 @@ class LLM:
         then, without bytes that do not yet make a character. Leaving the loop early
         withdraws the request.
         """
+        self._require_own_process()
         (own,) = self._params_for(1, None if sampling_params is None else [sampling_params])
         (handle,) = self._submit([self.engine.prompts.read(prompt, own)], [own])
         shown = 0
@@ -244,6 +247,14 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """Return the parameters of a request that gives none: what the model's makers advise."""
         return self._default_params
+
+    def _require_own_process(self) -> None:
+        if os.getpid() != self._process:
+            raise QuireError(
+                f"this LLM was made in process {self._process}, of which process {os.getpid()} is "
+                "a fork: a fork has none of torch's threads, so that a step would wait for ever; "
+                "make the LLM in the child, or start the child by the method 'spawn'"
+            )
 
     def _params_for(
         self, count: int, given: SamplingParams | Sequence[SamplingParams] | None
@@ -310,12 +321,6 @@ class LLM:
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Within, this thread alone has the engine."""
-        if os.getpid() != self._process:
-            raise QuireError(
-                f"this LLM was made in process {self._process}, of which process {os.getpid()} is "
-                "a fork: a fork has none of torch's threads, so that a step would wait for ever; "
-                "make the LLM in the child, or start the child by the method 'spawn'"
-            )
         with self._turns.wait():
             self._abort_withdrawn()
             try:

@@ -1,0 +1,215 @@
+"""One `LLM` in several threads, and in a forked process."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import checkpoints
+import pytest
+
+from quire import LLM, QuireError, SamplingParams
+from quire.turns import Turns
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture
+def switching_often() -> Iterator[None]:
+    """Threads take turns a hundred times as often as they do by default."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(5e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_generate_from_four_threads(
+    overlap: bool, text_folder: Path, switching_often: None
+) -> None:
+    """Every output is what the prompt gets alone, texts and log-probabilities included."""
+    llm = LLM(text_folder, device="cpu", max_num_seqs=4, overlap=overlap)
+    params = SamplingParams(temperature=0.9, seed=5, max_tokens=12, ignore_eos=True, logprobs=1)
+    batches = [
+        checkpoints.random_prompts([3, 9, 5, 2, 7, 4], seed=seed, vocab=300) for seed in range(4)
+    ]
+    alone = [[llm.generate([p], params)[0].outputs for p in batch] for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda batch: llm.generate(batch, params), batches))
+    for batch, outputs, expected in zip(batches, together, alone, strict=True):
+        assert [output.prompt_token_ids for output in outputs] == batch
+        for output, right in zip(outputs, expected, strict=True):
+            assert output.outputs[0].token_ids == right[0].token_ids
+            assert output.outputs[0].text == right[0].text
+            assert output.finished
+    checkpoints.assert_empty(llm)
+
+
+def test_streams_and_generate_from_threads(text_folder: Path, switching_often: None) -> None:
+    """Some streams are left early; the others lose nothing by it."""
+    llm = LLM(text_folder, device="cpu", max_num_seqs=3)
+    prompts = checkpoints.random_prompts([4] * 8, seed=9, vocab=300)
+    alone = [llm.generate([p], GREEDY)[0].outputs[0].token_ids for p in prompts]
+
+    def stream(prompt: list[int]) -> list[int]:
+        (*_, last) = llm.stream(prompt, GREEDY)
+        return last.outputs[0].token_ids
+
+    def leave(prompt: list[int]) -> list[int]:
+        return next(llm.stream(prompt, GREEDY)).outputs[0].token_ids
+
+    def generate(prompt: list[int]) -> list[int]:
+        return llm.generate([prompt], GREEDY)[0].outputs[0].token_ids
+
+    ways = [stream, leave, generate, stream] * 2
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda way, prompt: way(prompt), ways, prompts))
+    for way, tokens, expected in zip(ways, found, alone, strict=True):
+        assert tokens == (expected[: len(tokens)] if way is leave else expected)
+    llm.generate([1], GREEDY)  # what was withdrawn in another's turn is gone by the next
+    checkpoints.assert_empty(llm)
+
+
+def test_requests_of_several_threads_share_steps(text_folder: Path) -> None:
+    """Two threads of 40 tokens each take hardly more steps than one."""
+    llm = LLM(text_folder, device="cpu", max_num_seqs=2)
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    steps = 0
+    begin = threading.Barrier(2)
+    advance = llm.engine.advance
+
+    def counted() -> object:
+        nonlocal steps
+        steps += 1
+        if steps == 1:  # the other one's request comes in while this step runs
+            begin.wait()
+        return advance()
+
+    llm.engine.advance = counted  # type: ignore[method-assign, assignment]
+
+    def second() -> None:
+        begin.wait()
+        llm.generate([4, 5], params)
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    llm.generate([1, 2], params)
+    thread.join()
+    assert 40 <= steps < 60
+
+
+def test_a_bad_prompt_in_one_thread_leaves_the_others_alone(text_folder: Path) -> None:
+    llm = LLM(text_folder, device="cpu", max_num_seqs=4)
+    (expected,) = llm.generate([1, 2], GREEDY)
+
+    def run(prompt: list[int]) -> object:
+        try:
+            return llm.generate([[1, 2], prompt], GREEDY)[0].outputs
+        except QuireError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(run, [[1], [10**6], [], [2]]))
+    assert found[0] == found[3] == expected.outputs
+    assert "outside the vocabulary" in str(found[1])
+    assert "no tokens" in str(found[2])
+    checkpoints.assert_empty(llm)
+
+
+def test_a_stream_collected_in_the_middle_of_a_step(text_folder: Path) -> None:
+    """The collector runs anywhere: it must not wait for the turn that its own thread has."""
+    llm = LLM(text_folder, device="cpu", max_num_seqs=2)
+    abandoned = llm.stream([1, 2], SamplingParams(max_tokens=200, ignore_eos=True))
+    next(abandoned)
+    cycle: list[object] = [abandoned]
+    cycle.append(cycle)
+    del abandoned, cycle
+    advance, collected = llm.engine.advance, 0
+
+    def collecting() -> object:
+        nonlocal collected
+        if collected == 0:
+            collected = gc.collect()
+        return advance()
+
+    llm.engine.advance = collecting  # type: ignore[method-assign, assignment]
+    outputs = llm.generate([3], GREEDY)
+    assert collected > 0
+    assert len(outputs[0].outputs[0].token_ids) == 12
+    checkpoints.assert_empty(llm)
+
+
+# --- turns -------------------------------------------------------------------
+
+
+def test_turns_are_given_in_the_order_asked_for() -> None:
+    turns = Turns()
+    order: list[int] = []
+    threads = []
+
+    def take(number: int) -> None:
+        with turns.wait():
+            order.append(number)
+
+    with turns.wait():
+        for number in range(6):
+            threads.append(threading.Thread(target=take, args=(number,)))
+            threads[-1].start()
+            while len(turns._line) < number + 2:
+                pass
+        assert order == []
+        with turns.if_free() as free:
+            assert not free
+    for thread in threads:
+        thread.join()
+    assert order == list(range(6))
+    with turns.if_free() as free:
+        assert free
+
+
+def test_an_interrupt_gives_the_turn_back() -> None:
+    turns = Turns()
+    with pytest.raises(KeyboardInterrupt), turns.wait():
+        raise KeyboardInterrupt
+    with turns.if_free() as free:
+        assert free
+
+
+# --- forks -------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # from Python 3.12 on
+@pytest.mark.parametrize("how", ["generate", "stream", "chat"])
+def test_a_forked_child_is_told(how: str, shared_llm: LLM) -> None:
+    """A step there would wait for threads that fork does not copy."""
+    calls: dict[str, Callable[[], object]] = {
+        "generate": lambda: shared_llm.generate("a", GREEDY),
+        "stream": lambda: next(shared_llm.stream("a", GREEDY)),
+        "chat": lambda: shared_llm.chat(
+            [{"role": "user", "content": "a"}], chat_template="{{ messages[0].content }}"
+        ),
+    }
+    shared_llm.generate("a", GREEDY)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:  # no test framework here: say what happened and vanish
+        try:
+            calls[how]()
+            said = "no error"
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    assert said.startswith(f"QuireError: this LLM was made in process {os.getpid()}")
+    assert "spawn" in said
+    assert len(shared_llm.generate("a", GREEDY)[0].outputs[0].token_ids) == 12
