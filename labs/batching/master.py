@@ -500,7 +500,7 @@ class InEngine:
 
     def __init__(self, config, kv, scheduler, memory, budget=None):
         self.scheduler, self.memory, self.budget = scheduler, memory, budget
-        self._max_len, self._kv = config.max_model_len, kv
+        self._max_len, self._kv = config.model.max_model_len, kv
         self._requests, self._rows = {}, {}  # by id: the request; when it runs, (step, admitted)
         self._since, self._served, self._arrived = {}, {}, {}
         self._finished, self._steps = {}, 0

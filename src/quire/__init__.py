@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from quire.config import Components
+from quire.components import Components
 from quire.errors import CheckpointError, InvalidRequestError, QuireError, UnsupportedModelError
 from quire.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from quire.progress import RequestHandle

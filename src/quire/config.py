@@ -1,90 +1,103 @@
-"""`EngineConfig` and `Components`: everything an engine is told when it is made."""
+"""`EngineConfig`: everything an engine is told when it is made, in groups.
+
+A field of a group is an option of `LLM` by the same name: this is where each is described,
+and where its default and its limits stand. Options that depend on the model or the device are
+resolved by `EngineConfig.resolve`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import Any, TypedDict
 
 import torch
 
 from quire.errors import QuireError
 from quire.kernels.runtime import capability, runs_triton
 from quire.kv.quantized import FORMATS
+from quire.models.config import ModelConfig
 from quire.sampling.params import is_int
 
-if TYPE_CHECKING:  # the swap points' protocols, which themselves read EngineConfig
-    from quire.attention.interface import AttentionBackend
-    from quire.kv.block_pool import BlockPool
-    from quire.kv.kv_cache_manager import KVCacheManager
-    from quire.sampling.sampler import Sampler
-    from quire.scheduler import Scheduler
+
+def _require_counts(group: object, *names: str, least: int = 1) -> None:
+    for name in names:
+        value = getattr(group, name)
+        if not is_int(value) or value < least:
+            raise QuireError(f"{name}={value!r}: must be an integer of at least {least}")
 
 
 @dataclass(frozen=True)
-class EngineConfig:
-    """Sizes of one engine.
+class ModelOptions:
+    """How the model is run.
 
     Args:
-        max_model_len: longest sequence, prompt and output together, in tokens.
-        max_num_seqs: requests that run at once.
-        max_num_batched_tokens: token budget of one step; a longer prompt is computed in
-            chunks over several steps.
-        device: where the model runs.
-        dtype: type of weights and activations.
-        block_size: positions in a block of the KV cache.
-        enable_prefix_caching: keep the blocks of ended requests and reuse those that begin
-            a new one.
-        kv_cache_dtype: "int8" or "fp8" keeps codes of eight bits and a scale a token and head
-            (`quire.kv.quantized`); None keeps keys and values in `dtype`.
-        kv_window: a query sees the last `kv_window` positions, its own among them, and blocks
-            that no query sees any more are released; None: all positions.
-        kv_sinks: beside its window a query sees the first `kv_sinks` positions.
-        num_host_blocks: blocks of a second tier in host memory, for each KV group; cached
-            blocks go there when the first is full (`quire.offload`).
-        policy: who runs first and who is preempted, a name of `quire.policy.POLICIES`.
-        watermark: share of the blocks that admitting a request leaves free, so that those
-            that run can grow before anyone is preempted.
-        overlap: schedule a step while the one before it still runs.
-        cuda_graphs: replay captured graphs for steps of one token a request.
+        max_model_len: longest sequence, prompt and output together, in tokens; by default the
+            model's own limit, at most 4,096.
+        device: where the model runs, "cpu", "cuda", "cuda:1", …; by default the GPU if there
+            is one.
+        dtype: type of weights and activations: "float32", "bfloat16" or "float16"; by default,
+            and for "auto", float32 on a CPU, on a GPU bfloat16 from compute capability 8.0 on
+            and float16 below.
+        cuda_graphs: replay captured graphs for steps of one token a request; by default where
+            Triton's kernels run, from compute capability 8.0 on.
     """
 
     max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
     device: torch.device
     dtype: torch.dtype
+    cuda_graphs: bool = False
+
+    def __post_init__(self) -> None:
+        _require_counts(self, "max_model_len")
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """The KV cache: its size, its format, and what is kept in it.
+
+    Args:
+        block_size: positions in a block, a power of two of at least 8.
+        num_blocks: blocks, the null block among them; by default what
+            `gpu_memory_utilization` leaves on a GPU, on a CPU enough for every running request
+            at full length, within 4 GiB.
+        gpu_memory_utilization: share of the GPU's memory that the engine may use.
+        enable_prefix_caching: keep the blocks of ended requests for those that begin alike.
+        kv_cache_dtype: "int8" or "fp8" keeps codes of eight bits and a scale a token and head
+            (`quire.kv.quantized`); by default keys and values have the model's `dtype`.
+        kv_window: a query sees the last so many positions, its own among them, and blocks that
+            no query sees any more are released; by default all positions.
+        kv_sinks: beside its window a query sees the first so many positions.
+        num_host_blocks: blocks of a second tier in host memory, for each KV group; cached
+            blocks go there when the first is full (`quire.kv.host`), and are loaded when a
+            prompt, or a preempted request, begins with them.
+    """
+
     block_size: int = 16
+    num_blocks: int | None = None
+    gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
     kv_cache_dtype: str | None = None
     kv_window: int | None = None
     kv_sinks: int = 0
     num_host_blocks: int = 0
-    policy: str = "fcfs"
-    watermark: float = 0.01
-    overlap: bool = False
-    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
-            value = getattr(self, name)
-            if not is_int(value) or value < 1:
-                raise QuireError(f"{name}={value!r}: must be an integer of at least 1")
         size = self.block_size
         if not is_int(size) or size < 8 or size & (size - 1):
             raise QuireError(f"block_size={size!r}: must be a power of two of at least 8")
-        if self.kv_window is not None and (not is_int(self.kv_window) or self.kv_window < 1):
-            raise QuireError(f"kv_window={self.kv_window!r}: must be an integer of at least 1")
-        if not is_int(self.kv_sinks) or self.kv_sinks < 0:
-            raise QuireError(f"kv_sinks={self.kv_sinks!r}: must be an integer of at least 0")
+        if self.num_blocks is not None and (not is_int(self.num_blocks) or self.num_blocks < 2):
+            raise QuireError(f"num_blocks={self.num_blocks!r}: must be an integer of at least 2")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise QuireError(
+                f"gpu_memory_utilization={self.gpu_memory_utilization!r}: must lie in (0, 1]"
+            )
+        if self.kv_window is not None:
+            _require_counts(self, "kv_window")
+        _require_counts(self, "kv_sinks", "num_host_blocks", least=0)
         if self.kv_sinks > 0 and self.kv_window is None:
             raise QuireError(
                 f"kv_sinks={self.kv_sinks} without kv_window: without a window every position is "
                 "seen anyway"
-            )
-        if not is_int(self.num_host_blocks) or self.num_host_blocks < 0:
-            raise QuireError(
-                f"num_host_blocks={self.num_host_blocks!r}: must be an integer of at least 0"
             )
         if self.num_host_blocks > 0 and not self.enable_prefix_caching:
             raise QuireError(
@@ -93,54 +106,146 @@ class EngineConfig:
             )
         if self.num_host_blocks > 0 and self.kv_window is not None:
             raise QuireError(
-                f"num_host_blocks={self.num_host_blocks} with kv_window={self.kv_window}: what "
-                "lies behind the window is dropped, not offloaded; choose one of them"
+                f"num_host_blocks={self.num_host_blocks} with kv_window={self.kv_window}: a prefix "
+                "is found by its blocks in order, and behind a window they are gone; choose one"
             )
         if self.kv_cache_dtype not in (None, *FORMATS):
             raise QuireError(
                 f"kv_cache_dtype={self.kv_cache_dtype!r}: must be one of {', '.join(FORMATS)}, or "
                 "None for the model's own dtype"
             )
-        if self.kv_cache_dtype == "fp8" and runs_triton(self.device):
-            capability = torch.cuda.get_device_capability(self.device)
-            if capability < (8, 9):
-                raise QuireError(
-                    f"kv_cache_dtype='fp8': E4M3 needs a GPU of compute capability 8.9 and up, and "
-                    f"this one has {capability[0]}.{capability[1]}: use 'int8'"
-                )
+
+
+@dataclass(frozen=True)
+class SchedulingOptions:
+    """Who runs when.
+
+    Args:
+        max_num_seqs: requests that run at once; more wait.
+        max_num_batched_tokens: token budget of one step; a longer prompt is computed in chunks
+            over several steps.
+        policy: who runs first and who is preempted: "fcfs", "priority" or "fair"
+            (`quire.policy`).
+        watermark: share of the blocks that admitting a request leaves free, so that those that
+            run can grow before anyone is preempted.
+        overlap: schedule a step while the one before it still runs; by default on a GPU.
+    """
+
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 4096
+    policy: str = "fcfs"
+    watermark: float = 0.01
+    overlap: bool = False
+
+    def __post_init__(self) -> None:
+        _require_counts(self, "max_num_seqs", "max_num_batched_tokens")
         if not 0 <= self.watermark < 1:
             raise QuireError(f"watermark={self.watermark!r}: must lie in [0, 1)")
+
+
+class EngineOptions(TypedDict, total=False):
+    """The options of `LLM`: the fields of the groups above, as a caller may give them."""
+
+    max_model_len: int | None
+    device: str | torch.device | None
+    dtype: str | torch.dtype | None
+    cuda_graphs: bool | None
+    block_size: int
+    num_blocks: int | None
+    gpu_memory_utilization: float
+    enable_prefix_caching: bool
+    kv_cache_dtype: str | None
+    kv_window: int | None
+    kv_sinks: int
+    num_host_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    policy: str
+    watermark: float
+    overlap: bool | None
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The options of one engine, resolved."""
+
+    model: ModelOptions
+    cache: CacheOptions = CacheOptions()
+    scheduling: SchedulingOptions = SchedulingOptions()
+
+    def __post_init__(self) -> None:
+        device = self.model.device
+        if self.cache.kv_cache_dtype == "fp8" and runs_triton(device):
+            major, minor = capability(device)
+            if (major, minor) < (8, 9):
+                raise QuireError(
+                    "kv_cache_dtype='fp8': E4M3 needs a GPU of compute capability 8.9 and up, and "
+                    f"this one has {major}.{minor}: use 'int8'"
+                )
+
+    @classmethod
+    def of(cls, **options: Any) -> EngineConfig:
+        """Put resolved options, by name, into their groups.
+
+        Raises:
+            QuireError: no option of that name; a value that its group refuses.
+        """
+        unknown = sorted(set(options) - set(EngineOptions.__annotations__))
+        if unknown:
+            raise QuireError(
+                f"unknown option {unknown[0]!r}: there are "
+                f"{', '.join(sorted(EngineOptions.__annotations__))}"
+            )
+
+        def group(kind: type) -> Any:
+            return kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options})
+
+        return cls(group(ModelOptions), group(CacheOptions), group(SchedulingOptions))
+
+    @classmethod
+    def resolve(cls, model: ModelConfig, options: EngineOptions) -> EngineConfig:
+        """Fill in what the caller left to the model and the device.
+
+        Raises:
+            QuireError: an impossible value; the message names it and what is possible.
+        """
+        device = default_device(options.get("device"))
+        overlap, graphs = options.get("overlap"), options.get("cuda_graphs")
+        resolved = {
+            "max_model_len": _max_model_len(options.get("max_model_len"), model),
+            "device": device,
+            "dtype": default_dtype(device, options.get("dtype")),
+            "overlap": device.type == "cuda" if overlap is None else overlap,
+            "cuda_graphs": runs_triton(device) if graphs is None else graphs,
+        }
+        return cls.of(**{**options, **resolved})
 
     @property
     def max_in_flight(self) -> int:
         """Steps that may be queued on the device at once."""
-        return 2 if self.overlap else 1
+        return 2 if self.scheduling.overlap else 1
 
     @property
     def cache_dtype(self) -> torch.dtype:
         """Type of the cache's keys and values, or of their codes."""
-        return self.dtype if self.kv_cache_dtype is None else FORMATS[self.kv_cache_dtype]
+        name = self.cache.kv_cache_dtype
+        return self.model.dtype if name is None else FORMATS[name]
 
     @property
     def max_blocks_per_request(self) -> int:
         """Blocks of the longest sequence."""
-        return -(-self.max_model_len // self.block_size)
+        return -(-self.model.max_model_len // self.cache.block_size)
 
 
-@dataclass(frozen=True)
-class Components:
-    """A reader's own part for each swap point; None keeps quire's.
-
-    Each is a class or a factory, called with the arguments named here:
-
-        llm = LLM("quire-mini", components=Components(sampler=MySampler))
-    """
-
-    sampler: Callable[[], Sampler] | None = None
-    scheduler: Callable[[EngineConfig, KVCacheManager], Scheduler] | None = None
-    block_pool: Callable[[int], BlockPool] | None = None  # blocks, the null block among them
-    kv_cache_manager: Callable[[list[BlockPool], int, bool], KVCacheManager] | None = None
-    attention: Callable[[], AttentionBackend] | None = None
+def _max_model_len(asked: int | None, model: ModelConfig) -> int:
+    if asked is None:
+        return min(model.max_position, 4096)
+    if is_int(asked) and asked > model.max_position:
+        raise QuireError(
+            f"max_model_len={asked}: the model was made for {model.max_position} tokens "
+            "(max_position_embeddings); ask for at most that"
+        )
+    return asked
 
 
 def default_device(device: str | torch.device | None = None) -> torch.device:
@@ -164,7 +269,7 @@ def default_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def default_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
-    """Return the dtype asked for, or what suits the device.
+    """Return the dtype asked for; None or "auto" asks for what suits the device.
 
     float32 on a CPU; on a GPU bfloat16 from compute capability 8.0 on and float16 below.
     The capability decides, since torch reports emulated bfloat16 as supported on a T4.
@@ -172,7 +277,7 @@ def default_dtype(device: torch.device, dtype: str | torch.dtype | None = None) 
     Raises:
         QuireError: a name that is no floating-point dtype quire runs.
     """
-    if dtype is None:
+    if dtype is None or dtype == "auto":
         if device.type != "cuda":
             return torch.float32
         return torch.bfloat16 if capability(device) >= (8, 0) else torch.float16
@@ -183,6 +288,6 @@ def default_dtype(device: torch.device, dtype: str | torch.dtype | None = None) 
     }
     chosen = by_name.get(dtype) if isinstance(dtype, str) else dtype
     if chosen not in by_name.values():
-        raise QuireError(f"dtype={dtype!r}: must be one of {', '.join(by_name)}")
+        raise QuireError(f"dtype={dtype!r}: must be 'auto' or one of {', '.join(by_name)}")
     assert chosen is not None
     return chosen

@@ -1,6 +1,6 @@
 """`LLMEngine`: the step loop. Requests go in, `RequestOutput`s come out.
 
-Request → Scheduler.schedule() → SchedulerOutput → ModelRunner.execute() → PendingStep
+Request → Scheduler.schedule() → SchedulerOutput → Executor.execute() → PendingStep
         → .wait() → StepResult → Scheduler.update() → RequestOutput
 
 With overlap, a step is scheduled and queued before the one ahead of it is waited for: the
@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from quire.config import EngineConfig
 from quire.detokenizer import Detokenizer, Tokenizer
 from quire.errors import InvalidRequestError, QuireError
+from quire.executor import Executor
 from quire.messages import SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
 from quire.outputs import RequestOutput
 from quire.progress import RequestHandle
 from quire.prompts import Prompt, PromptReader
 from quire.request import Request
-from quire.runner.model_runner import ModelRunner
 from quire.runner.pending import PendingStep
 from quire.sampling.params import SamplingParams
 from quire.sampling.resolve import resolve
@@ -33,9 +33,9 @@ from quire.trace import Trace
 
 
 class LLMEngine:
-    """Drives scheduler and runner, and turns tokens into text.
+    """Drives scheduler and executor, and turns tokens into text.
 
-    It holds no tensors and makes no decision; those belong to the runner and the
+    It holds no tensors and makes no decision; those belong to the executor and the
     scheduler.
     """
 
@@ -44,7 +44,7 @@ class LLMEngine:
         config: EngineConfig,
         model_config: ModelConfig,
         scheduler: Scheduler,
-        runner: ModelRunner,
+        executor: Executor,
         tokenizer: Tokenizer | None,
         trace: Trace | None = None,
     ) -> None:
@@ -52,10 +52,10 @@ class LLMEngine:
         self.config = config
         self.model_config = model_config
         self.tokenizer = tokenizer
-        self.prompts = PromptReader(tokenizer, model_config, config.max_model_len)
+        self.prompts = PromptReader(tokenizer, model_config, config.model.max_model_len)
         self.trace = trace
         self._scheduler = scheduler
-        self._runner = runner
+        self.executor = executor
         self._handles: dict[str, RequestHandle] = {}  # by the caller's id
         self._owners: dict[str, RequestHandle] = {}  # by the id of each sequence that runs
         self._in_flight: deque[tuple[PendingStep, float]] = deque()  # with when it was scheduled
@@ -95,7 +95,7 @@ class LLMEngine:
             params,
             self.tokenizer,
             num_prompt_tokens=len(token_ids),
-            max_model_len=self.config.max_model_len,
+            max_model_len=self.config.model.max_model_len,
             vocab_size=self.model_config.vocab_size,
         )
         requests = [
@@ -149,7 +149,7 @@ class LLMEngine:
             begin = time.perf_counter()
             scheduled = self._scheduler.schedule()
             with self._retracting(scheduled):
-                self._in_flight.append((self._runner.execute(scheduled), begin))
+                self._in_flight.append((self.executor.execute(scheduled), begin))
             if not scheduled.entries:
                 break
         pending, begin = self._in_flight.popleft()
@@ -179,7 +179,7 @@ class LLMEngine:
             yield
         except BaseException:
             self._scheduler.retract(scheduled)
-            self._runner.settle(pending for pending, _ in self._in_flight)
+            self.executor.settle(pending for pending, _ in self._in_flight)
             raise
 
     def _drain(self) -> None:

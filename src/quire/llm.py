@@ -7,23 +7,22 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
-import torch
 from tqdm import tqdm
 
 from quire.assembly import build_engine
 from quire.chat import ChatOptions, Message, is_conversation
-from quire.config import Components, EngineConfig, default_device, default_dtype
+from quire.components import Components
+from quire.config import EngineConfig, EngineOptions
 from quire.defaults import default_sampling_params
 from quire.errors import InvalidRequestError, QuireError
-from quire.kernels.runtime import runs_triton
 from quire.models.config import ModelConfig
 from quire.models.loader import resolve_checkpoint
 from quire.outputs import RequestOutput
 from quire.progress import RequestHandle
 from quire.prompts import Prompt, TokenizedPrompt, split_batch
-from quire.sampling.params import SamplingParams, is_int
+from quire.sampling.params import SamplingParams
 from quire.tokenizer import Tokenizer, load_tokenizer
 from quire.trace import Trace
 from quire.turns import Turns
@@ -38,32 +37,12 @@ class LLM:
     Args:
         model: a shipped model's name, a checkpoint folder, a hub name, or a `ModelConfig`,
             which gets random weights (to measure speed at a model's real size).
-        dtype: "float32", "bfloat16" or "float16"; by default, or with "auto", float32 on a
-            CPU, on a GPU bfloat16 from compute capability 8.0 on and float16 below.
-        device: "cpu", "cuda", …; by default the GPU if there is one.
-        max_model_len: longest sequence in tokens; by default the model's own limit, at
-            most 4,096.
-        max_num_seqs: requests that run at once; more wait.
-        max_num_batched_tokens: tokens computed in one step at most.
-        block_size: positions in a block of the KV cache, a power of two.
-        num_blocks: blocks of the cache; by default what `gpu_memory_utilization` leaves on a
-            GPU, on a CPU enough for every running request at full length, within 4 GiB.
-        gpu_memory_utilization: share of the GPU's memory that the engine may use.
-        enable_prefix_caching: keep the blocks of ended requests for those that begin alike.
-        kv_cache_dtype: "int8" or "fp8" stores a byte an element and a scale a token and head;
-            by default the cache has `dtype`.
-        kv_window: a query sees the last so many positions; blocks before them are released.
-        kv_sinks: with a window, the first so many positions are seen as well and kept.
-        num_host_blocks: blocks in host memory for cached ones that the cache has no room for;
-            they are loaded when a prompt, or a preempted request, begins with them.
-        policy: "fcfs", "priority" or "fair": who runs first, who is preempted.
-        overlap: schedule a step while the one before it runs; by default on a GPU.
-        cuda_graphs: replay captured decode steps; by default where Triton's kernels run,
-            from compute capability 8.0 on.
         generation_config: where the parameters of a request that gives none come from:
             "auto" (the checkpoint's `generation_config.json`), "vllm" (none) or a folder.
         components: a reader's own parts, see `Components`.
         trace: record every step here.
+        options: the fields of `ModelOptions`, `CacheOptions` and `SchedulingOptions` of
+            `quire.config`, by name; there each is described, with its default.
 
     Raises:
         CheckpointError, UnsupportedModelError: the checkpoint cannot be loaded.
@@ -74,53 +53,16 @@ class LLM:
         self,
         model: str | Path | ModelConfig,
         *,
-        dtype: str | torch.dtype | None = None,
-        device: str | torch.device | None = None,
-        max_model_len: int | None = None,
-        max_num_seqs: int = 32,
-        max_num_batched_tokens: int = 4096,
-        block_size: int = 16,
-        num_blocks: int | None = None,
-        gpu_memory_utilization: float = 0.9,
-        enable_prefix_caching: bool = True,
-        kv_cache_dtype: str | None = None,
-        kv_window: int | None = None,
-        kv_sinks: int = 0,
-        num_host_blocks: int = 0,
-        policy: str = "fcfs",
-        overlap: bool | None = None,
-        cuda_graphs: bool | None = None,
         generation_config: str = "auto",
         components: Components | None = None,
         trace: Trace | None = None,
+        **options: Unpack[EngineOptions],
     ) -> None:
         folder = None if isinstance(model, ModelConfig) else resolve_checkpoint(model)
         model_config = (
             model if isinstance(model, ModelConfig) else ModelConfig.from_folder(folder or "")
         )
-        chosen_device = default_device(device)
-        config = EngineConfig(
-            max_model_len=_max_model_len(max_model_len, model_config),
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            device=chosen_device,
-            dtype=default_dtype(chosen_device, None if dtype == "auto" else dtype),
-            block_size=block_size,
-            enable_prefix_caching=enable_prefix_caching,
-            kv_cache_dtype=kv_cache_dtype,
-            kv_window=kv_window,
-            kv_sinks=kv_sinks,
-            num_host_blocks=num_host_blocks,
-            policy=policy,
-            overlap=chosen_device.type == "cuda" if overlap is None else overlap,
-            cuda_graphs=runs_triton(chosen_device) if cuda_graphs is None else cuda_graphs,
-        )
-        if num_blocks is not None and (not is_int(num_blocks) or num_blocks < 2):
-            raise QuireError(f"num_blocks={num_blocks!r}: must be an integer of at least 2")
-        if not 0 < gpu_memory_utilization <= 1:
-            raise QuireError(
-                f"gpu_memory_utilization={gpu_memory_utilization!r}: must lie in (0, 1]"
-            )
+        config = EngineConfig.resolve(model_config, options)
         self.config = config
         self.model_config = model_config
         self._default_params = default_sampling_params(folder, generation_config)
@@ -132,8 +74,6 @@ class LLM:
             None if self.tokenizer is None else Tokenizer(self.tokenizer),
             components or Components(),
             trace,
-            num_blocks,
-            gpu_memory_utilization,
         )
         self._num_requests = 0
         self._turns = Turns()
@@ -331,14 +271,3 @@ class LLM:
     def _abort_withdrawn(self) -> None:
         while self._withdrawn:
             self.engine.abort_request(self._withdrawn.popleft().request_id)
-
-
-def _max_model_len(asked: int | None, model_config: ModelConfig) -> int:
-    if asked is None:
-        return min(model_config.max_position, 4096)
-    if isinstance(asked, int) and asked > model_config.max_position:
-        raise QuireError(
-            f"max_model_len={asked}: the model was made for {model_config.max_position} tokens "
-            "(max_position_embeddings); ask for at most that"
-        )
-    return asked

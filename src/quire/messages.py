@@ -40,10 +40,20 @@ class ScheduledEntry:
     new_block_ids: tuple[tuple[int, ...], ...] = ()  # per KV group, appended to its table
     num_draft_tokens: int = 0  # of its positions, the last ones: drafts, to be verified
 
+    @property
+    def chosen_positions(self) -> range:
+        """Positions of the tokens that the step chooses, if it chooses any.
+
+        That is the one behind the entry's last, and each draft's: the model says there what
+        it would have chosen.
+        """
+        end = self.start + self.num_tokens
+        return range(end - self.num_draft_tokens, end + 1)
+
 
 @dataclass(frozen=True)
 class Transfer:
-    """Copy a block between the cache and host memory (`quire.offload`)."""
+    """Copy a block between the cache and host memory (`quire.kv.host`)."""
 
     group: int  # KV group
     kind: Literal["save", "load"]

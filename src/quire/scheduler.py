@@ -77,15 +77,15 @@ class TokenBudgetScheduler:
     """
 
     def __init__(self, config: EngineConfig, kv: KVCacheManager) -> None:
-        """Schedule at most `config.max_num_seqs` requests over the blocks of `kv`."""
+        """Schedule at most `config.scheduling.max_num_seqs` requests over the blocks of `kv`."""
         self._config = config
         self._kv = kv
-        self._policy = make_policy(config.policy)
-        self._watermark = int(config.watermark * kv.num_blocks)
+        self._policy = make_policy(config.scheduling.policy)
+        self._watermark = int(config.scheduling.watermark * kv.num_blocks)
         self._tracked: dict[str, _Tracked] = {}
         self._waiting: WaitingQueue[_Tracked] = WaitingQueue(self._rank)
         self._running: dict[str, _Tracked] = {}  # in order of admission
-        self._free_rows = list(range(config.max_num_seqs - 1, -1, -1))
+        self._free_rows = list(range(config.scheduling.max_num_seqs - 1, -1, -1))
         self._finish_reasons: dict[str, str] = {}  # of those ended since the last step
         self._num_arrived = 0
         self._num_steps = 0
@@ -101,7 +101,7 @@ class TokenBudgetScheduler:
             raise InvalidRequestError(f"request_id={request.request_id!r} has not ended yet")
         num_prompt_tokens = len(request.prompt_token_ids)
         max_tokens = request.sampling_params.output_limit
-        last_position = min(num_prompt_tokens + max_tokens, self._config.max_model_len) - 1
+        last_position = min(num_prompt_tokens + max_tokens, self._config.model.max_model_len) - 1
         num_blocks = -(-last_position // self._kv.block_size)
         if num_blocks > self._kv.num_blocks:
             raise InvalidRequestError(
@@ -129,7 +129,7 @@ class TokenBudgetScheduler:
     def schedule(self) -> SchedulerOutput:
         """Let the running requests catch up, then admit waiting ones while there is room."""
         self._num_steps += 1
-        step = StepBuilder(self._num_steps, self._config.max_num_batched_tokens)
+        step = StepBuilder(self._num_steps, self._config.scheduling.max_num_batched_tokens)
         self._continue_running(step)
         if not step.preempted_ids:  # otherwise the cache is full
             self._admit_waiting(step)
@@ -256,7 +256,7 @@ class TokenBudgetScheduler:
             request = tracked.request
             if entry.samples:
                 tokens = result.token_ids[entry.request_id]
-                request.accept(tokens, entry.num_draft_tokens, self._config.max_model_len)
+                request.accept(tokens, entry.num_draft_tokens, self._config.model.max_model_len)
                 if request.num_placeholders == 0:  # else a queued step has its next position
                     request.num_draft_tokens = result.num_draft_tokens.get(entry.request_id, 0)
                 advanced.append(request)

@@ -291,7 +291,7 @@ def assert_empty(llm: LLM) -> None:
     assert not engine._owners
     assert not engine._in_flight
     assert not scheduler.has_requests
-    assert sorted(scheduler._free_rows) == list(range(llm.config.max_num_seqs))
+    assert sorted(scheduler._free_rows) == list(range(llm.config.scheduling.max_num_seqs))
     manager = scheduler._kv
     manager.check()
     assert manager.num_free_blocks == manager.num_blocks

@@ -22,7 +22,7 @@ Row = tuple[Sequence[int], Sequence[int], SamplingParams]
 
 def batch_of(*requests: Row, device: torch.device = CPU) -> InputBatch:
     """Give each request a row, in their order."""
-    config = EngineConfig(
+    config = EngineConfig.of(
         max_model_len=32,
         max_num_seqs=6,
         max_num_batched_tokens=64,

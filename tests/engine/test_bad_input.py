@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from quire import (
     QuireError,
     SamplingParams,
 )
-from quire.config import Components, EngineConfig
+from quire.components import Components
+from quire.config import (
+    CacheOptions,
+    EngineConfig,
+    EngineOptions,
+    ModelOptions,
+    SchedulingOptions,
+)
 from quire.kv.kv_cache_manager import PagedKVCacheManager
 from quire.models.config import ModelConfig
 from quire.prompts import TokenizedPrompt
@@ -315,7 +323,7 @@ def test_impossible_size(name: str, value: Any, checkpoint: Callable[[str], Path
 def test_longer_than_the_model(checkpoint: Callable[[str], Path]) -> None:
     with pytest.raises(QuireError, match=r"max_model_len=257: the model was made for 256 tokens"):
         LLM(checkpoint("qwen2"), device="cpu", max_model_len=257)
-    assert LLM(checkpoint("qwen2"), device="cpu").config.max_model_len == 256
+    assert LLM(checkpoint("qwen2"), device="cpu").config.model.max_model_len == 256
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:3", torch.device("cuda")])
@@ -335,7 +343,8 @@ def test_unknown_device(device: Any, checkpoint: Callable[[str], Path]) -> None:
 
 @pytest.mark.parametrize("dtype", ["fp16", "float64", "", torch.int8, 16])
 def test_unknown_dtype(dtype: Any, checkpoint: Callable[[str], Path]) -> None:
-    with pytest.raises(QuireError, match=r"dtype=.*: must be one of float32, bfloat16, float16"):
+    message = r"dtype=.*: must be 'auto' or one of float32, bfloat16, float16"
+    with pytest.raises(QuireError, match=message):
         LLM(checkpoint("qwen2"), device="cpu", dtype=dtype)
 
 
@@ -403,8 +412,25 @@ def test_impossible_cache_or_policy(
 def test_engine_config_alone() -> None:
     for watermark in (-0.1, 1, 1.5, NAN):
         with pytest.raises(QuireError, match=rf"watermark={watermark}: must lie in \[0, 1\)"):
-            EngineConfig(8, 1, 8, torch.device("cpu"), torch.float32, watermark=watermark)
+            SchedulingOptions(watermark=watermark)
     with pytest.raises(QuireError, match="max_num_seqs=0"):
-        EngineConfig(8, 0, 8, torch.device("cpu"), torch.float32)
+        EngineConfig.of(
+            max_model_len=8, device=torch.device("cpu"), dtype=torch.float32, max_num_seqs=0
+        )
+    with pytest.raises(QuireError, match="unknown option 'max_seqs': there are block_size, cuda_"):
+        LLM("quire-mini", max_seqs=3)  # type: ignore[call-arg]
+
+
+def test_every_option_has_a_group() -> None:
+    """What `LLM` takes by name is a field of one group, which describes it."""
+    groups = (ModelOptions, CacheOptions, SchedulingOptions)
+    described = [field.name for group in groups for field in fields(group)]
+    assert sorted(described) == sorted(EngineOptions.__annotations__)
+    for group in groups:
+        for field in fields(group):
+            assert f"    {field.name}: " in (group.__doc__ or ""), field.name
+
+
+def test_a_folder_that_does_not_exist() -> None:
     with pytest.raises(CheckpointError, match=r"does not exist; is .* a checkpoint"):
         ModelConfig.from_folder("no/such/folder")

@@ -8,7 +8,8 @@ import torch
 from quire import LLM, Trace
 from quire.analysis.queueing import Arrival
 from quire.bench import load, overlap, spike
-from quire.config import Components, EngineConfig
+from quire.components import Components
+from quire.config import EngineConfig
 from quire.kv.kv_cache_manager import KVCacheManager
 
 CPU = torch.device("cpu")

@@ -33,7 +33,7 @@ class Interruptions:
     """Stands before an engine's attention; a call of it raises when it was told to."""
 
     def __init__(self, run: Run) -> None:
-        backend = run.llm.engine._runner._parts.backend
+        backend = run.llm.engine.executor.worker.runner._parts.backend
         self._forward = backend.forward
         self._calls_left = -1
         self.count = 0

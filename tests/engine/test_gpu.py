@@ -158,7 +158,7 @@ def test_replays_after_the_cache_was_reused(
         **MODES[mode],
     )
     for seed, lengths in enumerate(([77, 40, 3, 9, 24], [1, 60], [30, 31, 32, 33])):
-        for kv in run.llm.engine._runner._parts.storage.layers:
+        for kv in run.llm.engine.executor.worker.runner._parts.storage.layers:
             kv.key.fill_(1e4)  # finite: what is masked is multiplied by 0
             kv.value.fill_(-1e4)
         replays.clear()
@@ -174,7 +174,7 @@ def test_an_interrupted_step(
 ) -> None:
     """Its requests compute it again, and no step in flight beside it reads what is not its own."""
     run = Run.of(checkpoint("qwen3-sharded"), DEVICE, **SIZES)
-    runner, calls = run.llm.engine._runner, 0
+    runner, calls = run.llm.engine.executor.worker.runner, 0
     owner, name = {
         "before its upload": (runner._parts.staging, "upload"),
         "after it": (runner._parts.staging, "upload"),
@@ -269,11 +269,14 @@ def test_dtype_of_the_device() -> None:
     """Every default at once, the size of the cache among them."""
     major, _ = torch.cuda.get_device_capability()
     llm = LLM("quire-mini-draft")
-    assert llm.config.device.type == "cuda"
-    assert llm.config.dtype is (torch.bfloat16 if major >= 8 else torch.float16)
-    assert next(llm.engine._runner._parts.model.parameters()).dtype is llm.config.dtype
-    assert llm.config.overlap
-    assert (llm.engine._runner._graphs is not None) == (major >= 8)
+    assert llm.config.model.device.type == "cuda"
+    assert llm.config.model.dtype is (torch.bfloat16 if major >= 8 else torch.float16)
+    assert (
+        next(llm.engine.executor.worker.runner._parts.model.parameters()).dtype
+        is llm.config.model.dtype
+    )
+    assert llm.config.scheduling.overlap
+    assert (llm.engine.executor.worker.runner._graphs is not None) == (major >= 8)
     (output,) = llm.generate("def fib", replace(GREEDY, max_tokens=20))
     assert len(output.outputs[0].token_ids) == 20
 
@@ -288,7 +291,7 @@ def test_the_cache_takes_what_is_left() -> None:
     share = round(1 - 0.7 * free / total, 3)  # leaves well over half of what is free
     llm = LLM("quire-mini", device=DEVICE, gpu_memory_utilization=share)
     allowed = share * total - (total - free)
-    held = llm.engine._runner._parts.storage.num_bytes
+    held = llm.engine.executor.worker.runner._parts.storage.num_bytes
     assert 0.5 * allowed - (2 << 30) < held < allowed
     free_after, _ = torch.cuda.mem_get_info()
     assert total - free_after < share * total + (1 << 30)
@@ -311,7 +314,7 @@ def test_no_memory_left_by_others() -> None:
         LLM("quire-mini", device=DEVICE, gpu_memory_utilization=0.9)
     del taken
     torch.cuda.empty_cache()
-    assert LLM("quire-mini", device=DEVICE, gpu_memory_utilization=0.9).config.overlap
+    assert LLM("quire-mini", device=DEVICE, gpu_memory_utilization=0.9).config.scheduling.overlap
 
 
 def test_a_cache_larger_than_the_gpu(checkpoint: Folder) -> None:

@@ -294,7 +294,7 @@ def test_bfloat16_logits_depend_on_the_batch() -> None:
 def test_the_first_logits_alone_and_beside_others() -> None:
     """The same shown on the model itself: rows of one batch against the same rows in another."""
     llm = LLM("quire-mini", dtype="float32", device=DEVICE, max_num_seqs=4, num_blocks=200)
-    model = llm.engine._runner._parts.model
+    model = llm.engine.executor.worker.runner._parts.model
     hidden = torch.randn(64, llm.model_config.hidden_size, device=DEVICE)
     with torch.inference_mode():
         all_at_once = model.compute_logits(hidden)

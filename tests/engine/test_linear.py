@@ -79,6 +79,6 @@ def test_the_shipped_model_is_read_at_two_bytes_a_weight() -> None:
     from quire.llm import LLM
 
     llm = LLM("quire-mini", device="cpu", dtype="float32", max_num_seqs=1)
-    model = llm.engine._runner._parts.model
+    model = llm.engine.executor.worker.runner._parts.model
     methods = {type(m.method) for m in model.modules() if isinstance(m, Linear)}
     assert methods == {FBGEMM}

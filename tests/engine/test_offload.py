@@ -15,14 +15,14 @@ from runs import Folder, Run
 
 from quire import LLM, Components, QuireError, SamplingParams
 from quire.kv.block_pool import BlockPool, LRUBlockPool
+from quire.kv.host.manager import OffloadingKVCacheManager
+from quire.kv.host.scheduler import OffloadingScheduler
+from quire.kv.host.storage import HostBlocks
+from quire.kv.host.tier import HostTier
 from quire.kv.quantized import FORMATS
 from quire.kv.spec import KVCacheSpec
 from quire.kv.storage import KVStorage
 from quire.messages import Transfer
-from quire.offload.manager import OffloadingKVCacheManager
-from quire.offload.scheduler import OffloadingScheduler
-from quire.offload.storage import HostBlocks
-from quire.offload.tier import HostTier
 from quire.request import FinishReason, Request
 from quire.scheduler import TokenBudgetScheduler
 
@@ -274,7 +274,7 @@ def test_a_failed_step_leaves_nothing_wrong_behind(
     prompts = random_prompts([60, 35, 41, 70, 9, 50], seed=11)
     expected = answers(Run.of(checkpoint("llama3-scaled"), **{**SMALL, "num_blocks": 200}), prompts)
     run = Run.of(checkpoint("llama3-scaled"), num_host_blocks=100, **SMALL)
-    runner, turns = run.llm.engine._runner, iter(range(10_000))
+    runner, turns = run.llm.engine.executor.worker.runner, iter(range(10_000))
     execute = runner.execute
 
     def fails_at_times(output: Any) -> Any:
@@ -300,7 +300,7 @@ def test_without_a_tier_no_step_has_transfers(checkpoint: Folder) -> None:
     run = Run.of(checkpoint("llama3-scaled"), **SMALL)
     answers(run, random_prompts([60, 35, 41, 70], seed=11))
     assert type(run.llm.engine._scheduler) is TokenBudgetScheduler
-    assert run.llm.engine._runner._parts.storage.host is None
+    assert run.llm.engine.executor.worker.runner._parts.storage.host is None
     assert not any(step.scheduled.transfers for step in run.trace.steps)
 
 
@@ -309,7 +309,7 @@ def test_without_a_tier_no_step_has_transfers(checkpoint: Folder) -> None:
     [
         ({"num_host_blocks": -1}, "num_host_blocks=-1: must be an integer of at least 0"),
         ({"num_host_blocks": 2, "enable_prefix_caching": False}, "found in host memory by their"),
-        ({"num_host_blocks": 2, "kv_window": 8}, "choose one of them"),
+        ({"num_host_blocks": 2, "kv_window": 8}, "behind a window they are gone; choose one"),
         ({"num_host_blocks": 10**12}, "of host memory and the machine has"),
         (
             {"num_host_blocks": 2, "components": Components(scheduler=TokenBudgetScheduler)},

@@ -78,7 +78,7 @@ def resolved(params: SamplingParams, tokenizer: Any = None) -> SamplingParams:
 def test_none_is_the_room_that_is_left(llm: LLM) -> None:
     assert resolved(SamplingParams(max_tokens=None)).max_tokens == 22
     assert resolved(SamplingParams(max_tokens=3)) == SamplingParams(max_tokens=3)
-    prompt = [7] * (llm.config.max_model_len - 5)
+    prompt = [7] * (llm.config.model.max_model_len - 5)
     (output,) = llm.generate([prompt], SamplingParams(**GREEDY, max_tokens=None))
     assert len(output.outputs[0].token_ids) == 5
     assert output.outputs[0].finish_reason == "length"

@@ -68,14 +68,14 @@ def test_the_engine_scores_prompts_in_chunks(
     vocab_size = llm.model_config.vocab_size
     monkeypatch.setattr(scoring, "CHUNK_BYTES", 5 * vocab_size * 4)
     largest = 0
-    compute = llm.engine._runner._parts.model.compute_logits
+    compute = llm.engine.executor.worker.runner._parts.model.compute_logits
 
     def watched(states: Tensor) -> Tensor:
         nonlocal largest
         largest = max(largest, len(states))
         return compute(states)
 
-    monkeypatch.setattr(llm.engine._runner._parts.model, "compute_logits", watched)
+    monkeypatch.setattr(llm.engine.executor.worker.runner._parts.model, "compute_logits", watched)
     found = llm.generate([prompt], params)[0].prompt_logprobs
     assert largest == 5
     assert found is not None

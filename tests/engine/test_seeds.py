@@ -134,7 +134,7 @@ def test_a_seed_is_drawn_once_and_travels_in_the_message(checkpoint: Callable[[s
     llm = LLM(checkpoint("qwen2"), trace=trace, max_model_len=64, **options)
     params = SamplingParams(temperature=2.0, n=2, max_tokens=40)
     tokens_of(llm, [[5, 6, 7], [8, 9]], [params] * 2)
-    twin = LLM(checkpoint("qwen2"), max_model_len=64, **options).engine._runner
+    twin = LLM(checkpoint("qwen2"), max_model_len=64, **options).engine.executor.worker.runner
     for step in trace.steps:
         assert twin.execute(step.scheduled).wait().token_ids == step.result.token_ids
     seeds: dict[str, set[int]] = {}

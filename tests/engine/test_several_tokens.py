@@ -79,7 +79,14 @@ def serve(
     requests: list[tuple[list[int], SamplingParams]], most_drafts: int, budget: int
 ) -> tuple[list[RequestOutput], set[bytes], int]:
     """Return the outputs, the names of the published blocks, and the number of steps."""
-    config = EngineConfig(48, 4, budget, torch.device("cpu"), torch.float32, block_size=8)
+    config = EngineConfig.of(
+        max_model_len=48,
+        max_num_seqs=4,
+        max_num_batched_tokens=budget,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        block_size=8,
+    )
     pool = LRUBlockPool(200)
     scheduler = TokenBudgetScheduler(config, PagedKVCacheManager([pool], 8, True))
     runner = FakeRunner(config, most_drafts)

@@ -149,14 +149,14 @@ def test_an_interrupt_leaves_the_engine_usable(how: str, overlap: bool, text_fol
 
 # Where a step may be interrupted: the runner's stages in their order, then the wait for it.
 PLACES: dict[str, Callable[[LLM], tuple[object, str]]] = {
-    "rows": lambda llm: (llm.engine._runner._parts.batch, "update"),
-    "upload": lambda llm: (llm.engine._runner._parts.staging, "upload"),
-    "tables": lambda llm: (llm.engine._runner._parts.batch, "apply"),
-    "attention": lambda llm: (llm.engine._runner._parts.backend, "build"),
-    "first layer": lambda llm: (llm.engine._runner._parts.backend, "forward"),
-    "logits": lambda llm: (llm.engine._runner._parts.model, "compute_logits"),
-    "sampling": lambda llm: (llm.engine._runner._parts.batch, "sampling_tensors"),
-    "answers": lambda llm: (llm.engine._runner._answers, "fetch"),
+    "rows": lambda llm: (llm.engine.executor.worker.runner._parts.batch, "update"),
+    "upload": lambda llm: (llm.engine.executor.worker.runner._parts.staging, "upload"),
+    "tables": lambda llm: (llm.engine.executor.worker.runner._parts.batch, "apply"),
+    "attention": lambda llm: (llm.engine.executor.worker.runner._parts.backend, "build"),
+    "first layer": lambda llm: (llm.engine.executor.worker.runner._parts.backend, "forward"),
+    "logits": lambda llm: (llm.engine.executor.worker.runner._parts.model, "compute_logits"),
+    "sampling": lambda llm: (llm.engine.executor.worker.runner._parts.batch, "sampling_tensors"),
+    "answers": lambda llm: (llm.engine.executor.worker.runner._answers, "fetch"),
     "wait": lambda llm: (PendingStep, "wait"),
 }
 
@@ -236,7 +236,7 @@ def test_keyboard_interrupt_while_the_device_works(
 ) -> None:
     """Ctrl-C comes in the middle of a layer, at any of its calls; both streams go on."""
     llm = LLM(checkpoint("llama3-scaled"), device="cpu", max_num_seqs=2, overlap=True)
-    backend = llm.engine._runner._parts.backend
+    backend = llm.engine.executor.worker.runner._parts.backend
     forward, calls = backend.forward, 0
 
     def sometimes(*args: Any, **kwargs: Any) -> Tensor:
@@ -331,4 +331,4 @@ def test_random_weights_need_no_checkpoint() -> None:
     assert outputs[0].text == ""
     with pytest.raises(QuireError, match="no tokenizer"):
         first.generate("text")
-    assert torch.isfinite(next(first.engine._runner._parts.model.parameters())).all()
+    assert torch.isfinite(next(first.engine.executor.worker.runner._parts.model.parameters())).all()

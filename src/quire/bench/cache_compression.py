@@ -23,7 +23,7 @@ from quire.attention.torch_backend import TorchAttention, TorchMetadata
 from quire.bench.engine import VOCABULARY
 from quire.bench.measurement import Row
 from quire.bench.perplexity import heldout_texts, nats_per_token, perplexity
-from quire.config import Components
+from quire.components import Components
 from quire.kv.layer import LayerKV
 from quire.kv.quantized import FORMATS, SCALE_BYTES
 from quire.llm import LLM

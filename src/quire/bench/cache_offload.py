@@ -15,11 +15,11 @@ import torch
 from quire.analysis import catalog_config
 from quire.bench.measurement import Row
 from quire.bench.timing import interleaved_seconds, synchronize
+from quire.kv.host.manager import OffloadingKVCacheManager
 from quire.kv.spec import layer_specs
 from quire.kv.storage import bytes_per_block
 from quire.llm import LLM
 from quire.models.config import ModelConfig
-from quire.offload.manager import OffloadingKVCacheManager
 from quire.sampling.params import SamplingParams
 from quire.trace import Trace
 

@@ -38,7 +38,7 @@ class EngineServer:
 
     def __init__(self, llm: LLM, seed: int = 0) -> None:
         """`llm` keeps one step in flight, so that a step's tokens are known at its end."""
-        if llm.config.overlap:
+        if llm.config.scheduling.overlap:
             raise QuireError("a replay needs an engine with overlap=False")
         self._engine = llm.engine
         self._engine.trace = self._engine.trace or Trace()

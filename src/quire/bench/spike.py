@@ -15,7 +15,8 @@ from itertools import pairwise
 import torch
 
 from quire.bench.measurement import Row
-from quire.config import Components, EngineConfig
+from quire.components import Components
+from quire.config import EngineConfig
 from quire.kv.kv_cache_manager import KVCacheManager
 from quire.llm import LLM
 from quire.models.config import ModelConfig
@@ -33,12 +34,13 @@ class AdjustableScheduler(TokenBudgetScheduler):
     def __init__(self, config: EngineConfig, kv: KVCacheManager) -> None:
         """Begin with the configured budget, which sized the runner's buffers."""
         super().__init__(config, kv)
-        self._largest = config.max_num_batched_tokens
+        self._largest = config.scheduling.max_num_batched_tokens
 
     def set_budget(self, num_tokens: int) -> None:
         """Schedule at most `num_tokens` a step from now on."""
         assert num_tokens <= self._largest
-        self._config = replace(self._config, max_num_batched_tokens=num_tokens)
+        scheduling = replace(self._config.scheduling, max_num_batched_tokens=num_tokens)
+        self._config = replace(self._config, scheduling=scheduling)
 
 
 def run(
@@ -90,7 +92,8 @@ def arrive(llm: LLM, num_readers: int, prompt_tokens: int, seed: int) -> tuple[f
     """Return the median gap before, the longest after, and the newcomer's TTFT, in seconds."""
     generator = random.Random(seed)
     engine = llm.engine
-    many = SamplingParams(max_tokens=llm.config.max_model_len - 129, temperature=0, ignore_eos=True)
+    most = llm.config.model.max_model_len - 129
+    many = SamplingParams(max_tokens=most, temperature=0, ignore_eos=True)
 
     def submit(name: str, length: int) -> RequestHandle:
         ids = [generator.randrange(llm.model_config.vocab_size) for _ in range(length)]

@@ -48,7 +48,7 @@ def run(
         enable_prefix_caching=False,
         trace=trace,
     )
-    dtype = str(llm.config.dtype).removeprefix("torch.")
+    dtype = str(llm.config.model.dtype).removeprefix("torch.")
 
     def baselines(work: Work, ideal: str) -> dict[str, float]:
         if hardware is None:

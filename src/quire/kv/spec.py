@@ -1,4 +1,4 @@
-"""`KVCacheSpec`: what one layer keeps for one token, and what that weighs."""
+"""`KVCacheSpec` and `CacheLayout`: what each layer keeps for a token, and who shares tables."""
 
 from __future__ import annotations
 
@@ -37,3 +37,36 @@ def layer_specs(config: ModelConfig, dtype: torch.dtype) -> list[KVCacheSpec]:
         KVCacheSpec(config.num_kv_heads, config.head_size, dtype, window)
         for window in config.sliding_windows
     ]
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """The layers of a model in KV groups: layers with equal specs share block tables.
+
+    `groups[i]` is the KV group of layer i; groups are numbered in order of appearance.
+    """
+
+    specs: list[KVCacheSpec]
+    groups: list[int]
+
+    @classmethod
+    def of(cls, config: ModelConfig, dtype: torch.dtype) -> CacheLayout:
+        """Return the layout of a model's cache of this dtype."""
+        specs = layer_specs(config, dtype)
+        numbers: dict[KVCacheSpec, int] = {}
+        return cls(specs, [numbers.setdefault(spec, len(numbers)) for spec in specs])
+
+    @property
+    def num_groups(self) -> int:
+        """KV groups, and so block tables a request."""
+        return max(self.groups) + 1
+
+    @property
+    def windows(self) -> list[int | None]:
+        """How far back a query looks in each group, in tokens; None: all the way."""
+        return [self.specs[self.groups.index(group)].window for group in range(self.num_groups)]
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether any layer keeps codes and scales."""
+        return any(spec.has_scales for spec in self.specs)

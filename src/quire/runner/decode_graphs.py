@@ -45,10 +45,10 @@ class DecodeGraphs:
         Smaller graphs then fit into the memory of the larger ones.
         """
         self._parts = parts
-        self._sizes = batch_sizes(parts.config.max_num_seqs)
-        device = parts.config.device
+        self._sizes = batch_sizes(parts.config.scheduling.max_num_seqs)
+        device = parts.config.model.device
         self._query_starts = torch.arange(
-            parts.config.max_num_seqs + 1, dtype=torch.int32, device=device
+            parts.config.scheduling.max_num_seqs + 1, dtype=torch.int32, device=device
         )
         self._graphs: dict[tuple[int, Ending], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._captures_sampling = isinstance(parts.sampler, GraphSafeSampler)
@@ -108,7 +108,7 @@ class DecodeGraphs:
             new_blocks=put(
                 [
                     [_new_block(entry, group) for entry in entries] + padding
-                    for group in range(len(parts.windows))
+                    for group in range(len(parts.layout.windows))
                 ],
                 np.int32,
             ),
@@ -119,14 +119,14 @@ class DecodeGraphs:
     def _body(self, size: int, inputs: DecodeInputs, ending: Ending) -> Tensor:
         """Queue every kernel of a step of `size` requests."""
         parts, batch = self._parts, self._parts.batch
-        positions = torch.empty(size, dtype=torch.int64, device=parts.config.device)
+        positions = torch.empty(size, dtype=torch.int64, device=parts.config.model.device)
         tokens = torch.empty_like(positions)
-        slots = [torch.empty_like(positions) for _ in parts.windows]
+        slots = [torch.empty_like(positions) for _ in parts.layout.windows]
         begin_step(
             inputs,
             batch.token_ids,
             batch.block_tables,
-            parts.config.block_size,
+            parts.config.cache.block_size,
             tokens=tokens,
             positions=positions,
             slots=slots,
@@ -140,15 +140,15 @@ class DecodeGraphs:
                     block_table=table,
                     positions=positions,
                     slots=slots[group],
-                    block_size=parts.config.block_size,
-                    max_length=parts.config.max_model_len,
+                    block_size=parts.config.cache.block_size,
+                    max_length=parts.config.model.max_model_len,
                     host=None,
-                    sinks=parts.config.kv_sinks,
+                    sinks=parts.config.cache.kv_sinks,
                 ),
                 window,
             )
             for group, (table, window) in enumerate(
-                zip(batch.block_tables, parts.windows, strict=True)
+                zip(batch.block_tables, parts.layout.windows, strict=True)
             )
         ]
         step = parts.step_metadata(positions, attention, slots)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quire.attention.interface import AttentionBackend
 from quire.config import EngineConfig
+from quire.kv.spec import CacheLayout
 from quire.kv.storage import KVStorage
 from quire.layers.attention import StepMetadata
 from quire.models.decoder import Decoder
@@ -26,8 +27,7 @@ class DeviceParts:
     storage: KVStorage
     backend: AttentionBackend
     sampler: Sampler
-    layer_groups: list[int]  # the KV group of each layer
-    windows: list[int | None]  # of each KV group
+    layout: CacheLayout
     batch: InputBatch
     staging: Staging | Unstaged
 
@@ -37,8 +37,8 @@ class DeviceParts:
         """Hand each layer what belongs to its KV group."""
         return StepMetadata(
             positions=positions,
-            attention=[attention[group] for group in self.layer_groups],
-            slots=[slots[group] for group in self.layer_groups],
+            attention=[attention[group] for group in self.layout.groups],
+            slots=[slots[group] for group in self.layout.groups],
         )
 
 

@@ -25,6 +25,7 @@ from quire.sampling.bias import (
     send,
 )
 from quire.sampling.params import SamplingParams
+from quire.sampling.sampler import Drafts, SamplerOutput
 from quire.sampling.tensors import Penalties, RowFunction, SamplingTensors
 
 TableUpdate = NDArray[np.int64]  # [3, n]: row, column, block
@@ -67,11 +68,11 @@ class InputBatch:
         eos_token_ids: Sequence[int],
     ) -> None:
         """Allocate the device's tables and the host's copies of the block tables."""
-        rows, device = config.max_num_seqs + 1, config.device
-        self.null_row = config.max_num_seqs
+        rows, device = config.scheduling.max_num_seqs + 1, config.model.device
+        self.null_row = config.scheduling.max_num_seqs
         # One more position: a step may write the token after the last.
         self.token_ids = torch.zeros(
-            (rows, config.max_model_len + 1), dtype=torch.int64, device=device
+            (rows, config.model.max_model_len + 1), dtype=torch.int64, device=device
         )
         shape = (rows, config.max_blocks_per_request)
         self.host_tables = [np.zeros(shape, dtype=np.int32) for _ in range(num_groups)]
@@ -79,7 +80,7 @@ class InputBatch:
         self.block_tables = [torch.from_numpy(table).to(device) for table in self.host_tables]
         self._floats = torch.zeros((3, rows), dtype=torch.float32, device=device)
         self._integers = torch.zeros((2, rows), dtype=torch.int64, device=device)
-        self._block_size = config.block_size
+        self._block_size = config.cache.block_size
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
         self._device = device
@@ -186,6 +187,29 @@ class InputBatch:
             bounds = self._send(torch.tensor([prompts, ends]))
             self._add_uncaptured(tensors, _Histories(states, ends, known, bounds[0], bounds[1]))
         return tensors
+
+    def keep(
+        self, rows: Tensor, positions: Tensor, sampled: SamplerOutput, drafts: Drafts | None
+    ) -> None:
+        """Write chosen tokens to their rows, where the next step reads them.
+
+        Args:
+            rows, positions: int64 [N], what `sampling_tensors` was given for them.
+        """
+        # A row without a token (`NO_TOKEN`) ends in an error, but the next step may be queued.
+        tokens = sampled.tokens.clamp(min=0)
+        if drafts is None:
+            self.token_ids[rows, positions] = tokens[:, 0]
+            return
+        assert sampled.num_accepted is not None, "a step with drafts says how many were right"
+        first = self._send(torch.tensor(drafts.first_rows[:-1]))
+        column = torch.arange(tokens.shape[1], device=self._device)
+        # What was not accepted goes behind the longest sequence, where nobody looks.
+        nowhere = self.token_ids.shape[1] - 1
+        targets = torch.where(
+            column < sampled.num_accepted[:, None], positions[first][:, None] + column, nowhere
+        )
+        self.token_ids[rows[first][:, None], targets] = tokens
 
     def captured_sampling_tensors(self, rows: Tensor, positions: Tensor) -> SamplingTensors:
         """Gather the parameters of any rows: which of them are used is read on the device."""

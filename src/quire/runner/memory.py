@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -11,7 +10,7 @@ from quire.attention.interface import AttentionBackend
 from quire.config import EngineConfig
 from quire.errors import QuireError
 from quire.kv.batch import AttentionBatch
-from quire.kv.spec import KVCacheSpec
+from quire.kv.spec import CacheLayout
 from quire.kv.storage import KVStorage, bytes_per_block
 from quire.layers.attention import StepMetadata
 from quire.models.decoder import Decoder
@@ -26,9 +25,7 @@ def default_num_blocks(
     config: EngineConfig,
     model: Decoder,
     backend: AttentionBackend,
-    specs: Sequence[KVCacheSpec],
-    layer_groups: Sequence[int],
-    gpu_memory_utilization: float,
+    layout: CacheLayout,
 ) -> int:
     """Return the number of blocks, the null block included.
 
@@ -38,21 +35,22 @@ def default_num_blocks(
     Raises:
         QuireError: nothing is left.
     """
-    block = bytes_per_block(specs, config.block_size)
-    if config.device.type != "cuda":
-        enough = config.max_num_seqs * config.max_blocks_per_request + 1
+    block = bytes_per_block(layout.specs, config.cache.block_size)
+    if config.model.device.type != "cuda":
+        enough = config.scheduling.max_num_seqs * config.max_blocks_per_request + 1
         return max(min(enough, CPU_BYTES // block), config.max_blocks_per_request + 1)
-    peak = _trial_step(config, model, backend, specs, layer_groups)
-    free, total = torch.cuda.mem_get_info(config.device)
-    reserved = torch.cuda.memory_reserved(config.device)
+    peak = _trial_step(config, model, backend, layout)
+    free, total = torch.cuda.mem_get_info(config.model.device)
+    utilization = config.cache.gpu_memory_utilization
+    reserved = torch.cuda.memory_reserved(config.model.device)
     others = total - free - reserved  # other processes, and CUDA's own
-    budget = int(total * gpu_memory_utilization) - others - peak - GRAPH_BYTES
+    budget = int(total * utilization) - others - peak - GRAPH_BYTES
     if budget < 2 * block:
         raise QuireError(
             f"no memory is left for the KV cache: the GPU has {total / 1e9:.1f} GB, weights and "
-            f"a step of {config.max_num_batched_tokens} tokens take {peak / 1e9:.1f} GB; raise "
-            f"gpu_memory_utilization={gpu_memory_utilization}, lower max_num_batched_tokens, or "
-            "choose a smaller model"
+            f"a step of {config.scheduling.max_num_batched_tokens} tokens take "
+            f"{peak / 1e9:.1f} GB; raise gpu_memory_utilization={utilization}, lower "
+            "max_num_batched_tokens, or choose a smaller model"
         )
     return budget // block
 
@@ -62,25 +60,25 @@ def _trial_step(
     config: EngineConfig,
     model: Decoder,
     backend: AttentionBackend,
-    specs: Sequence[KVCacheSpec],
-    layer_groups: Sequence[int],
+    layout: CacheLayout,
 ) -> int:
     """Return the bytes allocated at the peak of a step that fills the token budget."""
-    device = config.device
-    storage = KVStorage(specs, layer_groups, 2, config.block_size, device)
+    device = config.model.device
+    storage = KVStorage(layout.specs, layout.groups, 2, config.cache.block_size, device)
     torch.cuda.reset_peak_memory_stats(device)
-    longest = min(config.max_model_len, config.max_num_batched_tokens)
-    ends = [*range(longest, config.max_num_batched_tokens, longest), config.max_num_batched_tokens]
-    starts = [0, *ends][: config.max_num_seqs + 1]
+    num_tokens, block_size = config.scheduling.max_num_batched_tokens, config.cache.block_size
+    longest = min(config.model.max_model_len, num_tokens)
+    ends = [*range(longest, num_tokens, longest), num_tokens]
+    starts = [0, *ends][: config.scheduling.max_num_seqs + 1]
     lengths = [end - start for start, end in pairwise(starts)]
     # Every block is the null block: what is written there nobody reads.
     blocks = [0] * config.max_blocks_per_request
-    batch = AttentionBatch.of(starts, lengths, [blocks] * len(lengths), config.block_size, device)
-    attention = [backend.build(batch, spec.window) for spec in specs]
-    step = StepMetadata(batch.positions, attention, [batch.slots] * len(specs))
+    batch = AttentionBatch.of(starts, lengths, [blocks] * len(lengths), block_size, device)
+    attention = [backend.build(batch, spec.window) for spec in layout.specs]
+    step = StepMetadata(batch.positions, attention, [batch.slots] * len(layout.specs))
     tokens = torch.zeros(starts[-1], dtype=torch.int64, device=device)
     hidden = model(tokens, storage, step)
-    logits = model.compute_logits(hidden[: config.max_num_seqs]).float()
+    logits = model.compute_logits(hidden[: config.scheduling.max_num_seqs]).float()
     del logits
     # Prompt log-probabilities of the whole step, as many as may be asked for.
     vocab_size = model.config.vocab_size

@@ -14,6 +14,7 @@ from quire.attention.interface import AttentionBackend
 from quire.config import EngineConfig
 from quire.errors import QuireError
 from quire.kv.batch import AttentionBatch, HostBatch
+from quire.kv.spec import CacheLayout
 from quire.kv.storage import KVStorage
 from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.models.decoder import Decoder
@@ -22,7 +23,7 @@ from quire.runner.device import Answers, DeviceParts
 from quire.runner.input_batch import InputBatch, TableUpdate
 from quire.runner.pending import PendingStep, PromptScores
 from quire.runner.staging import make_staging
-from quire.sampling.sampler import Sampler, SamplerOutput
+from quire.sampling.sampler import Drafts, Sampler, SamplerOutput
 from quire.sampling.scoring import score_tokens
 from quire.sampling.tensors import SamplingTensors
 
@@ -41,28 +42,29 @@ class ModelRunner:
         storage: KVStorage,
         backend: AttentionBackend,
         sampler: Sampler,
-        layer_groups: list[int],
+        layout: CacheLayout,
     ) -> None:
-        """`layer_groups[i]` is the KV group of layer i."""
-        windows = _group_windows(model, layer_groups)
+        """Make the rows and buffers, and capture graphs where they are asked for."""
+        num_groups = layout.num_groups
         self._parts = DeviceParts(
             config=config,
             model=model,
             storage=storage,
             backend=backend,
             sampler=sampler,
-            layer_groups=layer_groups,
-            windows=windows,
+            layout=layout,
             batch=InputBatch(
-                config, len(windows), model.config.vocab_size, model.config.eos_token_ids
+                config, num_groups, model.config.vocab_size, model.config.eos_token_ids
             ),
             staging=make_staging(
-                _bytes_a_step(config, len(windows)), config.max_in_flight, config.device
+                _bytes_a_step(config, num_groups), config.max_in_flight, config.model.device
             ),
         )
-        self._answers = Answers(config.max_num_seqs, config.max_in_flight, config.device)
+        self._answers = Answers(
+            config.scheduling.max_num_seqs, config.max_in_flight, config.model.device
+        )
         self._graphs: DecodeGraphs | None = None
-        if config.cuda_graphs and config.device.type == "cuda" and backend.graph_safe:
+        if config.model.cuda_graphs and config.model.device.type == "cuda" and backend.graph_safe:
             with torch.inference_mode():
                 self._graphs = DecodeGraphs(self._parts)
 
@@ -87,8 +89,8 @@ class ModelRunner:
         A step that was lost has used up its turn of the host's buffers, or may be reading them
         still: without this a later step's numbers would land in those of another.
         """
-        if self._parts.config.device.type == "cuda":
-            torch.cuda.synchronize(self._parts.config.device)
+        if self._parts.config.model.device.type == "cuda":
+            torch.cuda.synchronize(self._parts.config.model.device)
             for pending in in_flight:
                 pending.keep()
 
@@ -103,7 +105,9 @@ class ModelRunner:
         result = self._graphs.replay(entries, ending)
         if ending is Ending.HIDDEN:
             chosen = torch.tensor([[e.row for e in entries], [e.start + 1 for e in entries]])
-            rows, positions = chosen.pin_memory().to(self._parts.config.device, non_blocking=True)
+            rows, positions = chosen.pin_memory().to(
+                self._parts.config.model.device, non_blocking=True
+            )
             self._sample(pending, result, rows, positions)
         else:
             pending.sampled, pending.done = self._answers.fetch(SamplerOutput(result[:, None]))
@@ -113,11 +117,11 @@ class ModelRunner:
         """Queue the kernels of a step one by one."""
         parts, entries = self._parts, list(output.entries)
         tokens = _Tokens.of(entries)
-        last = [end - 1 for e, end in zip(entries, tokens.ends, strict=True) if e.samples]
+        sampling = [entry for entry in entries if entry.samples]
         put = parts.staging.put
         parts.staging.begin()
         rows, positions = put(tokens.rows, np.int64), put(tokens.positions, np.int64)
-        lasts = put(last, np.int64)
+        chosen_from = put(tokens.rows_to_choose_from(entries), np.int64)
         query_starts = put([0, *tokens.ends], np.int32)
         lengths, sequence_rows = (
             put(tokens.lengths, np.int32),
@@ -129,7 +133,7 @@ class ModelRunner:
         parts.batch.apply(changes)
 
         attention = []
-        for group, window in enumerate(parts.windows):
+        for group, window in enumerate(parts.layout.windows):
             table = parts.batch.host_tables[group]
             batch = AttentionBatch(
                 query_starts=query_starts,
@@ -138,33 +142,37 @@ class ModelRunner:
                 block_table=parts.batch.block_tables[group],
                 positions=positions,
                 slots=slots[group],
-                block_size=parts.config.block_size,
-                max_length=parts.config.max_model_len,
+                block_size=parts.config.cache.block_size,
+                max_length=parts.config.model.max_model_len,
                 host=HostBatch([0, *tokens.ends], tokens.lengths, tokens.rows_of_entries, table),
-                sinks=parts.config.kv_sinks,
+                sinks=parts.config.cache.kv_sinks,
             )
             attention.append(parts.backend.build(batch, window))
         step = parts.step_metadata(positions, attention, slots)
         hidden = parts.model(parts.batch.token_ids[rows, positions], parts.storage, step)
 
-        sampling = [entry for entry in entries if entry.samples]
         pending = PendingStep(output, sampling, prompt_scores=self._score_prompts(entries, hidden))
         if sampling:
-            chosen = [x.index_select(0, lasts) for x in (hidden, rows, positions)]
+            chosen = [x.index_select(0, chosen_from) for x in (hidden, rows, positions)]
             self._sample(pending, chosen[0], chosen[1], chosen[2] + 1)
         return pending
 
     def _sample(
         self, pending: PendingStep, hidden: Tensor, rows: Tensor, positions: Tensor
     ) -> None:
-        """Choose the tokens at `positions` of `rows`, and keep them where the next step reads."""
+        """Choose the tokens at `positions` of `rows`, and keep them where the next step reads.
+
+        Where drafts are verified a request has a row for each, in order, and one more.
+        """
         batch, sampler = self._parts.batch, self._parts.sampler
-        chosen = [(entry, entry.start + entry.num_tokens) for entry in pending.sampling]
+        chosen = [(e, p) for e in pending.sampling for p in e.chosen_positions]
         tensors = batch.sampling_tensors(rows, positions, chosen)
-        sampled = sampler(self._parts.model.compute_logits(hidden).float(), tensors)
-        _check_sampled(sampled, tensors, type(sampler).__name__)
-        # A row without a token (`NO_TOKEN`) ends in an error, but the next step may be queued.
-        batch.token_ids[rows, positions] = sampled.tokens[:, 0].clamp(min=0)
+        drafts = None
+        if len(chosen) > len(pending.sampling):
+            drafts = Drafts(batch.token_ids[rows, positions], pending.first_rows)
+        sampled = sampler(self._parts.model.compute_logits(hidden).float(), tensors, drafts)
+        _check_sampled(sampled, len(pending.sampling), tensors, type(sampler).__name__)
+        batch.keep(rows, positions, sampled, drafts)
         for entry in pending.sampling:
             wanted = batch.state(entry.row).params.logprobs
             if wanted is not None:
@@ -204,6 +212,15 @@ class _Tokens:
     rows: NDArray[np.int64]  # of each token
     positions: NDArray[np.int64]  # of each token
 
+    def rows_to_choose_from(self, entries: list[ScheduledEntry]) -> list[int]:
+        """Return the tokens of the step whose logits say what follows: the last, and drafts."""
+        return [
+            token
+            for entry, end in zip(entries, self.ends, strict=True)
+            if entry.samples
+            for token in range(end - 1 - entry.num_draft_tokens, end)
+        ]
+
     @classmethod
     def of(cls, entries: list[ScheduledEntry]) -> _Tokens:
         rows, counts = [e.row for e in entries], [e.num_tokens for e in entries]
@@ -217,34 +234,35 @@ class _Tokens:
 
 def _bytes_a_step(config: EngineConfig, num_groups: int) -> int:
     """Return room enough for what `_run` or a captured step sends, alignment included."""
-    a_token = 8 * (2 + num_groups)  # row, position, slots
-    a_sequence = 8 * (4 + num_groups)  # last token, end, length, row, new blocks
+    a_token = 8 * (3 + num_groups)  # row, position, whether it is chosen from, slots
+    a_sequence = 8 * (3 + num_groups)  # end, length, row, new blocks
     a_block = 8 * 3 * num_groups  # row, column, block
-    most_blocks = config.max_num_seqs * config.max_blocks_per_request
+    most_blocks = config.scheduling.max_num_seqs * config.max_blocks_per_request
     return (
-        a_token * config.max_num_batched_tokens
-        + a_sequence * (config.max_num_seqs + 1)
+        a_token * config.scheduling.max_num_batched_tokens
+        + a_sequence * (config.scheduling.max_num_seqs + 1)
         + a_block * most_blocks
         + 1024
     )
 
 
-def _check_sampled(sampled: SamplerOutput, tensors: SamplingTensors, name: str) -> None:
+def _check_sampled(
+    sampled: SamplerOutput, num_requests: int, tensors: SamplingTensors, name: str
+) -> None:
     """Raise QuireError for what a swapped sampler forgot, before it does harm elsewhere."""
-    num_rows, shape = len(tensors.seeds), list(sampled.tokens.shape)
-    if len(shape) != 2 or shape[0] != num_rows:
+    shape, most = list(sampled.tokens.shape), 1 + len(tensors.seeds) - num_requests
+    if len(shape) != 2 or shape[0] != num_requests or not 1 <= shape[1] <= most:
         raise QuireError(
-            f"{name} returned tokens of shape {shape}: must be [{num_rows}, 1], one row a request"
+            f"{name} returned tokens of shape {shape}: must be [{num_requests}, 1], one row a "
+            "request, or as many columns as tokens can be accepted of one"
+        )
+    if shape[1] > 1 and sampled.num_accepted is None:
+        raise QuireError(
+            f"{name} returned tokens of shape {shape} without num_accepted: say how many of each "
+            "row's tokens count"
         )
     if tensors.num_logprobs is not None and sampled.logprobs is None:
         raise QuireError(
             f"logprobs={tensors.num_logprobs} was asked for, but {name} returned none: set "
             "SamplerOutput.logprobs (quire.sampling.sampler.gather_logprobs computes them)"
         )
-
-
-def _group_windows(model: Decoder, layer_groups: list[int]) -> list[int | None]:
-    windows: dict[int, int | None] = {}
-    for group, window in zip(layer_groups, model.config.sliding_windows, strict=True):
-        windows[group] = window
-    return [windows[group] for group in range(len(windows))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field, replace
 
@@ -35,6 +36,12 @@ class PendingStep:
     prompt_scores: dict[str, PromptScores] = field(default_factory=dict)
     done: torch.cuda.Event | None = None  # None on a CPU
 
+    @property
+    def first_rows(self) -> list[int]:
+        """Where each request's rows of logits begin, and after them all: R + 1 numbers."""
+        counts = [1 + entry.num_draft_tokens for entry in self.sampling]
+        return [0, *itertools.accumulate(counts)]
+
     def keep(self) -> None:
         """Copy the tokens of a step that is done out of the buffer that steps take in turn."""
         if self.sampled is not None:
@@ -59,16 +66,30 @@ class PendingStep:
                     raise _no_token(entry.request_id, self.output.step)
                 token_ids[entry.request_id] = row[:count]
             if self.sampled.logprobs is not None:
-                rows = _logprob_rows(self.sampled.logprobs, [row[0] for row in tokens])
-                for entry, values in zip(self.sampling, rows, strict=True):
-                    wanted = self.num_logprobs.get(entry.request_id)
-                    if wanted is not None:
-                        logprobs[entry.request_id] = [_first(values, wanted)]
+                logprobs = self._read_logprobs(self.sampled.logprobs, token_ids)
         prompt_logprobs = {
             request_id: _read_scores(request_id, self.output.step, scores)
             for request_id, scores in self.prompt_scores.items()
         }
         return StepResult(self.output.step, token_ids, logprobs, prompt_logprobs)
+
+    def _read_logprobs(
+        self, values: TokenLogprobs, token_ids: dict[str, list[int]]
+    ) -> dict[str, list[dict[int, Logprob]]]:
+        """Return a row a token of each request that asked for them."""
+        chosen: list[int] = []  # of each row of logits; nothing was chosen of a rejected draft's
+        for entry in self.sampling:
+            own = token_ids[entry.request_id]
+            chosen += own + [0] * (1 + entry.num_draft_tokens - len(own))
+        rows = _logprob_rows(values, chosen)
+        return {
+            entry.request_id: [
+                _first(row, self.num_logprobs[entry.request_id])
+                for row in rows[begin : begin + len(token_ids[entry.request_id])]
+            ]
+            for entry, begin in zip(self.sampling, self.first_rows, strict=False)
+            if entry.request_id in self.num_logprobs
+        }
 
 
 _REMEDY = (

@@ -27,10 +27,23 @@ class TokenLogprobs:
 
 
 @dataclass
-class SamplerOutput:
-    """The tokens of a step: row r accepts `tokens[r, : num_accepted[r]]`.
+class Drafts:
+    """What a step's rows of logits were told would come next. N rows, R requests.
 
-    A step without drafts has one column and accepts one token a row.
+    The rows [first_rows[r], first_rows[r + 1]) are request r's: one for each of its drafts, in
+    order, and one behind them.
+    """
+
+    tokens: Tensor  # int64 [N], the draft at each row's position; anything in a request's last row
+    first_rows: list[int]  # R + 1 numbers
+
+
+@dataclass
+class SamplerOutput:
+    """The tokens of a step: request r accepts `tokens[r, : num_accepted[r]]`.
+
+    A step without drafts has one column and accepts one token a request. `logprobs` has a row
+    for each row of logits.
     """
 
     tokens: Tensor  # int64 [R, 1 + k]
@@ -42,13 +55,13 @@ class Sampler(Protocol):
     """Swap point: chooses the next token of every row.
 
     It heeds every field of `SamplingTensors`; a row that has no token to choose gets `NO_TOKEN`
-    (`quire.kernels.sampling`). `drafts` is None until a proposer is configured.
+    (`quire.kernels.sampling`). `drafts` is None in a step that verifies none.
     """
 
     def __call__(
-        self, logits: Tensor, sampling: SamplingTensors, drafts: Tensor | None = None
+        self, logits: Tensor, sampling: SamplingTensors, drafts: Drafts | None = None
     ) -> SamplerOutput:
-        """Choose from `logits`, float32 [R, V]."""
+        """Choose from `logits`, float32 [N, V]."""
         ...
 
 
@@ -73,7 +86,7 @@ class TorchSampler:
     """The reference sampler: exact, in torch, on any device."""
 
     def __call__(
-        self, logits: Tensor, sampling: SamplingTensors, drafts: Tensor | None = None
+        self, logits: Tensor, sampling: SamplingTensors, drafts: Drafts | None = None
     ) -> SamplerOutput:
         """Choose from `logits`, float32 [R, V]; `drafts` must be None here."""
         if drafts is not None:

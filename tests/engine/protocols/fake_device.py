@@ -45,7 +45,7 @@ class FakeDevice:
         self.config = config
         self.most_drafts = most_drafts
         self.num_groups = num_groups
-        self.cache = FakeCache(num_groups, config.block_size)
+        self.cache = FakeCache(num_groups, config.cache.block_size)
         self.rows: dict[int, Row] = {}
         self.last_step = 0
 
@@ -54,7 +54,7 @@ class FakeDevice:
         self.begin(output)
         entries = output.entries
         assert len({entry.request_id for entry in entries}) == len(entries)
-        assert output.num_tokens <= self.config.max_num_batched_tokens
+        assert output.num_tokens <= self.config.scheduling.max_num_batched_tokens
         assert not (output.preempted_ids and output.new_requests), "nobody is let into a full cache"
         assert {new.request_id for new in output.new_requests} <= {e.request_id for e in entries}
         for new in output.new_requests:
@@ -84,11 +84,11 @@ class FakeDevice:
         self.rows = {i: row for i, row in self.rows.items() if row.request_id not in gone}
 
     def add(self, new: NewRequest, num_cached: int) -> None:
-        assert 0 <= new.row < self.config.max_num_seqs
+        assert 0 <= new.row < self.config.scheduling.max_num_seqs
         assert new.row not in self.rows, f"row {new.row} is not free"
         assert 0 <= num_cached < len(new.token_ids)
         limit = min(
-            new.num_prompt_tokens + new.sampling_params.max_tokens, self.config.max_model_len
+            new.num_prompt_tokens + new.sampling_params.max_tokens, self.config.model.max_model_len
         )
         tables: list[list[int]] = [[] for _ in range(self.num_groups)]
         self.rows[new.row] = Row(

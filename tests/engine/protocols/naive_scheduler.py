@@ -18,7 +18,7 @@ class NaiveScheduler:
 
     def __init__(self, config: EngineConfig, kv: KVCacheManager) -> None:
         self.config, self.kv = config, kv
-        self.policy = make_policy(config.policy)
+        self.policy = make_policy(config.scheduling.policy)
         self.alive: list[Request] = []
         self.arrivals: dict[str, int] = {}
         self.num_arrived = 0
@@ -33,7 +33,7 @@ class NaiveScheduler:
 
     def limit(self, request: Request) -> int:
         most = len(request.prompt_token_ids) + request.sampling_params.max_tokens
-        return min(most, self.config.max_model_len)
+        return min(most, self.config.model.max_model_len)
 
     def find(self, request_id: str | None) -> Request | None:
         return next((r for r in self.alive if r.request_id == request_id), None)
@@ -89,7 +89,7 @@ class NaiveScheduler:
         new, hits, copies = [], {}, [[] for _ in range(99)]
         waiting = sorted((r for r in self.alive if r.request_id not in self.rows), key=self.order)
         for request in waiting if not preempted else ():
-            if len(self.rows) == self.config.max_num_seqs or self.budget() == 0:
+            if len(self.rows) == self.config.scheduling.max_num_seqs or self.budget() == 0:
                 break
             parent = None if request.output_token_ids else self.find(request.parent_id)
             shared = len(request.prompt_token_ids) - 1
@@ -106,13 +106,13 @@ class NaiveScheduler:
             hit = request.num_computed_tokens
             size = self.kv.block_size
             needed = -(-request.num_tokens // size) - hit // size
-            spare = int(self.config.watermark * self.kv.num_blocks) if self.rows else 0
+            spare = int(self.config.scheduling.watermark * self.kv.num_blocks) if self.rows else 0
             first = len(self.rows) == 0
             if self.kv.num_free_blocks - needed < spare and not first:
                 self.kv.free(request)
                 request.num_computed_tokens = 0
                 break
-            free = set(range(self.config.max_num_seqs)) - set(self.rows.values())
+            free = set(range(self.config.scheduling.max_num_seqs)) - set(self.rows.values())
             self.rows[request.request_id] = min(free)
             self.admitted_in[request.request_id] = self.step
             if not self.try_entry(request, copies):
@@ -144,7 +144,8 @@ class NaiveScheduler:
         )
 
     def budget(self) -> int:
-        return self.config.max_num_batched_tokens - sum(e.num_tokens for e in self.entries)
+        taken = sum(entry.num_tokens for entry in self.entries)
+        return self.config.scheduling.max_num_batched_tokens - taken
 
     def try_entry(
         self, request: Request, copies: list[list[tuple[int, int]]] | None = None
@@ -194,7 +195,7 @@ class NaiveScheduler:
                 for i, token in enumerate(result.token_ids[entry.request_id]):
                     if request.finish_reason is None:
                         request.num_computed_tokens += i > 0
-                        request.append_output(token, self.config.max_model_len)
+                        request.append_output(token, self.config.model.max_model_len)
                 if not request.num_placeholders:
                     drafts = result.num_draft_tokens.get(entry.request_id, 0)
                     request.num_draft_tokens = drafts

@@ -39,12 +39,12 @@ class Rig:
         policy: str = "fcfs",
         watermark: float = 0.0,
     ) -> None:
-        self.config = EngineConfig(
-            max_model_len,
-            max_num_seqs,
-            budget,
-            torch.device("cpu"),
-            torch.float32,
+        self.config = EngineConfig.of(
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
             block_size=BLOCK,
             enable_prefix_caching=prefix_caching,
             policy=policy,
@@ -154,7 +154,7 @@ class Rig:
         assert not self.device.rows
         assert self.kv.num_free_blocks == self.kv.num_blocks
         for request in self.requests:
-            assert_as_alone(request, self.config.max_model_len)
+            assert_as_alone(request, self.config.model.max_model_len)
         return self
 
     # --- what happened ---------------------------------------------------------

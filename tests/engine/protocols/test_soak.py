@@ -41,7 +41,7 @@ def test_2500_requests_four_times(implementation: type, in_flight: int, policy: 
         num_hits += sum(output.hit_tokens.values())
         for request in rig.requests:
             if request.finish_reason is not None:
-                assert_as_alone(request, rig.config.max_model_len)
+                assert_as_alone(request, rig.config.model.max_model_len)
         rig.requests = [r for r in rig.requests if r.finish_reason is None]
         rig.outputs.clear()
     rig.run()

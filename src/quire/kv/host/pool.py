@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from quire.kv.block_pool import BlockPool
+from quire.kv.host.tier import HostTier
 from quire.messages import Transfer
-from quire.offload.tier import HostTier
 
 
 class OffloadingBlockPool:

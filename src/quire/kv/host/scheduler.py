@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quire.config import EngineConfig
+from quire.kv.host.manager import OffloadingKVCacheManager
 from quire.messages import SchedulerOutput
-from quire.offload.manager import OffloadingKVCacheManager
 from quire.scheduler import TokenBudgetScheduler
 
 

@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from itertools import takewhile
 
 from quire.kv.block_pool import BlockPool
+from quire.kv.host.pool import OffloadingBlockPool
+from quire.kv.host.tier import HostTier
 from quire.kv.kv_cache_manager import PagedKVCacheManager
 from quire.messages import Transfer
-from quire.offload.pool import OffloadingBlockPool
-from quire.offload.tier import HostTier
 from quire.request import Request
 
 

@@ -1,0 +1,74 @@
+"""`Executor`: carries the scheduler's steps out, on one device or on several.
+
+The engine's host half (tokenizer, scheduler, cache manager) talks to it in messages; behind it
+stand the device halves, one `Worker` a rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from quire.components import Components
+from quire.config import EngineConfig
+from quire.kv.spec import CacheLayout
+from quire.messages import SchedulerOutput
+from quire.models.config import ModelConfig
+from quire.runner.pending import PendingStep
+from quire.runner.worker import Worker
+
+
+class Executor(Protocol):
+    """What the engine asks of whoever owns the devices."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache, the null block among them: as many as every rank has."""
+        ...
+
+    def execute(self, output: SchedulerOutput) -> PendingStep:
+        """Queue a step without waiting for it. Steps are carried out in the order of the calls."""
+        ...
+
+    def settle(self, in_flight: Iterable[PendingStep]) -> None:
+        """After a step was lost: let the devices finish, and make the other answers safe."""
+        ...
+
+    def shutdown(self) -> None:
+        """Let go of the devices; no call may follow."""
+        ...
+
+
+class InlineExecutor:
+    """One worker, in the engine's own process and thread."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model_config: ModelConfig,
+        layout: CacheLayout,
+        folder: Path | None,
+        components: Components,
+    ) -> None:
+        """Load the model, decide how many blocks the cache gets, and allocate it."""
+        self.worker = Worker(config, model_config, layout, folder, components)
+        self._num_blocks = config.cache.num_blocks or self.worker.most_blocks()
+        self.worker.allocate(self._num_blocks)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache, the null block among them."""
+        return self._num_blocks
+
+    def execute(self, output: SchedulerOutput) -> PendingStep:
+        """Queue a step on the worker's device."""
+        return self.worker.runner.execute(output)
+
+    def settle(self, in_flight: Iterable[PendingStep]) -> None:
+        """Let the device finish what is queued."""
+        self.worker.runner.settle(in_flight)
+
+    def shutdown(self) -> None:
+        """Drop the worker, and with it the device's memory."""
+        del self.worker

@@ -1,0 +1,129 @@
+"""`Worker`: the device half of an engine: model, cache and runner on one device.
+
+Every rank builds one from the same arguments. It knows nothing of requests that wait, of
+policies or of text: messages come in, answers go out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from quire.attention.interface import AttentionBackend
+from quire.attention.torch_backend import TorchAttention
+from quire.components import Components
+from quire.config import EngineConfig
+from quire.errors import QuireError
+from quire.kernels.runtime import runs_triton
+from quire.kv.host.storage import HostBlocks
+from quire.kv.spec import CacheLayout
+from quire.kv.storage import KVStorage, require_one_request
+from quire.models.config import ModelConfig
+from quire.models.decoder import Decoder
+from quire.models.loader import initialize_random, load_weights
+from quire.runner.memory import default_num_blocks
+from quire.runner.model_runner import ModelRunner
+from quire.sampling.sampler import Sampler, TorchSampler
+
+
+class Worker:
+    """Loads the model first; `allocate` follows, since ranks must agree on the cache's size."""
+
+    runner: ModelRunner  # from `allocate` on
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model_config: ModelConfig,
+        layout: CacheLayout,
+        folder: Path | None,
+        components: Components,
+    ) -> None:
+        """Load the model onto the device.
+
+        Args:
+            folder: the checkpoint; None gives random weights.
+
+        Raises:
+            QuireError: an attention backend that does not serve an option of the cache.
+            CheckpointError: the checkpoint cannot be loaded.
+        """
+        device = config.model.device
+        if device.type == "cuda":
+            # Triton launches, and torch allocates for captured graphs, on the current device.
+            torch.cuda.set_device(device)
+        self._config = config
+        self._layout = layout
+        self._backend = (components.attention or _default_attention(device))()
+        _require_served(config, self._backend, layout)
+        self._sampler = (components.sampler or _default_sampler(device))()
+        self._model = Decoder(
+            model_config, self._backend, config.model.max_model_len, config.model.dtype, device
+        )
+        if folder is None:
+            initialize_random(self._model)
+        else:
+            load_weights(self._model, folder)
+
+    def most_blocks(self) -> int:
+        """Return how many blocks the cache can have here, the null block included.
+
+        Raises:
+            QuireError: no memory is left for any.
+        """
+        return default_num_blocks(self._config, self._model, self._backend, self._layout)
+
+    def allocate(self, num_blocks: int) -> None:
+        """Allocate the cache and make the runner, which captures its graphs.
+
+        Raises:
+            QuireError: the blocks do not hold one request of the longest kind, or do not fit
+                into memory.
+        """
+        config = self._config
+        require_one_request(num_blocks, config.max_blocks_per_request, config.cache.block_size)
+        storage = KVStorage(
+            self._layout.specs,
+            self._layout.groups,
+            num_blocks,
+            config.cache.block_size,
+            config.model.device,
+        )
+        if config.cache.num_host_blocks > 0:
+            storage.host = HostBlocks(storage, self._layout.groups, config.cache.num_host_blocks)
+        self.runner = ModelRunner(
+            config, self._model, storage, self._backend, self._sampler, self._layout
+        )
+
+
+def _require_served(config: EngineConfig, backend: AttentionBackend, layout: CacheLayout) -> None:
+    """Refuse an option of the cache that a swapped backend would silently ignore."""
+    name, cache = type(backend).__name__, config.cache
+    if cache.kv_sinks > 0 and not getattr(backend, "sees_sinks", False):
+        raise QuireError(
+            f"kv_sinks={cache.kv_sinks}: {name} does not look at AttentionBatch.sinks; let it do "
+            "so and set sees_sinks = True"
+        )
+    if layout.has_scales and not getattr(backend, "reads_scales", False):
+        raise QuireError(
+            f"kv_cache_dtype={cache.kv_cache_dtype!r}: {name} does not read scales; let it use "
+            "LayerKV.key_scale and value_scale and set reads_scales = True"
+        )
+
+
+def _default_attention(device: torch.device) -> type[AttentionBackend]:
+    """Return Triton's kernels where they pay, else torch's."""
+    if runs_triton(device):
+        from quire.attention.triton_backend import TritonAttention  # needs Triton
+
+        return TritonAttention
+    return TorchAttention
+
+
+def _default_sampler(device: torch.device) -> type[Sampler]:
+    if runs_triton(device):
+        from quire.sampling.triton_sampler import TritonSampler  # needs Triton
+
+        return TritonSampler
+    return TorchSampler
