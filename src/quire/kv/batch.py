@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +12,18 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class HostBatch:
-    """The lengths of a step as the host knows them, for choices that depend on them."""
+class HostSequences:
+    """The sequences of a step as the host knows them, for choices that depend on them."""
 
     query_starts: list[int]  # R + 1 numbers
     lengths: list[int]  # R numbers
     rows: list[int]  # R numbers
+
+
+@dataclass(frozen=True)
+class HostBatch(HostSequences):
+    """The same, and the blocks of one KV group."""
+
     block_table: NDArray[np.int32]  # [num_rows, max_blocks], what the device's table holds
 
 
@@ -44,6 +51,46 @@ class AttentionBatch:
     sinks: int = 0  # a query sees positions [0, sinks) beside its window, where it has one
 
     @classmethod
+    def of_groups(
+        cls,
+        *,
+        query_starts: Tensor,
+        lengths: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        slots: Sequence[Tensor],
+        block_tables: Sequence[Tensor],
+        block_size: int,
+        max_length: int,
+        sinks: int = 0,
+        host: HostSequences | None = None,
+        host_tables: Sequence[NDArray[np.int32]] = (),
+    ) -> list[AttentionBatch]:
+        """Describe a step to each KV group: they differ in slots and block tables alone.
+
+        Every batch is made here. `slots`, `block_tables` and, unless `host` is None,
+        `host_tables` have an entry a group; the rest is as in the class.
+        """
+        hosts: list[HostBatch | None] = [None] * len(block_tables)
+        if host is not None:
+            hosts = [HostBatch(**vars(host), block_table=table) for table in host_tables]
+        return [
+            cls(
+                query_starts=query_starts,
+                lengths=lengths,
+                rows=rows,
+                block_table=block_table,
+                positions=positions,
+                slots=own_slots,
+                block_size=block_size,
+                max_length=max_length,
+                host=own_host,
+                sinks=sinks,
+            )
+            for own_slots, block_table, own_host in zip(slots, block_tables, hosts, strict=True)
+        ]
+
+    @classmethod
     def of(
         cls,
         query_starts: list[int],
@@ -52,29 +99,31 @@ class AttentionBatch:
         block_size: int,
         device: torch.device,
     ) -> AttentionBatch:
-        """Build a batch from R block tables, for a test or a page; the runner keeps buffers."""
+        """Build a batch of one group from R block tables; the runner keeps buffers instead."""
         width = max(len(ids) for ids in block_ids)
         table = np.array([ids + [0] * (width - len(ids)) for ids in block_ids], dtype=np.int32)
-        rows, slots, positions = [], [], []
+        slots, positions = [], []
         for row, length in enumerate(lengths):
             start = length - (query_starts[row + 1] - query_starts[row])
             for position in range(start, length):
                 block, offset = divmod(position, block_size)
                 slots.append(block_ids[row][block] * block_size + offset)
                 positions.append(position)
-            rows.append(row)
+        host = HostSequences(query_starts, lengths, list(range(len(lengths))))
 
         def int32(values: list[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
-        return cls(
-            query_starts=int32(query_starts),
-            lengths=int32(lengths),
-            rows=int32(rows),
-            block_table=torch.from_numpy(table).to(device),
+        (batch,) = cls.of_groups(
+            query_starts=int32(host.query_starts),
+            lengths=int32(host.lengths),
+            rows=int32(host.rows),
             positions=torch.tensor(positions, device=device),
-            slots=torch.tensor(slots, device=device),
+            slots=[torch.tensor(slots, device=device)],
+            block_tables=[torch.from_numpy(table).to(device)],
             block_size=block_size,
             max_length=width * block_size,
-            host=HostBatch(query_starts, lengths, rows, table),
+            host=host,
+            host_tables=[table],
         )
+        return batch
