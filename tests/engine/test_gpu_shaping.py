@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from checkpoints import random_prompts
 from runs import Folder
 from sampling_rows import CPU, VOCAB, Row, batch_of, gather
+from test_gpu_sampling import samplers
 from test_no_token import MESSAGE, scaled_checkpoint
 from torch import Tensor
 
@@ -18,10 +20,11 @@ from quire import LLM, QuireError, SamplingParams
 from quire.kernels.runtime import runs_triton
 from quire.kernels.sampling import NO_TOKEN
 from quire.runner.decode_graphs import DecodeGraphs, Ending
-from quire.sampling import TorchSampler
+from quire.sampling import Penalties, SamplingTensors, TorchSampler
+from quire.sampling.bias import bias_of_rows
 from quire.sampling.processors import shape_logits
-from quire.sampling.sampler import Sampler
 from quire.sampling.scoring import CHUNK_BYTES, score_tokens
+from quire.sampling.trial import sample_with_everything
 
 pytestmark = pytest.mark.gpu
 
@@ -53,12 +56,7 @@ def test_rows_are_shaped_as_on_a_cpu() -> None:
     tokens = TorchSampler().choose(logits, here).tolist()
     assert tokens[-1] == NO_TOKEN
     assert NO_TOKEN not in tokens[:-1]
-    samplers: list[Sampler] = [TorchSampler()]
-    if runs_triton(DEVICE):
-        from quire.sampling.triton_sampler import TritonSampler
-
-        samplers.append(TritonSampler())
-    for sampler in samplers:
+    for sampler in samplers():
         assert sampler(logits.to(DEVICE), there).tokens[:, 0].tolist() == tokens
 
 
@@ -143,3 +141,38 @@ def test_a_long_prompt_is_scored_in_little_memory() -> None:
     assert peak < 5 * CHUNK_BYTES, f"{peak / 1e6:.0f} MB"
     exact = (hidden[-1:] @ head.T).float().log_softmax(-1)[0, token_ids[-1]]
     torch.testing.assert_close(scores.chosen[-1], exact)
+
+
+def test_the_trial_takes_what_a_full_batch_of_everything_takes() -> None:
+    """Every row with every option, drawn by each sampler."""
+    num_rows, vocab_size, length = 64, 151_936, 500
+    logits = torch.randn(num_rows, vocab_size, device=DEVICE)
+    options: dict[str, Any] = {
+        "temperature": 0.8,
+        "top_p": 0.9,
+        "repetition_penalty": 1.1,
+        "frequency_penalty": 0.2,
+        "logprobs": 20,
+    }
+    params = [SamplingParams(**options)] * num_rows
+    token_ids = torch.randint(0, vocab_size, (num_rows, length), device=DEVICE)
+    ends = torch.full((num_rows,), length, device=DEVICE)
+
+    def peak_of(work: Callable[[], object]) -> int:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def choose() -> object:
+        penalties = Penalties.build(params, token_ids, ends // 2, ends, vocab_size)
+        seeds = range(num_rows)
+        sampling = SamplingTensors.build(params, seeds, seeds, DEVICE, penalties)
+        sampling.bias = bias_of_rows([None] * num_rows, [], vocab_size, DEVICE)
+        return samplers()[-1](logits, sampling)
+
+    choose()  # compiles kernels
+    real, trial = peak_of(choose), peak_of(lambda: sample_with_everything(logits, length))
+    assert 0.9 * real <= trial <= 1.5 * real, (real / 1e6, trial / 1e6)

@@ -25,6 +25,7 @@ from quire import QuireError, SamplingParams
 from quire.kernels.sampling import NO_TOKEN
 from quire.sampling import TorchSampler
 from quire.sampling.processors import shape_logits
+from quire.sampling.trial import sample_with_everything
 
 finite = st.floats(-12, 12, width=32)
 token = st.integers(0, VOCAB - 1)
@@ -226,4 +227,10 @@ def test_a_function_changes_its_own_row_only() -> None:
     tensors = gather(batch_of(([1], [2], params), ([1], [2], greedy)), [(0, 2), (1, 2)])
     logits = torch.tensor([LOGITS, LOGITS])
     assert TorchSampler().choose(logits, tensors).tolist() == [4, 0]
+    assert torch.equal(logits, torch.tensor([LOGITS, LOGITS]))
+
+
+def test_a_trial_of_every_option_leaves_its_logits_as_they_are() -> None:
+    logits = torch.tensor([LOGITS, LOGITS])
+    sample_with_everything(logits, 20)
     assert torch.equal(logits, torch.tensor([LOGITS, LOGITS]))

@@ -16,6 +16,7 @@ from quire.layers.attention import StepMetadata
 from quire.models.decoder import Decoder
 from quire.sampling.params import MAX_LOGPROBS
 from quire.sampling.scoring import score_tokens
+from quire.sampling.trial import sample_with_everything
 
 GRAPH_BYTES = 1 << 30  # set aside for captured graphs and what fragments
 CPU_BYTES = 4 << 30  # a cache on a CPU asks for no more unless told to
@@ -79,6 +80,7 @@ def _trial_step(
     tokens = torch.zeros(starts[-1], dtype=torch.int64, device=device)
     hidden = model(tokens, storage, step)
     logits = model.compute_logits(hidden[: config.scheduling.max_num_seqs]).float()
+    sample_with_everything(logits, config.max_model_len)
     del logits
     # Prompt log-probabilities of the whole step, as many as may be asked for.
     vocab_size = model.config.vocab_size
