@@ -21,6 +21,7 @@ import labkit
 from labkit.author.build import build_notebook, drift
 from labkit.author.verify import load_mutants, map_problems, submission_of, verify
 from labkit.cli import _parser, main
+from labkit.course.course_file import KNOWN, OF_A_LAB, OF_A_STUDENT
 from labkit.grading.cells import given_cells, reference_cells
 from labkit.reader.lab import import_folder, load_lab
 from labkit.sandbox.process import Limits
@@ -125,6 +126,17 @@ def test_a_command_that_a_page_names_exists(path: Path) -> None:
         assert set(re.findall(r"--[a-z-]+", rest)) <= known, f"labkit {name}{rest}"
 
 
+def test_the_grading_page_names_every_option_and_every_word_of_the_courses_file() -> None:
+    text = page("grading")
+    shown = set(re.findall(r"--[a-z-]+", text))
+    for name in ("grade", "regrade", "bundle"):
+        options = set(re.findall(r"--[a-z-]+", subcommands()[name].format_help()))
+        assert options - {"--help"} <= shown, name
+    words = [*KNOWN["course"], *KNOWN["late"], *KNOWN["resubmission"], *OF_A_LAB, *OF_A_STUDENT]
+    for word in words:
+        assert f"`{word}`" in text or f".{word}." in text, word
+
+
 # ---- the assistant's text
 
 
@@ -137,6 +149,42 @@ def test_the_tutors_text_is_shown_and_plain() -> None:
     # It goes into other people's folders: no address and no path of this tree.
     assert not re.search(r"https?:|\.\./|src/", text)
     assert list(sources._paragraphs(text))
+
+
+# ---- what the key protects
+
+
+def test_across_grades_each_variants_solution_as_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first task is the same in all variants, and all that a wrong variant's solution earns."""
+    assert main(["verify", str(EXAMPLE.folder), "--across"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert [f"as {variant} /90" in header for variant in EXAMPLE.variants] == [True] * 3
+    first = f"{EXAMPLE.tasks[0].points:g}"
+    for index, row in enumerate(rows):
+        points = row.split()[-3:]
+        assert points.pop(index) == "="
+        assert points == [first, first]
+    assert len(rows) == 3  # no lab of quire's, so nothing of its own
+
+
+@pytest.mark.parametrize("slug", bookmeta.slugs())
+def test_the_page_shows_what_published_solutions_earn(slug: str) -> None:
+    lab = load_lab(slug)
+    assert f"output/across-{slug}.txt" in page("integrity")
+    text = (FOLDER / "output" / f"across-{slug}.txt").read_text("utf8")
+    header, *rows = text.splitlines()
+    assert all(f"as {variant} /{lab.automatic_points:g}" in header for variant in lab.variants)
+    *masters, own = rows
+    width = len(lab.variants)
+    low, high = re.findall(r"(\d+) to (\d+) of the 95 points", page("integrity"))[0]
+    for variant, row in zip(lab.variants, masters, strict=True):
+        assert row.startswith(f"master.py, {variant} ")
+        points = [int(cell) for cell in row.split()[-width:] if cell != "="]
+        assert all(int(low) <= value <= int(high) for value in points)
+    assert own.startswith("quire's own")
+    assert all(int(cell) + lab.written_points <= 40 for cell in own.split()[-width:])
 
 
 # ---- the threat model
