@@ -6,7 +6,8 @@ importable without it, so kernels take `jit` and `tl` from here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -56,3 +57,22 @@ def starts_early(x: Tensor) -> bool:
     all before it.
     """
     return capability(x.device) >= (9, 0)
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Collect the names of the kernels that Triton compiles, or loads from disk, meanwhile.
+
+    Serving should meet none: `quire.runner.warm_up` has met them all before the first request.
+    """
+    names: list[str] = []
+
+    def note(*, fn: Any, **_: Any) -> None:
+        names.append(fn.name)
+
+    before = triton.knobs.runtime.jit_post_compile_hook
+    triton.knobs.runtime.jit_post_compile_hook = note
+    try:
+        yield names
+    finally:
+        triton.knobs.runtime.jit_post_compile_hook = before

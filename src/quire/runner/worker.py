@@ -24,6 +24,7 @@ from quire.models.decoder import Decoder
 from quire.models.loader import initialize_random, load_weights
 from quire.runner.memory import default_num_blocks
 from quire.runner.model_runner import ModelRunner
+from quire.runner.warm_up import warm_up
 from quire.sampling.sampler import Sampler, TorchSampler
 
 
@@ -75,7 +76,7 @@ class Worker:
         return default_num_blocks(self._config, self._model, self._backend, self._layout)
 
     def allocate(self, num_blocks: int) -> None:
-        """Allocate the cache and make the runner, which captures its graphs.
+        """Allocate the cache and make the runner, which captures its graphs and is warmed up.
 
         Raises:
             QuireError: the blocks do not hold one request of the longest kind, or do not fit
@@ -95,6 +96,8 @@ class Worker:
         self.runner = ModelRunner(
             config, self._model, storage, self._backend, self._sampler, self._layout
         )
+        if runs_triton(config.model.device):
+            warm_up(self.runner, config, self._layout.num_groups)
 
 
 def _require_served(config: EngineConfig, backend: AttentionBackend, layout: CacheLayout) -> None:

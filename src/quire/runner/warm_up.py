@@ -1,0 +1,75 @@
+"""Steps that nobody asked for: they make every kernel compile before the first request.
+
+Triton compiles a kernel when it first meets a combination of constants, types and alignments,
+for half a second to two. What a captured step needs is compiled at its capture. A step that is
+not captured may bring other numbers of tokens, sequences or sampled rows: one of each kind runs
+here, on the null block, in rows that belong to nobody yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from quire.config import EngineConfig
+from quire.kernels.linear import MAX_ROWS
+from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
+from quire.runner.decode_graphs import batch_sizes
+from quire.runner.model_runner import ModelRunner
+from quire.sampling.params import SamplingParams
+
+GREEDY = SamplingParams(temperature=0)
+DRAWN = SamplingParams(temperature=0.8, top_k=40, top_p=0.9, min_p=0.01)
+# What logits are shaped and scored with is torch's, which loads its kernels at their first use.
+SHAPED = SamplingParams(temperature=0, repetition_penalty=1.1, logprobs=5, prompt_logprobs=5)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A request's part in a step: `num_tokens` positions from `start` on, the last sampled."""
+
+    start: int
+    num_tokens: int
+    params: SamplingParams = GREEDY
+
+
+def warm_up(runner: ModelRunner, config: EngineConfig, num_groups: int) -> None:
+    """Run every kind of step; returns when the device has done them."""
+    for number, pieces in enumerate(_steps(config)):
+        runner.execute(_message(number, pieces, config, num_groups))
+        runner.settle(())  # nobody reads the tokens; of a model that overflows there are none
+
+
+def _steps(config: EngineConfig) -> Iterator[list[Piece]]:
+    most_requests = config.scheduling.max_num_seqs
+    budget = config.scheduling.max_num_batched_tokens
+    longest = min(config.model.max_model_len - 1, budget)
+    # A prompt of each number of tokens that products have a kernel for, and one beyond.
+    for num_tokens in range(1, min(MAX_ROWS + 1, longest) + 1):
+        yield [Piece(0, num_tokens)]
+    # How many rows draw decides how their parameters are aligned, and how the head multiplies.
+    for num_rows in range(1, min(MAX_ROWS + 1, most_requests, budget // 2) + 1):
+        yield [Piece(0, 2, DRAWN)] * num_rows
+        yield [Piece(0, 2)] * num_rows
+    yield [Piece(0, min(4, longest), SHAPED)]
+    # Decodes beside a prompt that starts and a chunk that continues: their number decides how
+    # far the reading of one sequence is split.
+    chunk = Piece(min(8, longest - 1), min(8, longest - min(8, longest - 1)))
+    prompt = Piece(0, min(20, longest))
+    for num_decodes in batch_sizes(most_requests):
+        pieces = [Piece(min(5, longest - 1), 1)] * num_decodes + [prompt, chunk]
+        if len(pieces) <= most_requests and sum(p.num_tokens for p in pieces) <= budget:
+            yield pieces
+
+
+def _message(
+    number: int, pieces: list[Piece], config: EngineConfig, num_groups: int
+) -> SchedulerOutput:
+    """Give each piece a row and null blocks for its positions."""
+    new, entries = [], []
+    for row, piece in enumerate(pieces):
+        name, end = f"warm-up-{number}-{row}", piece.start + piece.num_tokens
+        new.append(NewRequest(name, row, [0] * end, end, piece.params, seed=0))
+        blocks = ((0,) * -(-end // config.cache.block_size),) * num_groups
+        entries.append(ScheduledEntry(name, row, piece.start, piece.num_tokens, True, blocks))
+    return SchedulerOutput(number, tuple(entries), tuple(new))

@@ -1,0 +1,60 @@
+"""What runs before the first request: every kernel compiles there, and nothing is left behind."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import random_prompts
+from runs import Folder
+
+from quire import LLM, SamplingParams
+from quire.kernels.runtime import compilations
+from quire.runner.warm_up import warm_up
+
+PARAMS = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_model_len": 40, "max_num_seqs": 1, "max_num_batched_tokens": 3},
+        {"max_model_len": 40, "max_num_seqs": 3, "max_num_batched_tokens": 1},
+        {"kv_window": 8, "kv_sinks": 2},
+        {"kv_cache_dtype": "int8"},
+    ],
+)
+def test_nothing_is_left_behind(options: dict[str, Any], checkpoint: Folder) -> None:
+    """The steps fit every size of engine, and requests that follow are as in a fresh one."""
+    prompts = random_prompts([5, 17, 3], seed=71)
+    options = {"device": "cpu", "max_num_seqs": 6, **options}
+    expected = [o.outputs for o in LLM(checkpoint("qwen2"), **options).generate(prompts, PARAMS)]
+    llm = LLM(checkpoint("qwen2"), **options)
+    worker = llm.engine.executor.worker  # type: ignore[attr-defined]
+    warm_up(worker.runner, llm.config, worker._layout.num_groups)
+    for kv in worker.runner._parts.storage.layers:
+        assert all(torch.isfinite(x.float()).all() for x in kv.tensors)
+    assert [o.outputs for o in llm.generate(prompts, PARAMS)] == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"kv_cache_dtype": "int8"}, {"cuda_graphs": False}])
+def test_serving_compiles_nothing(options: dict[str, Any]) -> None:
+    """Prompts and batches of every size, drawn and greedy, in steps captured and not."""
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("no Triton kernels serve here")
+    llm = LLM("quire-mini", max_num_seqs=24, max_num_batched_tokens=64, num_blocks=2000, **options)
+    rng = random.Random(72)
+    drawn = SamplingParams(temperature=1, top_p=0.9, top_k=50, min_p=0.02, max_tokens=20)
+    with compilations() as names:
+        for count in (*range(1, 26), 60, 100):
+            prompts = [
+                [rng.randrange(4000) for _ in range(rng.randint(1, 90))] for _ in range(count)
+            ]
+            kinds = [PARAMS, replace(PARAMS, logprobs=None), drawn, replace(drawn, top_k=0)]
+            llm.generate(prompts, [rng.choice(kinds) for _ in prompts], use_tqdm=False)
+    assert names == []
