@@ -68,16 +68,18 @@ class PriorityFirst(FirstComeFirstServed):
 class FairShare:
     """The client that has had the fewest tokens computed goes first.
 
-    A client with a thousand requests gets no more than one with ten. Whoever comes back
-    after a pause starts at the least of the counts of those present, or it would be owed all
-    it had not asked for meanwhile. After the virtual token counter of Sheng et al. 2024
-    (arXiv:2401.00588); here every token, prompt or output, costs the same.
+    A client with a thousand requests gets no more than one with ten. Whoever comes, for the
+    first time or after a pause, starts at the least of the counts of those present, or it would
+    be owed all it had not asked for meanwhile; where nobody is present, at the count of whoever
+    left last. After the virtual token counter of Sheng et al. 2024 (arXiv:2401.00588); here
+    every token, prompt or output, costs the same.
     """
 
     def __init__(self) -> None:
         self._num_tokens: dict[str, int] = {}  # by client, raised at a return
         self._num_requests: dict[str, int] = {}  # by client, of those present
         self._clients: dict[str, str] = {}  # by request id
+        self._last_left = 0  # tokens of the client that left last
 
     def rank(self, request: Request) -> float:
         """Rank by what the request's client has had."""
@@ -87,8 +89,9 @@ class FairShare:
         """Lift a client who was away to the level of the others."""
         client = request.client_id
         if client not in self._num_requests:
-            least = min((self._num_tokens[other] for other in self._num_requests), default=0)
-            self._num_tokens[client] = max(self._num_tokens.get(client, 0), least)
+            present = [self._num_tokens[other] for other in self._num_requests]
+            level = min(present, default=self._last_left)
+            self._num_tokens[client] = max(self._num_tokens.get(client, 0), level)
         self._num_requests[client] = self._num_requests.get(client, 0) + 1
         self._clients[request.request_id] = client
 
@@ -103,6 +106,7 @@ class FairShare:
         self._num_requests[request.client_id] -= 1
         if self._num_requests[request.client_id] == 0:
             del self._num_requests[request.client_id]
+            self._last_left = self._num_tokens[request.client_id]
 
 
 # docs: fair-share end

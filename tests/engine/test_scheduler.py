@@ -103,6 +103,22 @@ def test_fair_share_owes_nothing_for_a_pause() -> None:
         assert policy.rank(request) == (100 if request.client_id == "x" else 70)
 
 
+def test_fair_share_has_a_level_when_nobody_waits() -> None:
+    """A has a million tokens computed while it is alone: it owes them to nobody."""
+    policy = FairShare()
+    alone = of_client("1", "a")
+    policy.arrived(alone)
+    charge(policy, alone, 1_000_000)
+    policy.ended(alone)
+    newcomer = of_client("2", "b")
+    policy.arrived(newcomer)
+    assert policy.rank(newcomer) == 1_000_000
+    charge(policy, newcomer, 10)
+    back = of_client("3", "a")
+    policy.arrived(back)
+    assert policy.rank(back) == 1_000_010
+
+
 def test_fair_share_forgets_ended_requests() -> None:
     policy = FairShare()
     one, two = of_client("1", "x"), of_client("2", "x")
