@@ -142,7 +142,7 @@ class _Marks:
     """Two characters around each control token that a message holds.
 
     One such character also ends a string that a control token could begin in, and begins a
-    string that one could end in: two strings side by side must not make one together.
+    string that one could end in or go through: strings side by side must not make one together.
     """
 
     def __init__(self, control: Mapping[str, int], special: Iterable[str], written: str) -> None:
@@ -163,15 +163,17 @@ class _Marks:
         ]
         return _Inputs(messages, self._mark(given.tools, self._all))
 
-    def _mark(self, value: Any, finder: _Finder) -> Any:
+    def _mark(self, value: Any, finder: _Finder, key: str = "") -> Any:
         if isinstance(value, Mapping):
-            return {key: self._mark(item, finder) for key, item in value.items()}
+            return {key: self._mark(item, finder, key) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self._mark(item, finder) for item in value]
         if not isinstance(value, str):
             return value
         marked = finder.pattern.sub(f"{self._start}\\g<0>{self._end}", value)
-        before = self._start if finder.may_end_in(value) else ""
+        # Templates do make control tokens of roles: '<|' + role + '|>'.
+        inside = key != "role" and finder.is_part(value)
+        before = self._start if inside or finder.may_end_in(value) else ""
         behind = self._end if finder.may_begin_in(value) else ""
         return before + marked + behind
 
@@ -201,9 +203,14 @@ class _Finder:
     def __init__(self, names: Iterable[str]) -> None:
         longest_first = sorted(names, key=len, reverse=True)  # of two that fit, the longer one
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._names = longest_first
         self._heads = {name[:size] for name in longest_first for size in range(1, len(name))}
         self._tails = {name[size:] for name in longest_first for size in range(1, len(name))}
         self._sizes = range(1, max(map(len, longest_first), default=1))
+
+    def is_part(self, text: str) -> bool:
+        """Whether a text is a part of a token."""
+        return bool(text) and any(text in name for name in self._names)
 
     def may_begin_in(self, text: str) -> bool:
         """Whether a token can begin at the end of a text."""
