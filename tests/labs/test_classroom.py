@@ -275,7 +275,8 @@ def test_a_class_graded_with_another_key_says_so(
         (handed_in / f"{name}.ipynb").write_text(solved, "utf8")
     words = (
         f"2 of 3 hand-ins are of another variant than the one they were graded as ({other}, not "
-        f"{small_lab.default_variant}): is this the course key that the lab was released with?"
+        f"{small_lab.default_variant}): is this the course key that the lab was released with? "
+        "(ada, bob)"
     )
     for command in ("grade", "regrade"):
         grade(command=command)
@@ -478,7 +479,7 @@ def test_what_earns_nothing_for_what_it_is_is_said(
         found = "no task of this lab found in these files"
         assert f"zoe, attempt 1: {found}: scratch.ipynb, notes.json" in said
         assert f"bob, attempt 1: {found}: bob.ipynb" in said
-        assert f"of another lab than step-filling: bob ({lab.slug})" in said
+        assert f"of another lab than step-filling, {lab.slug}: bob\n" in said
         assert "another variant" not in said
     assert f"{found}: scratch.ipynb, notes.json" in _results(tmp_path / "out", "zoe")["output"]
     assert f"the file is of the lab '{lab.slug}'" in _results(tmp_path / "out", "bob")["output"]

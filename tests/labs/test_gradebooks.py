@@ -119,7 +119,13 @@ def test_two_of_one_name_are_nobody_rather_than_the_wrong_one(
     )
     results = [_result(small_lab, "Wei Zhang_12", system="brightspace")]
     problems = _write(tmp_path / "out", small_lab, results, roster=roster)
-    assert problems == ["not on the roster, and in no table for it: Wei Zhang_12"]
+    assert problems == [
+        "more than one on the roster is called so: Wei Zhang_12; in no table, enter their points "
+        "by hand"
+    ]
+    stranger = [_result(small_lab, "Eve Ng_12", system="brightspace")]
+    problems = _write(tmp_path / "out", small_lab, stranger, roster=roster)
+    assert problems == ["not on the roster, and in no table for it: Eve Ng_12"]
     assert _systems(tmp_path / "out") == set()
 
 
@@ -144,7 +150,7 @@ def test_a_moodle_worksheet_comes_back_filled_in(small_lab: Lab, tmp_path: Path)
     header, *rows = _rows(tmp_path / "out" / "moodle.csv")
     assert header[-1] == "Feedback comments"
     assert [row[4] for row in rows] == ["100", "45", ""]
-    assert rows[0][6] == "Monday, 12 October"
+    assert [row[6] for row in rows] == ["Monday, 12 October", "-", "-"]  # no formulas
     assert _systems(tmp_path / "out") == {"moodle"}
 
 

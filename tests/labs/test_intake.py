@@ -357,6 +357,7 @@ def test_blackboards_user_names_may_hold_what_parts_them(lab: Lab, tmp_path: Pat
     ]  # fmt: skip
     assert handins[1].submitted == datetime(2026, 10, 12, 20, 30, 41)
     assert problems == []  # its page about each attempt is none of the student's
+    assert [h.others for h in handins] == [(), ()]
 
 
 def test_brightspace_writes_times_without_a_separator(lab: Lab, tmp_path: Path) -> None:
@@ -411,6 +412,16 @@ def test_nothing_is_no_silent_zero(lab: Lab, tmp_path: Path) -> None:
     assert words in read_handin(handin, lab).notes
     (pdf,), _ = find_handins([_zip(tmp_path / "pdf.zip", {"x_1_21_a.pdf": "%PDF"})], lab)
     assert "no task of this lab found in these files: x_1_21_a.pdf" in read_handin(pdf, lab).notes
+
+
+def test_who_left_no_notebook_in_a_folder_does_not_vanish(lab: Lab, tmp_path: Path) -> None:
+    folder = _folders(tmp_path / "in", {"ada/lab.ipynb": TASK, "bob/work.pdf": "", "notes.md": ""})
+    handins, problems = find_handins([folder], lab)
+    assert [(h.student, h.file_name) for h in handins] == [
+        ("ada", "lab.ipynb"),
+        ("bob", "work.pdf"),
+    ]
+    assert "notes.md (1)" in problems[0]
 
 
 def test_a_huge_file_of_one_student_costs_a_stated_search(

@@ -153,13 +153,15 @@ def _handins(source: Source, lab: Lab, problems: list[str]) -> Iterator[HandIn]:
         by_student[owner.student].append((owner, file))
     strays: list[str] = []
     for student, owned in by_student.items():
-        handins = [_handin(owner, file) for owner, file in owned]
+        everything = [_handin(owner, file) for owner, file in owned]
+        handins = [handin for handin in everything if not _is_receipt(handin)] or everything
         _name_a_section(student, owned, problems)
         fit = [handin for handin in handins if handin.fits]
-        if not fit and not handins[0].system:  # named by a person: perhaps nobody's
+        a_students = bool(handins[0].system) or any(len(f.place.parts) > 1 for _, f in owned)
+        if not fit and not a_students:  # a file of a person's naming: perhaps nobody's
             strays += [handin.name for handin in handins]
             continue
-        strays += [h.name for h in handins if fit and not h.fits and not _is_receipt(h)]
+        strays += [handin.name for handin in handins if fit and not handin.fits]
         yield from _one_each(fit or handins, handins, lab)
     if strays:
         shown = ", ".join(strays[:5]) + (", …" if len(strays) > 5 else "")

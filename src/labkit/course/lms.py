@@ -51,9 +51,7 @@ def write_for_systems(
     problems = []
     makers = {"canvas": _canvas, "moodle": _moodle, "blackboard": _blackboard,
               "brightspace": _brightspace}  # fmt: skip
-    strangers = [line.student for line in lines if line.person is None] if roster.people else []
-    if strangers:
-        problems.append(f"not on the roster, and in no table for it: {', '.join(strangers)}")
+    problems += _without_place(lines, roster)
     if not roster.system and any(line.system == "brightspace" for line in lines):
         problems.append(
             "no table for Brightspace: its names of files hold no user names; export its gradebook "
@@ -70,6 +68,22 @@ def write_for_systems(
         problems += said
         write_table(path, table)
     return problems
+
+
+def _without_place(lines: Sequence[Line], roster: Roster) -> list[str]:
+    """Say who is in no table for not being one of the roster, or for being two."""
+    lost = [line.student for line in lines if line.person is None] if roster.people else []
+    doubled = [student for student in lost if roster.candidates(student)]
+    strangers = [student for student in lost if student not in doubled]
+    said = []
+    if strangers:
+        said.append(f"not on the roster, and in no table for it: {', '.join(strangers)}")
+    if doubled:
+        said.append(
+            f"more than one on the roster is called so: {', '.join(doubled)}; in no table, enter "
+            "their points by hand"
+        )
+    return said
 
 
 def _systems(line: Line, roster: Roster) -> Sequence[str]:

@@ -61,17 +61,19 @@ class Roster:
 
     def person(self, student: str) -> Person | None:
         """Who a student is whose hand-in is named so; None where nobody or more than one can be."""
+        people = self.candidates(student)
+        return people[0] if len(people) == 1 else None
+
+    def candidates(self, student: str) -> list[Person]:
+        """All that a student can be whose hand-in is named so."""
         found = NUMBERED.fullmatch(student)
         if found and found["number"] in self._by_number:
-            return self._by_number[found["number"]]
+            return [self._by_number[found["number"]]]
         candidates = [student]
         if found and self.system == "brightspace":  # the number is none of the roster's
             candidates += [found["name"], found["name"].partition(" ")[0]]
-        for name in candidates:
-            people = self._by_name.get(folded(name), [])
-            if len(people) == 1:
-                return people[0]
-        return None
+        named = [self._by_name.get(folded(name), []) for name in candidates]
+        return next((people for people in named if len(people) == 1), next(filter(None, named), []))
 
     @cached_property
     def _by_number(self) -> dict[str, Person]:

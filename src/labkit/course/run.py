@@ -72,17 +72,23 @@ def _handed_in_wrong(lab: Lab, records: Sequence[Record]) -> list[str]:
     said = []
     empty = [note for r in records if r.nothing_found for note in _nothing(r)]
     said += empty[:SHOWN] + ([f"and {len(empty) - SHOWN} more"] if len(empty) > SHOWN else [])
-    others = [f"{r.student} ({r.other_lab})" for r in records if r.other_lab]
+    others = [r for r in records if r.other_lab]
     if others:
-        said.append(f"of another lab than {lab.slug}: {', '.join(others)}")
+        of = ", ".join(dict.fromkeys(str(r.other_lab) for r in others))
+        said.append(f"of another lab than {lab.slug}, {of}: {_names(others)}")
     variants = [r for r in records if r.released not in (None, r.variant)]
     if variants:
         said.append(
             f"{len(variants)} of {len(records)} hand-ins are of another variant than the one they "
             f"were graded as ({variants[0].released}, not {variants[0].variant}): is this the "
-            "course key that the lab was released with?"
+            f"course key that the lab was released with? ({_names(variants)})"
         )
     return said
+
+
+def _names(records: Sequence[Record]) -> str:
+    names = list(dict.fromkeys(record.student for record in records))
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
 def _nothing(record: Record) -> list[str]:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from labkit.reader.lab import LabError
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for a formula's beginning
+HARMLESS = re.compile(r"[-+]|[-+]?\d+([.,]\d+)?")
 SEPARATORS = (",", ";", "\t")
 
 Row = dict[str, str]
@@ -49,8 +51,8 @@ def _cell(cell: object, separator: str) -> str:
 
 
 def plain(cell: str) -> str:
-    """Keep a spreadsheet from taking a text for a formula."""
-    return f"'{cell}" if cell.startswith(FORMULA) else cell
+    """Keep a spreadsheet from taking a text for a formula; a number and a dash are none."""
+    return f"'{cell}" if cell.startswith(FORMULA) and not HARMLESS.fullmatch(cell) else cell
 
 
 def as_given(cell: str) -> str:
