@@ -80,7 +80,7 @@ def _trial_step(
     tokens = torch.zeros(starts[-1], dtype=torch.int64, device=device)
     hidden = model(tokens, storage, step)
     logits = model.compute_logits(hidden[: config.scheduling.max_num_seqs]).float()
-    sample_with_everything(logits, config.max_model_len)
+    sample_with_everything(logits, config.model.max_model_len)
     del logits
     # Prompt log-probabilities of the whole step, as many as may be asked for.
     vocab_size = model.config.vocab_size
