@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from labkit.author.build import build_notebook, notebook_text
-from labkit.author.verify import Row, file_problems, load_mutants, verify, verify_rows
-from labkit.reader.lab import Lab, LabError, load_lab
+from labkit.author.verify import (
+    Row,
+    file_problems,
+    load_mutants,
+    rubric_problems,
+    verify,
+    verify_rows,
+)
+from labkit.reader.lab import Lab, LabError, Written, load_lab
 
 TOML = """
 slug = "double"
@@ -206,6 +213,28 @@ def test_what_is_wrong_with_the_files(
     if problem == "is not what":  # the starter lies under the lab's own slug
         found = file_problems(load_lab(folder))
     assert any(problem in words for words in found) if problem else found == []
+
+
+@pytest.mark.parametrize(
+    ("rubric", "words"),
+    [
+        (None, "there is no rubric.md for the written answers"),
+        ("Five points for a good answer.", "rubric.md has no table of points for: why"),
+        ("| points | what |\n|---|---|\n| 3 | **A.** |\n", "the rows of why give 3 points, the"),
+        ("| points | what |\n|---|---|\n| 2.5 | **A.** |\n| 2.5 | **A** |\n", "called the same"),
+        ("| points | what |\n|---|---|\n| 2.5 | **A.** |\n| 2.5 | **B** |\n", ""),
+    ],
+)
+def test_a_rubric_whose_rows_a_marker_could_not_fill_in(
+    folder: Path, rubric: str | None, words: str
+) -> None:
+    lab = dataclasses.replace(
+        load_lab(folder), written=(Written("why", "Why", "core", 5.0),), withheld=()
+    )
+    if rubric is not None:
+        (folder / "rubric.md").write_text(rubric)
+    found = rubric_problems(lab)
+    assert [words in problem for problem in found] == ([True] if words else [])
 
 
 def test_an_edit_that_does_not_fit_is_an_error(folder: Path) -> None:

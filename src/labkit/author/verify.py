@@ -22,6 +22,7 @@ from labkit.author.build import build_notebook, drift, notebook_text
 from labkit.grading.cells import read_cells, reference_cells
 from labkit.grading.grade import Grader, hidden_test_names
 from labkit.grading.report import Report, table
+from labkit.grading.rubric import rubric_rows
 from labkit.reader.lab import Lab, LabError, Task, labs_folder
 from labkit.reader.notebook import Submission, collect
 
@@ -225,8 +226,23 @@ def _first_reason(report: Report) -> str:
 def file_problems(lab: Lab) -> list[str]:
     """What is wrong with a lab's files, before anything is graded."""
     drifted = drift(lab)
-    found = map_problems(lab) + own_problems(lab, load_mutants(lab))
+    found = map_problems(lab) + own_problems(lab, load_mutants(lab)) + rubric_problems(lab)
     return found + ([drifted] if drifted else [])
+
+
+def rubric_problems(lab: Lab) -> list[str]:
+    """What keeps a marker from getting a column for each row of the rubric."""
+    path = lab.folder / "rubric.md"
+    if not lab.written:
+        return []
+    if not path.is_file():
+        return ["there is no rubric.md for the written answers"]
+    try:
+        rows = rubric_rows(path.read_text("utf8"), lab)
+    except LabError as error:
+        return [str(error)]
+    bare = [name for name, found in rows.items() if not found]
+    return [f"rubric.md has no table of points for: {', '.join(bare)}"] if bare else []
 
 
 def verify_rows(lab: Lab, *, unsafe_local: bool = False) -> Iterator[Row]:

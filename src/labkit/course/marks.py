@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.course.record import Record
-from labkit.course.rubric import RubricRow
 from labkit.course.tables import Row, as_given, read_table, write_for_people
+from labkit.grading.rubric import RubricRow
 from labkit.reader.lab import LabError, Written
 
 SECRET = "blind.key"

@@ -25,11 +25,11 @@ from labkit.course.gradebook import (
 )
 from labkit.course.marks import Mark, Sheet, coder, collect_answers
 from labkit.course.record import Record
-from labkit.course.rubric import rubric_rows
 from labkit.course.similarity import Pair, alike, published
 from labkit.course.solve_rates import write_solve_rates
 from labkit.course.tables import write_for_people
 from labkit.grading.cells import read_cells
+from labkit.grading.rubric import rubric_rows
 from labkit.reader.lab import Lab, load_lab
 
 
