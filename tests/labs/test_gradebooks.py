@@ -100,7 +100,8 @@ def test_brightspaces_names_need_its_roster(small_lab: Lab, tmp_path: Path) -> N
         "Lab 1 Points Grade <Numeric MaxPoints:100>,End-of-Line Indicator\n"
         "#0042,#msmith,Smith,Mary-Ann,,#\n#N7,#wz1,Zhang,Wei,,#\n#N8,#wz2,Zhang,Wei,,#\n",
     )
-    assert _write(out, small_lab, results, roster=roster, column="Lab 1") == []
+    problems = _write(out, small_lab, results, roster=roster, column="Lab 1")
+    assert problems == ["1 of 3 on the roster handed in nothing: Wei Zhang"]
     assert _rows(out / "brightspace.csv") == [
         ["OrgDefinedId", "Username", "Lab 1 Points Grade <Numeric MaxPoints:100>",
          "End-of-Line Indicator"],
@@ -120,12 +121,13 @@ def test_two_of_one_name_are_nobody_rather_than_the_wrong_one(
     results = [_result(small_lab, "Wei Zhang_12", system="brightspace")]
     problems = _write(tmp_path / "out", small_lab, results, roster=roster)
     assert problems == [
+        "2 of 2 on the roster handed in nothing: Wei Zhang, Wei Zhang",
         "more than one on the roster is called so: Wei Zhang_12; in no table, enter their points "
-        "by hand"
+        "by hand",
     ]
     stranger = [_result(small_lab, "Eve Ng_12", system="brightspace")]
     problems = _write(tmp_path / "out", small_lab, stranger, roster=roster)
-    assert problems == ["not on the roster, and in no table for it: Eve Ng_12"]
+    assert problems[1] == "not on the roster, and in no table for it: Eve Ng_12"
     assert _systems(tmp_path / "out") == set()
 
 
@@ -145,7 +147,8 @@ def test_a_moodle_worksheet_comes_back_filled_in(small_lab: Lab, tmp_path: Path)
     ]
     problems = _write(tmp_path / "out", small_lab, results, roster=roster)
     assert problems == [
-        "moodle.csv: Ada Lovelace_41 has 105, more than Moodle's maximum of 100, and gets that"
+        "1 of 3 on the roster handed in nothing: Eve Absent",
+        "moodle.csv: Ada Lovelace_41 has 105, more than Moodle's maximum of 100, and gets that",
     ]
     header, *rows = _rows(tmp_path / "out" / "moodle.csv")
     assert header[-1] == "Feedback comments"

@@ -27,6 +27,7 @@ from labkit.course.roster import CANVAS, NUMBERED, Person, Roster
 from labkit.course.tables import write_table
 
 MOODLE = ("Identifier", "Full name", "Grade", "Maximum Grade", "Last modified (grade)")
+SHOWN = 20  # names in one sentence
 BY_LOGIN = ("canvas", "blackboard", "brightspace")  # that know a user name
 # What a system writes behind the name of a gradebook's column.
 NUMBERS = re.compile(r"( \(\d+\)| \[Total Pts: .*\]( \|\d+)?| Points Grade( <.*>)?)$")
@@ -71,11 +72,17 @@ def write_for_systems(
 
 
 def _without_place(lines: Sequence[Line], roster: Roster) -> list[str]:
-    """Say who is in no table for not being one of the roster, or for being two."""
+    """Say who of the roster is missing, and who is in no table for being none or two of it."""
     lost = [line.student for line in lines if line.person is None] if roster.people else []
     doubled = [student for student in lost if roster.candidates(student)]
     strangers = [student for student in lost if student not in doubled]
     said = []
+    absent = [f"{p.first} {p.last}".strip() for p in _absent(lines, roster)]
+    if absent:
+        listed = ", ".join(absent[:SHOWN]) + (", …" if len(absent) > SHOWN else "")
+        said.append(
+            f"{len(absent)} of {len(roster.people)} on the roster handed in nothing: {listed}"
+        )
     if strangers:
         said.append(f"not on the roster, and in no table for it: {', '.join(strangers)}")
     if doubled:
