@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from checkpoints import VOCAB_SIZE
 from runs import Folder, Run
+from torch import Tensor
 
 from quire import RequestHandle, RequestOutput, SamplingParams
 from quire.engine import seed_of_sample
@@ -79,10 +80,35 @@ def random_prompt(rng: random.Random, known: list[list[int]]) -> list[int]:
     return prompt[: MAX_MODEL_LEN - 1]
 
 
+def halve_the_last(output: list[int], logits: Tensor) -> Tensor:
+    """A function of a request's own: what was just said is less likely."""
+    if output:
+        logits[output[-1]] *= 0.5
+    return logits
+
+
+def random_shaping(rng: random.Random, max_tokens: int) -> dict[str, Any]:
+    """Now and then, each of what forbids or favours tokens."""
+
+    def some(count: int) -> list[int]:
+        return rng.sample(range(VOCAB_SIZE), count)
+
+    options: dict[str, Any] = {
+        "min_tokens": rng.randint(0, max_tokens),
+        "logit_bias": {token_id: rng.uniform(-3, 3) for token_id in some(4)},
+        "allowed_token_ids": some(VOCAB_SIZE // 2),
+        "bad_words_ids": [[i] for i in some(3)] + [some(2) for _ in range(40)],
+        "logits_processors": [halve_the_last],
+    }
+    return {name: value for name, value in options.items() if rng.random() < 0.12}
+
+
 def random_params(rng: random.Random) -> SamplingParams:
     """Anything a request can ask for; a seed, so that it can be asked again."""
     penalised = rng.random() < 0.3
+    max_tokens = rng.choice([1, 2, 8, 20, 40])
     return SamplingParams(
+        **random_shaping(rng, max_tokens),
         n=rng.choice([1, 1, 1, 2, 4]),
         temperature=rng.choice([0, 0, 0.7, 1.5]),
         top_k=rng.choice([0, 0, 20]),
@@ -91,7 +117,7 @@ def random_params(rng: random.Random) -> SamplingParams:
         frequency_penalty=0.5 if penalised else 0.0,
         repetition_penalty=1.2 if penalised else 1.0,
         seed=rng.randrange(1000),
-        max_tokens=rng.choice([1, 2, 8, 20, 40]),
+        max_tokens=max_tokens,
         stop_token_ids=rng.sample(range(VOCAB_SIZE), rng.choice([0, 0, 5])),
         logprobs=rng.choice([None, None, 0, 2]),
         prompt_logprobs=rng.choice([None, None, None, 1]),
