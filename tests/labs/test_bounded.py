@@ -22,6 +22,7 @@ from labkit.course.intake import find_handins
 from labkit.course.reading import read_bounded
 from labkit.grading.variants import choose
 from labkit.reader import outputs
+from labkit.reader.cells import MAX_SOURCE
 from labkit.reader.lab import Lab
 from labkit.reader.outputs import TooLarge, _Sieve, without_outputs
 from labkit.sandbox.bounded import Bounds, Exceeded, ask
@@ -155,6 +156,21 @@ def test_a_file_in_the_working_folder_is_no_module(
     (tmp_path / "in.ipynb").write_text("{}")
     monkeypatch.chdir(tmp_path)
     assert "no list of cells" in read_bounded(Path("in.ipynb"), (), lab).problems["sampler"]
+
+
+def test_the_threat_model_states_these_limits() -> None:
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "book" / "instructors" / "threat-model.md").read_text("utf8")
+    bounds = Bounds()
+    for row in (
+        f"| memory | {bounds.memory_bytes >> 20} MiB more than",
+        f"| processor time | {bounds.cpu_seconds} s |",
+        f"| wall time | {bounds.wall_seconds:g} s |",
+        f"left out as the bytes go by | {outputs.MAX_KEPT >> 20} MiB |",
+        f"| the file, its outputs included | {outputs.MAX_BYTES >> 20} MiB |",
+        f"| one cell or answer | {MAX_SOURCE:,} characters |",
+    ):
+        assert row in page
 
 
 # ---- hand-ins that parsers choke on

@@ -8,9 +8,9 @@ import platform
 import re
 import struct
 from pathlib import Path
-from typing import Any
 
 import pytest
+from probe import ask
 
 from labkit.sandbox.process import Child, Limits, Surroundings
 from labkit.sandbox.syscalls import (
@@ -110,15 +110,6 @@ HOSTILE: dict[str, tuple[int | None, int | None]] = {
 }
 
 
-def _ask(child: Child, body: str) -> Any:
-    """Run a function's body in the child and return what it gives."""
-    lines = "\n".join(f"    {line}" for line in body.strip().split("\n"))
-    reply = child.request({"op": "load", "cells": [["probe", f"def probe():\n{lines}"]]})
-    assert "error" not in reply, reply
-    reply = child.request({"op": "call", "name": "probe", "args": []})
-    return reply.get("value", reply.get("error"))
-
-
 # ---- the program, run by a few lines that do what the kernel does
 
 
@@ -210,7 +201,7 @@ for name, number in {numbers!r}.items():
 return found
 """
     with Child(Surroundings(), LIMITS) as child:
-        found = _ask(child, body)
+        found = ask(child, body)
     assert found == {key: [-1, errno.EPERM] for key in numbers}
 
 
@@ -235,15 +226,18 @@ except OSError as error:
 return [found, os.get_blocking(null), os.isatty(null)]
 """
     with Child(Surroundings(), LIMITS) as child:
-        assert _ask(child, body) == [[errno.EPERM] * 7, True, False]
+        assert ask(child, body) == [[errno.EPERM] * 7, True, False]
 
 
 def test_the_machines_devices_keep_their_mode_owner_and_times() -> None:
     """Also where root grades, whom the kernel takes for the nodes' owner."""
     nodes = [Path("/dev", name) for name in ("null", "zero", "random", "urandom")]
 
-    def kept() -> list[tuple[int, int, int, int]]:
-        return [(s.st_mode, s.st_uid, s.st_gid, s.st_mtime_ns) for s in map(os.stat, nodes)]
+    def kept() -> list[tuple[int, ...]]:
+        return [
+            (s.st_mode, s.st_uid, s.st_gid, s.st_atime_ns, s.st_mtime_ns, s.st_ctime_ns)
+            for s in map(os.stat, nodes)
+        ]
 
     before = kept()
     body = """
@@ -264,7 +258,7 @@ with open("/dev/null", "w") as null:
 return [os.listdir("/dev"), changed, len(open("/dev/urandom", "rb").read(3))]
 """
     with Child(Surroundings(), LIMITS) as child:
-        names, changed, read = _ask(child, body)
+        names, changed, read = ask(child, body)
     assert (sorted(names), changed, read) == (["null", "random", "urandom", "zero"], [], 3)
     assert kept() == before
 
@@ -306,5 +300,5 @@ except KeyboardInterrupt:
 return [bool(it) for it in done]
 """
     with Child(Surroundings(("numpy",)), LIMITS) as child:
-        found = _ask(child, body)
+        found = ask(child, body)
     assert found == [True] * 22

@@ -1,8 +1,9 @@
 """A child process for the reader's code, and the pipe to it.
 
-What the child sees is `labkit.sandbox.jail`'s business, what it may ask of the kernel that of
-`labkit.sandbox.syscalls`. Here the parent keeps the clock and the scales: a request that is not
-answered in time, or answered with too much or with anything but plain JSON, ends the child.
+How it starts is `labkit.sandbox.start`'s business, what it sees that of `labkit.sandbox.jail`,
+and what it may ask of the kernel that of `labkit.sandbox.syscalls`. Here the parent keeps the clock
+and the scales: a request that is not answered in time, or answered with too much or with anything
+but plain JSON, ends the child.
 """
 
 from __future__ import annotations
@@ -11,20 +12,15 @@ import json
 import os
 import secrets
 import select
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from labkit.sandbox import jail
 from labkit.sandbox.child import from_wire
-from labkit.sandbox.jail import NoSandbox, find_bubblewrap
-from labkit.sandbox.syscalls import UnknownMachine, filter_program
+from labkit.sandbox.jail import NoSandbox
+from labkit.sandbox.start import Limits, Surroundings, start
 
-__all__ = ["Child", "ChildLost", "Limits", "NoSandbox", "StartTooSlow"]
+__all__ = ["Child", "ChildLost", "Limits", "NoSandbox", "StartTooSlow", "Surroundings"]
 
 ENDED = "the process ended: it crashed, or the code ended it"
 START_SECONDS = 30.0  # for the interpreter to answer, on a busy machine too
@@ -44,80 +40,6 @@ class ChildLost(RuntimeError):
 
 class StartTooSlow(RuntimeError):
     """A child did not answer in time before any code was sent to it: the machine is busy."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a child may use. It is one thread, may start nothing and write no file at all."""
-
-    call_seconds: float = 10.0  # wall time of one request, on a busy machine too
-    wall_seconds: float = 90.0  # of all requests to a child together
-    handin_seconds: float = 300.0  # of all tests of a hand-in, whatever children they take
-    cpu_seconds: int = 30  # of the whole child
-    memory_bytes: int = 2 << 30  # of address space
-    reply_bytes: int = 8 << 20
-    open_files: int = 64
-
-    def of_process(self) -> dict[str, int]:
-        """The limits that the kernel keeps, by their names in `resource`."""
-        return {
-            "RLIMIT_CPU": self.cpu_seconds,
-            "RLIMIT_AS": self.memory_bytes,
-            "RLIMIT_NOFILE": self.open_files,
-            "RLIMIT_NPROC": 0,
-            "RLIMIT_FSIZE": 0,
-            "RLIMIT_CORE": 0,
-        }
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a lab's code finds in its child: packages, and modules of them that are withheld."""
-
-    packages: tuple[str, ...] = ()
-    withheld: tuple[str, ...] = ()
-
-
-def _start(
-    surroundings: Surroundings, limits: Limits, unsafe_local: bool
-) -> subprocess.Popen[bytes]:
-    """Start a child; with `unsafe_local` as a bare process.
-
-    Raises:
-        NoSandbox: bubblewrap is missing, or there is no filter for this machine.
-    """
-    packages, withheld = surroundings.packages, surroundings.withheld
-    arguments = ["-I", "-S", "-B"]
-    if unsafe_local:
-        found = jail.package_paths(packages, withheld).values()
-        outside = sorted({str(path.parent) for path in found})
-        user = jail.user_without_bubblewrap(packages, withheld)
-        script = json.dumps([limits.of_process(), outside, user])
-        return _open([sys.executable, *arguments, str(jail.CHILD), script], ())
-    bubblewrap = find_bubblewrap()
-    try:
-        program = filter_program()
-    except UnknownMachine as unknown:
-        raise NoSandbox(f"{unknown}; --unsafe-local runs your own notebooks without it") from None
-    with tempfile.TemporaryFile() as file:
-        file.write(program)
-        file.seek(0)
-        command = jail.command(bubblewrap, packages, withheld, file.fileno())
-        script = json.dumps([limits.of_process(), ["/packages"], None])
-        return _open([*command, *arguments, "/child.py", script], (file.fileno(),))
-
-
-def _open(command: list[str], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command,
-        stdin=pipe,
-        stdout=pipe,
-        stderr=pipe,
-        env=jail.ENVIRONMENT,
-        pass_fds=descriptors,
-        bufsize=0,
-    )
 
 
 class Child:
@@ -147,7 +69,8 @@ class Child:
         self._limits = limits or Limits()
         self._helper = helper
         self._lost: str | None = None
-        self._process = _start(surroundings, self._limits, unsafe_local)
+        self._process, leash = start(surroundings, self._limits, unsafe_local)
+        self._leash: int | None = leash
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
@@ -246,6 +169,9 @@ class Child:
     def close(self) -> None:
         """End the child and everything it started."""
         self._lost = self._lost or "closed"
+        if self._leash is not None:
+            os.close(self._leash)
+            self._leash = None
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):

@@ -34,6 +34,7 @@ SLUG = "autoregressive-decoding"
 HEAD = re.compile(r"^# (tries|outcome|earns|says|seconds|key|with|task): (.*)$", re.M)
 HEADER = "| attack | tries | earned, of what plain code earns | harm | why |\n|---|---|---|---|---|"
 SECRET = "what only the grader may read"
+DEVICES = [path for path in map(Path, ("/dev/null", "/dev/zero", "/dev/urandom")) if path.exists()]
 KEY = CourseKey(b"a key of the tests, 32 bytes long")
 WRONG_PREDECESSORS = {
     "sampler": "def distribution(logits, output_ids, params):\n    return None\n\n\n"
@@ -86,7 +87,7 @@ def load_attacks() -> list[Attack]:
 
 
 class Host:
-    """What an attack might harm or read: files, a server, an environment variable.
+    """What an attack might harm or read: files, devices, a server, an environment variable.
 
     `damage` compares all of it, and the lab's own folder, with how it was.
     """
@@ -134,7 +135,11 @@ class Host:
         hidden = self.lab.folder / "hidden"
         own = [p for p in self.folder.rglob("*") if ".hypothesis" not in p.parts]
         paths = [*own, self.lab.folder / "master.py", *hidden.glob("*.*")]
-        return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.is_file()}
+        found = {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.is_file()}
+        for path in DEVICES:
+            kept = path.stat()
+            found[str(path)] = f"{kept.st_mode:o} {kept.st_uid} {kept.st_gid} {kept.st_mtime_ns}"
+        return found
 
     def damage(self) -> list[str]:
         """Say what is not as it was."""
