@@ -107,7 +107,9 @@ class AsyncEngine:
         if request_id is None:
             self._num_requests += 1
             request_id = f"async-{self._num_requests}"
-        params = SamplingParams() if sampling_params is None else sampling_params
+        params = (
+            self.llm.get_default_sampling_params() if sampling_params is None else sampling_params
+        )
         read = await asyncio.to_thread(self.llm.engine.prompts.read, prompt, params)
         listener = _Listener()
         self._send(lambda: self._add(request_id, read, params, options, listener))

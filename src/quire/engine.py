@@ -12,14 +12,15 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from quire.config import EngineConfig
 from quire.detokenizer import Detokenizer, Tokenizer
 from quire.errors import InvalidRequestError, QuireError
 from quire.executor import Executor
-from quire.messages import SchedulerOutput, StepResult
+from quire.messages import Logprob, SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
 from quire.outputs import RequestOutput
 from quire.progress import RequestHandle
@@ -193,20 +194,31 @@ class LLMEngine:
     ) -> list[RequestHandle]:
         """Give each request what a step brought it; return the handles of those that grew."""
         for request_id, scores in result.prompt_logprobs.items():
-            if request_id in self._owners:
-                self._owners[request_id].add_prompt_logprobs(request_id, scores)
+            handle = self._owners.get(request_id)
+            if handle is not None:
+                rows = self._readable(handle.sequences[0].request, scores.rows)
+                handle.add_prompt_logprobs(request_id, replace(scores, rows=rows))
         grown: dict[str, RequestHandle] = {}
         for request in advanced:
             handle = self._owners.get(request.request_id)
             if handle is None:  # withdrawn since
                 continue
-            handle.take(request, result.logprobs.get(request.request_id, ()), now)
+            rows = self._readable(request, result.logprobs.get(request.request_id, ()))
+            handle.take(request, rows, now)
             if request.finish_reason is not None:
                 del self._owners[request.request_id]
                 if handle.finished:
                     del self._handles[handle.request_id]
             grown[handle.request_id] = handle
         return list(grown.values())
+
+    def _readable(
+        self, request: Request, rows: Sequence[dict[int, Logprob]]
+    ) -> list[dict[int, Logprob]]:
+        """Return log-probabilities with the tokens' texts, if the request's caller reads text."""
+        if self.tokenizer is None or not request.sampling_params.detokenize:
+            return list(rows)
+        return self.tokenizer.with_texts(rows)
 
 
 def seed_of_sample(params: SamplingParams, index: int) -> int:

@@ -88,6 +88,7 @@ class Logprob:
 
     logprob: float
     rank: int
+    decoded_token: str | None = None  # the token's text alone; None where nobody reads text
 
 
 @dataclass(frozen=True)

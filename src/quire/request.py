@@ -112,8 +112,9 @@ class Request:
             self._extend_text(self.detokenizer, token_id)
 
     def _extend_text(self, detokenizer: Detokenizer, token_id: int) -> None:
-        # The token that ended the output is returned as an id but not as text.
-        if self.finish_reason is not FinishReason.STOP:
+        # The token that ended the output is returned as an id but not as text, unless asked for.
+        with_stop = self.sampling_params.include_stop_str_in_output
+        if with_stop or self.finish_reason is not FinishReason.STOP:
             detokenizer.append(token_id)
         if self.finish_reason is not None:
             detokenizer.finish()

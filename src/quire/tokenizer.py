@@ -7,13 +7,14 @@ copy that nobody sets: it has the same vocabulary in memory, and its own setting
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from quire.messages import Logprob
 from quire.tokenizer_limits import longest_token, text_for_one_token
 
 
@@ -56,6 +57,16 @@ class Tokenizer:
         if token_id not in self._texts:
             self._texts[token_id] = self.decode([token_id])
         return self._texts[token_id]
+
+    def with_texts(self, rows: Sequence[dict[int, Logprob]]) -> list[dict[int, Logprob]]:
+        """Return log-probabilities that say what text each token is."""
+        return [
+            {
+                token_id: Logprob(value.logprob, value.rank, self.token_text(token_id))
+                for token_id, value in row.items()
+            }
+            for row in rows
+        ]
 
     def has_text(self, token_id: int, *, skip_special_tokens: bool) -> bool:
         """Whether decoding looks at a token: not at ids outside the vocabulary."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quire import LLM, CheckpointError, QuireError, SamplingParams
+from quire import LLM, AsyncEngine, CheckpointError, QuireError, RequestOutput, SamplingParams
 from quire.defaults import default_sampling_params
 
 
@@ -68,7 +69,7 @@ def test_advice_that_cannot_be_taken(tmp_path: Path) -> None:
 
 
 def test_it_holds_where_nothing_is_said(text_folder: Path, tmp_path: Path) -> None:
-    """In generate, chat and stream; a caller's own parameters are taken as they are."""
+    """In generate, chat, stream and behind asyncio; what a caller says is taken as it is."""
     folder = with_advice(text_folder, tmp_path, temperature=0.0, max_new_tokens=3)
     llm = LLM(folder, device="cpu", max_num_seqs=2)
     assert llm.get_default_sampling_params() == SamplingParams(temperature=0, max_tokens=3)
@@ -78,6 +79,12 @@ def test_it_holds_where_nothing_is_said(text_folder: Path, tmp_path: Path) -> No
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     chat = [{"role": "user", "content": "def"}]
     assert llm.chat(chat, chat_template=template)[0].outputs[0] == advised
+
+    async def served() -> RequestOutput:
+        async with AsyncEngine(folder, device="cpu", max_num_seqs=2) as engine:
+            return [output async for output in engine.generate("def")][-1]
+
+    assert asyncio.run(served()).outputs[0] == advised
     own = SamplingParams(max_tokens=5, ignore_eos=True)
     assert len(llm.generate("def", own)[0].outputs[0].token_ids) == 5
     neutral = LLM(folder, device="cpu", generation_config="vllm")

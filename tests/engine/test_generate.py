@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import pytest
+import small_tokenizers
 from checkpoints import Scripted
 from transformers import PreTrainedTokenizerFast
 
@@ -185,6 +187,24 @@ def test_prompt_logprobs_with_n(llm: LLM) -> None:
     assert one.prompt_logprobs == [None]
 
 
+def test_logprobs_say_what_the_tokens_are(llm: LLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """As vLLM does: each token decoded alone, special tokens included."""
+    params = SamplingParams(temperature=0, max_tokens=4, logprobs=3, prompt_logprobs=2)
+    (output,) = llm.generate([*tokenizer.encode("é f"), tokenizer.eos_token_id, 5], params)
+    assert output.prompt_logprobs is not None
+    rows = [*output.prompt_logprobs[1:], *(output.outputs[0].logprobs or [])]
+    assert len(rows) == len(output.prompt_token_ids) - 1 + len(output.outputs[0].token_ids)
+    named = {i: value.decoded_token for row in rows if row is not None for i, value in row.items()}
+    assert named == {i: tokenizer.decode([i]) for i in named}
+    assert named[tokenizer.eos_token_id] == "<|end|>"
+    assert named[tokenizer.encode("é")[1]] == "\ufffd"  # a byte of a character
+    (untold,) = llm.generate("f", replace(params, detokenize=False))
+    assert untold.outputs[0].text == ""
+    assert untold.outputs[0].logprobs is not None
+    for row in untold.outputs[0].logprobs:
+        assert {value.decoded_token for value in row.values()} == {None}
+
+
 # --- endings -----------------------------------------------------------------
 
 
@@ -293,3 +313,69 @@ def test_n_end_on_their_own(text_folder: Path, tokenizer: PreTrainedTokenizerFas
         assert completion.finish_reason in ("stop", "length")
         assert "e" not in completion.text
     checkpoints.assert_empty(llm)
+
+
+def test_a_stop_kept_in_the_output(text_folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A stop string, a stop token and the end of sequence, each with its own text."""
+    run = scripted(text_folder, tokenizer, "return item or nothing")
+    keep = SamplingParams(max_tokens=50, include_stop_str_in_output=True)
+    shown = replace(keep, skip_special_tokens=False)
+    string = run(replace(keep, stop=["m or"])).outputs[0]
+    assert (string.text, string.stop_reason) == ("return item or", "m or")
+    stop = tokenizer.encode("return item or nothing")[1]
+    token = run(replace(keep, stop_token_ids=[stop])).outputs[0]
+    assert (token.text, token.stop_reason) == (tokenizer.decode(token.token_ids), stop)
+    assert run(keep).outputs[0].text == "return item or nothing"  # its end has no text
+    assert run(shown).outputs[0].text == "return item or nothing<|end|>"
+
+
+def test_a_special_token_as_stop_string(
+    text_folder: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Where the end of sequence is ignored, a caller may still name it."""
+    run = scripted(text_folder, tokenizer, "return item")
+    params = SamplingParams(max_tokens=50, ignore_eos=True, stop="<|end|>")
+    for skip in (False, True):
+        completion = run(replace(params, skip_special_tokens=skip)).outputs[0]
+        assert (completion.text, completion.stop_reason) == ("return item", "<|end|>")
+        assert completion.finish_reason == "stop"
+        assert completion.token_ids == [*tokenizer.encode("return item"), tokenizer.eos_token_id]
+
+
+def test_special_tokens_in_the_text(text_folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    run = scripted(text_folder, tokenizer, "a<|end|>b")
+    params = SamplingParams(max_tokens=4, ignore_eos=True, skip_special_tokens=False)
+    assert run(params).outputs[0].text == "a<|end|>b<|end|>"
+
+
+# --- SentencePiece -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a tokenizer like Llama 2's."""
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    source = small_tokenizers.llama2()
+    source.save_pretrained(folder)
+    options = {"vocab_size": len(source), "eos_token_id": source.eos_token_id}
+    return checkpoints.write(folder, checkpoints.Spec("llama", options), seed=2)
+
+
+@pytest.mark.parametrize("prompt", ["a b", "b ", "é", "a日"])
+def test_prompt_and_text_are_the_decoded_ids(prompt: str, sentencepiece_folder: Path) -> None:
+    """The space before the output's first word is there, though decoded alone it would go."""
+    tokenizer = small_tokenizers.llama2()
+    output = tokenizer.convert_tokens_to_ids(
+        ["\u2581t", "en", "<0xE6>", "<0x97>", "<0xA5>", "</s>"]
+    )
+    start = len(tokenizer.encode(prompt))
+    llm = LLM(
+        sentencepiece_folder,
+        device="cpu",
+        components=Components(sampler=lambda: Scripted(start, output)),
+    )
+    (found,) = llm.generate(prompt)
+    assert found.outputs[0].token_ids == output
+    assert found.outputs[0].text == " ten日"
+    together = found.prompt_token_ids + output
+    assert prompt + " ten日" == tokenizer.decode(together, skip_special_tokens=True)

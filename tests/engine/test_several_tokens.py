@@ -44,6 +44,9 @@ class Letters:
     def special_text(self, token_id: int) -> str | None:
         return None
 
+    def with_texts(self, rows: list[dict[int, Logprob]]) -> list[dict[int, Logprob]]:
+        return rows
+
 
 class FakeRunner:
     """The fake device as a runner, which also scores each token by its position."""
