@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -58,3 +60,10 @@ def test_no_import_goes_in_a_circle() -> None:
     graph = _graph()
     assert set().union(*graph.values()) <= set(graph)
     TopologicalSorter(graph).prepare()
+
+
+def test_a_notebook_imports_labkit_where_there_is_no_unix() -> None:
+    """As on Windows: what limits a child is imported where a child is started."""
+    code = "import sys; sys.modules.update(fcntl=None, resource=None, grp=None); import labkit"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -90,7 +90,7 @@ class Child:
                     f"the sandbox did not start within {START_SECONDS:g} s: the machine is busy"
                 ) from None
             stderr = self._process.stderr
-            said = stderr.read().decode(errors="replace").strip() if stderr else ""
+            said = stderr.read().decode(errors="replace").strip() if stderr else ""  # all is killed
             self.close()
             raise NoSandbox(
                 f"the sandbox does not start: {said[-300:] or 'no message'}; where user "
@@ -129,7 +129,7 @@ class Child:
             self._lost = str(lost)
         finally:
             self._seconds_left -= time.monotonic() - start
-        self._process.kill()
+        self._kill()
         raise ChildLost(self._lost)
 
     def _exchange(self, message: Request, number: int, deadline: float) -> Request:
@@ -166,13 +166,16 @@ class Child:
             if chunk.endswith(b"\n"):
                 return b"".join(chunks)
 
-    def close(self) -> None:
-        """End the child and everything it started."""
-        self._lost = self._lost or "closed"
+    def _kill(self) -> None:
         if self._leash is not None:
             os.close(self._leash)
             self._leash = None
         self._process.kill()
+
+    def close(self) -> None:
+        """End the child and everything it started."""
+        self._lost = self._lost or "closed"
+        self._kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:

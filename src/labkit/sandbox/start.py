@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -103,6 +102,8 @@ def _open(command: list[str], descriptors: tuple[int, ...]) -> Started:
             process_group=0,
         )
         if sys.platform == "linux":
+            import fcntl  # a reader's notebook imports this file on Windows, too
+
             fcntl.fcntl(end, fcntl.F_SETOWN, -process.pid)
             fcntl.fcntl(end, fcntl.F_SETSIG, signal.SIGKILL)
             fcntl.fcntl(end, fcntl.F_SETFL, os.O_RDONLY | os.O_ASYNC)
