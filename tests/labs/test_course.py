@@ -232,6 +232,13 @@ def test_a_name_that_matches_nobody_stops(own: Course, tmp_path: Path) -> None:
         Course(own={"ada": Own(bonus=1), "ADA": Own(bonus=2)}).check_names(students)
 
 
+def test_an_open_quote_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "times.csv"
+    path.write_text('student,submitted\nada,"2026-10-12' + "\nx,y" * 40_000)
+    with pytest.raises(LabError, match=r"times\.csv, line \d+: field larger than field limit"):
+        read_times(path)
+
+
 def test_a_spreadsheets_own_ways_of_csv_are_read(tmp_path: Path) -> None:
     text = "student;submitted\r\nZoë;2026-10-12T20:00:00\r\n"
     expected = {"Zoë": datetime(2026, 10, 12, 20)}

@@ -77,19 +77,15 @@ def read_table(path: Path, wanted: Sequence[str] = ()) -> tuple[list[str], list[
         text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:
         raise LabError(f"{path} is not in UTF-8: save it as CSV UTF-8") from None
-    lines = text.splitlines()
-    header = max(_headers(lines[0] if lines else ""), key=len)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_separator(lines, header))
+    first = text.partition("\n")[0]
+    separator = max(SEPARATORS, key=lambda s: len(next(csv.reader([first], delimiter=s), [])))
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+        header = list(reader.fieldnames or [])
+        rows = [{k: v or "" for k, v in row.items() if type(k) is str} for row in reader]
+    except csv.Error as error:  # a cell of more than 128 KiB, as an open quote makes one
+        raise LabError(f"{path}, line {reader.line_num}: {error}") from None
     missing = [name for name in wanted if name not in header]
     if missing:
         raise LabError(f"{path} has no column {' and no column '.join(missing)}")
-    rows = [{k: v or "" for k, v in row.items() if type(k) is str} for row in reader]
     return header, rows
-
-
-def _headers(line: str) -> list[list[str]]:
-    return [next(csv.reader([line], delimiter=separator), []) for separator in SEPARATORS]
-
-
-def _separator(lines: list[str], header: list[str]) -> str:
-    return SEPARATORS[_headers(lines[0] if lines else "").index(header)]
