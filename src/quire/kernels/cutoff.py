@@ -6,6 +6,8 @@ the row: sorting 151,936 logits would cost more than a small model's layers.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -79,7 +81,7 @@ def row_cutoffs(
     return cutoffs, last_ties
 
 
-@jit
+@partial(jit, any_alignment=("temperatures", "top_ks", "top_ps", "min_ps"))
 def _cutoff_kernel(
     logits,
     stride,

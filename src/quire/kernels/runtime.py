@@ -6,7 +6,7 @@ importable without it, so kernels take `jit` and `tl` from here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -23,9 +23,15 @@ else:
     triton = tl = None
 
 
-def jit(function: Callable[..., Any]) -> Any:
-    """Compile a kernel with Triton; without Triton it stays a function that nobody calls."""
-    return triton.jit(function) if HAS_TRITON else function
+def jit(function: Callable[..., Any], *, any_alignment: Sequence[str] = ()) -> Any:
+    """Compile a kernel with Triton; without Triton it stays a function that nobody calls.
+
+    Triton compiles anew for a pointer that is a multiple of 16 bytes and for one that is not.
+    `any_alignment` names the pointers where that is of no use: a program reads one number.
+    """
+    if not HAS_TRITON:
+        return function
+    return triton.jit(function, do_not_specialize_on_alignment=any_alignment)
 
 
 @cache

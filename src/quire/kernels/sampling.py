@@ -10,6 +10,8 @@ the row's is `NO_TOKEN`; whoever reads tokens on the host raises the error.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -196,7 +198,7 @@ def _largest_kernel(
     _store_best(score, token, values, token_ids, vocab_size)
 
 
-@jit
+@partial(jit, any_alignment=("temperatures", "cutoffs", "last_ties", "seeds", "positions"))
 def _race_kernel(
     logits,
     stride,
