@@ -86,6 +86,16 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert _totals(tmp_path / "out") == {"ada": 90, "bob": 0, "eve": 60}
 
 
+def test_results_inside_the_folder_of_hand_ins_are_no_hand_ins(
+    small_lab: Lab, handed_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`labkit grade LAB . --out graded` twice, where the class lies."""
+    monkeypatch.chdir(handed_in)
+    for _ in range(2):
+        assert main(["grade", str(small_lab.folder), ".", "--out", "graded", "--jobs", "1"]) == 0
+        assert _totals(handed_in / "graded") == {"ada": 90, "bob": 0, "eve": 60}
+
+
 def test_half_a_record_is_made_again(grade: Any, tmp_path: Path) -> None:
     assert grade() == 0
     path = tmp_path / "out" / "students" / "ada" / "attempt-1.json"

@@ -22,7 +22,7 @@ def grade(options: argparse.Namespace) -> int:
     settings, key = _settings(options)
 
     def jobs(problems: list[str]) -> list[Job]:
-        handins, odd = find_handins(options.submission, settings.lab())
+        handins, odd = find_handins(options.submission, settings.lab(), options.out)
         problems += odd
         return plan(handins, settings, options.out)
 

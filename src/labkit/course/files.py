@@ -40,8 +40,10 @@ class Source:
     whole: bool  # a folder or zip, not files that were given one by one
 
 
-def sources_of(paths: Iterable[Path], problems: list[str]) -> list[Source]:
-    """List what `paths` hold; add to `problems` what cannot be opened.
+def sources_of(
+    paths: Iterable[Path], problems: list[str], results: Path | None = None
+) -> list[Source]:
+    """List what `paths` hold, save the folder of results; say in `problems` what cannot be opened.
 
     Raises:
         LabError: a path that is not there.
@@ -52,7 +54,7 @@ def sources_of(paths: Iterable[Path], problems: list[str]) -> list[Source]:
         if not path.exists():
             raise LabError(f"{path} does not exist")
         if path.is_dir():
-            files = list(_in_folder(path, problems))
+            files = list(_in_folder(path, problems, results))
             sources.append(Source(path.resolve().name, files, whole=True))
         elif path.suffix.lower() == ".zip":
             files = list(_in_zip(path, (), PurePosixPath(), problems))
@@ -79,9 +81,11 @@ def _class_of(source: Source) -> Source:
     return Source(first, inner, whole=True)
 
 
-def _in_folder(folder: Path, problems: list[str]) -> Iterator[File]:
+def _in_folder(folder: Path, problems: list[str], results: Path | None) -> Iterator[File]:
     for path in sorted(folder.rglob("*")):
         place = _place(path.relative_to(folder).as_posix())
+        if results is not None and path.resolve().is_relative_to(results.resolve()):
+            continue  # of an earlier run, with its records of everybody
         if not path.is_file() or path.is_symlink() or _hidden(place):
             continue
         if path.suffix.lower() == ".zip":

@@ -92,15 +92,19 @@ class HandIn:
         return kept.hexdigest()
 
 
-def find_handins(paths: list[Path], lab: Lab) -> tuple[list[HandIn], list[str]]:
+def find_handins(
+    paths: list[Path], lab: Lab, results: Path | None = None
+) -> tuple[list[HandIn], list[str]]:
     """Find every hand-in under `paths`; return them by student and attempt, and what was odd.
+
+    What lies in `results`, where an earlier run wrote, is none.
 
     Raises:
         LabError: a path that is not there, nothing found, or files of which it cannot be said
             whose they are.
     """
     problems: list[str] = []
-    sources = sources_of(paths, problems)
+    sources = sources_of(paths, problems, results)
     _refuse_doubt(sources, lab)
     found = [handin for source in sources for handin in _handins(source, lab, problems)]
     if not found:
