@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -61,7 +62,7 @@ class CacheLayout:
         """KV groups, and so block tables a request."""
         return max(self.groups) + 1
 
-    @property
+    @cached_property  # read in every step
     def windows(self) -> list[int | None]:
         """How far back a query looks in each group, in tokens; None: all the way."""
         return [self.specs[self.groups.index(group)].window for group in range(self.num_groups)]

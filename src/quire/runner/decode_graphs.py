@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from quire.kernels.step import DecodeInputs, begin_step
-from quire.kv.batch import AttentionBatch
 from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.runner.device import DeviceParts
 from quire.sampling.sampler import GraphSafeSampler
@@ -131,27 +130,9 @@ class DecodeGraphs:
             positions=positions,
             slots=slots,
         )
-        attention = [
-            parts.backend.build(
-                AttentionBatch(
-                    query_starts=self._query_starts[: size + 1],
-                    lengths=inputs.lengths,
-                    rows=inputs.rows,
-                    block_table=table,
-                    positions=positions,
-                    slots=slots[group],
-                    block_size=parts.config.cache.block_size,
-                    max_length=parts.config.model.max_model_len,
-                    host=None,
-                    sinks=parts.config.cache.kv_sinks,
-                ),
-                window,
-            )
-            for group, (table, window) in enumerate(
-                zip(batch.block_tables, parts.layout.windows, strict=True)
-            )
-        ]
-        step = parts.step_metadata(positions, attention, slots)
+        step = parts.step_metadata(
+            self._query_starts[: size + 1], inputs.lengths, inputs.rows, positions, slots, host=None
+        )
         hidden = parts.model(tokens, parts.storage, step)
         if ending is Ending.HIDDEN:
             return hidden

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from quire.attention.interface import AttentionBackend
 from quire.config import EngineConfig
+from quire.kv.batch import AttentionBatch, HostSequences
 from quire.kv.spec import CacheLayout
 from quire.kv.storage import KVStorage
 from quire.layers.attention import StepMetadata
@@ -32,9 +33,36 @@ class DeviceParts:
     staging: Staging | Unstaged
 
     def step_metadata(
-        self, positions: Tensor, attention: list[object], slots: list[Tensor]
+        self,
+        query_starts: Tensor,
+        lengths: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        slots: list[Tensor],
+        host: HostSequences | None,
     ) -> StepMetadata:
-        """Hand each layer what belongs to its KV group."""
+        """Describe a step to every layer, each by the block tables of its KV group.
+
+        The arguments are those of `AttentionBatch`, with the slots of each group; a captured
+        step has no `host`.
+        """
+        batches = AttentionBatch.of_groups(
+            query_starts=query_starts,
+            lengths=lengths,
+            rows=rows,
+            positions=positions,
+            slots=slots,
+            block_tables=self.batch.block_tables,
+            block_size=self.config.cache.block_size,
+            max_length=self.config.model.max_model_len,
+            sinks=self.config.cache.kv_sinks,
+            host=host,
+            host_tables=self.batch.host_tables,
+        )
+        attention = [
+            self.backend.build(batch, window)
+            for batch, window in zip(batches, self.layout.windows, strict=True)
+        ]
         return StepMetadata(
             positions=positions,
             attention=[attention[group] for group in self.layout.groups],

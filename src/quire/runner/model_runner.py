@@ -13,7 +13,7 @@ from torch import Tensor
 from quire.attention.interface import AttentionBackend
 from quire.config import EngineConfig
 from quire.errors import QuireError
-from quire.kv.batch import AttentionBatch, HostBatch
+from quire.kv.batch import HostSequences
 from quire.kv.spec import CacheLayout
 from quire.kv.storage import KVStorage
 from quire.messages import ScheduledEntry, SchedulerOutput
@@ -132,23 +132,8 @@ class ModelRunner:
         parts.staging.upload()
         parts.batch.apply(changes)
 
-        attention = []
-        for group, window in enumerate(parts.layout.windows):
-            table = parts.batch.host_tables[group]
-            batch = AttentionBatch(
-                query_starts=query_starts,
-                lengths=lengths,
-                rows=sequence_rows,
-                block_table=parts.batch.block_tables[group],
-                positions=positions,
-                slots=slots[group],
-                block_size=parts.config.cache.block_size,
-                max_length=parts.config.model.max_model_len,
-                host=HostBatch([0, *tokens.ends], tokens.lengths, tokens.rows_of_entries, table),
-                sinks=parts.config.cache.kv_sinks,
-            )
-            attention.append(parts.backend.build(batch, window))
-        step = parts.step_metadata(positions, attention, slots)
+        host = HostSequences([0, *tokens.ends], tokens.lengths, tokens.rows_of_entries)
+        step = parts.step_metadata(query_starts, lengths, sequence_rows, positions, slots, host)
         hidden = parts.model(parts.batch.token_ids[rows, positions], parts.storage, step)
 
         pending = PendingStep(output, sampling, prompt_scores=self._score_prompts(entries, hidden))
