@@ -163,14 +163,15 @@ class LLM:
         self._require_own_process()
         (own,) = self._params_for(1, None if sampling_params is None else [sampling_params])
         (handle,) = self._submit([self.engine.prompts.read(prompt, own)], [own])
-        shown = 0
+        shown = None  # output tokens that the caller knows of
         try:
-            while not (handle.finished and handle.num_output_tokens == shown):
-                if handle.num_output_tokens == shown:
-                    self._advance(handle)
-                else:  # perhaps by the steps of another stream
-                    shown = handle.num_output_tokens
+            while not handle.finished or handle.num_output_tokens != shown:
+                known = handle.num_output_tokens  # perhaps by the steps of another stream
+                if handle.finished or known > (shown or 0):
+                    shown = known
                     yield handle.snapshot()
+                else:
+                    self._advance(handle)
         finally:
             self._withdraw([handle])
 
