@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.reader.lab import Lab, LabError, load_lab
 from labkit.sandbox.process import NoSandbox
-
-if TYPE_CHECKING:  # each command imports what it needs: a reader has no grading libraries
-    from labkit.grading.variants import Choice
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,6 +22,25 @@ def main(arguments: list[str] | None = None) -> int:
     except (LabError, NoSandbox, OSError) as error:  # an OSError names the file
         print(f"labkit: {error}", file=sys.stderr)
         return 2
+
+
+def _later(package: str, name: str) -> Callable[[argparse.Namespace], int]:
+    """A command of `labkit.<package>.commands`, imported when it is called.
+
+    A reader's installation has no libraries for authors and grading.
+    """
+
+    def run(options: argparse.Namespace) -> int:
+        try:
+            module = importlib.import_module(f"labkit.{package}.commands")
+        except ModuleNotFoundError as error:
+            raise LabError(
+                f"labkit {name} needs {error.name}: install what is needed for labs, in a clone of "
+                "the repository with pip install -e '.[labs]'"
+            ) from None
+        return int(getattr(module, name)(options))
+
+    return run
 
 
 def _at_least_one(text: str) -> int:
@@ -108,16 +125,22 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("notebook", type=Path, metavar="NOTEBOOK")
     made.add_argument("--to", type=Path, metavar="FILE", help="by default LAB.submit.json")
 
-    made = command("new", _new, "make a new lab that runs, to be changed into your own")
+    made = command(
+        "new", _later("author", "new"), "make a new lab that runs, to be changed into your own"
+    )
     made.add_argument("slug", metavar="SLUG", help="lower-case words joined by hyphens")
     made.add_argument("--in", dest="folder", type=Path, metavar="DIR", help="by default labs/")
-    made = command("build", _build, "make starter notebooks from their masters")
+    made = command("build", _later("author", "build"), "make starter notebooks from their masters")
     made.add_argument("lab", nargs="+", metavar="LAB", help="slug or folder")
     made.add_argument("--check", action="store_true", help="only say whether it would change")
     made.add_argument("--solution", type=Path, metavar="FILE", help="write the solved notebook")
     made.add_argument("--nbgrader", type=Path, metavar="FILE", help="write nbgrader's source")
     takes_key(made)
-    made = command("verify", _verify, "grade reference, second solution, starter and mutants")
+    made = command(
+        "verify",
+        _later("author", "verify"),
+        "grade reference, second solution, starter and mutants",
+    )
     takes_lab(made)
     made.add_argument(
         "--across",
@@ -127,21 +150,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     takes_unsafe(made)
 
-    made = command("key", _key, "make a course key")
+    made = command("key", _later("author", "key"), "make a course key")
     made.add_argument("file", type=Path, metavar="FILE")
-    made = command("release", _release, "make the folder and zip that students get")
+    made = command(
+        "release", _later("author", "release"), "make the folder and zip that students get"
+    )
     takes_lab(made)
     takes_key(made)
     made.add_argument("--out", type=Path, default=Path("release"), metavar="DIR")
-    made = command("grade", _grade, "grade a class: notebooks, submit files, folders or zips")
+    made = command(
+        "grade",
+        _later("course", "grade"),
+        "grade a class: notebooks, submit files, folders or zips",
+    )
     takes_lab(made)
     made.add_argument("submission", nargs="+", type=Path, metavar="SUBMISSION")
     takes_class(made)
-    made = command("regrade", _regrade, "grade again what is graded, and say what changed")
+    made = command(
+        "regrade", _later("course", "regrade"), "grade again what is graded, and say what changed"
+    )
     takes_lab(made)
     made.add_argument("--student", action="append", default=[], help="only this one; repeatable")
     takes_class(made)
-    made = command("bundle", _bundle, "make the zip that Gradescope takes as an autograder")
+    made = command(
+        "bundle", _later("author", "bundle"), "make the zip that Gradescope takes as an autograder"
+    )
     takes_lab(made)
     takes_key(made)
     made.add_argument("--out", type=Path, metavar="FILE", help="by default LAB-gradescope.zip")
@@ -199,138 +232,6 @@ def _restore(options: argparse.Namespace) -> int:
     target.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", "utf8")
     print(f"wrote {target} with {', '.join(names) or 'nothing: the saved file is empty'}")
     return 0
-
-
-# ---- authors
-
-
-def _new(options: argparse.Namespace) -> int:
-    from labkit.author.new import scaffold
-    from labkit.reader.lab import labs_folder
-
-    folder = scaffold(options.slug, options.folder or labs_folder())
-    print(f"wrote {folder}: change it, then labkit build {folder} and labkit verify {folder}")
-    return 0
-
-
-def _build(options: argparse.Namespace) -> int:
-    from labkit.author.build import (
-        build_notebook,
-        drift,
-        nbgrader_source,
-        notebook_text,
-        starter_path,
-    )
-
-    other = [path for path in (options.solution, options.nbgrader) if path is not None]
-    if options.course_key_file is not None and not other:
-        raise LabError(
-            "a starter in the repository is the public variant's: with a course key give "
-            "--solution or --nbgrader, and make the students' notebook with labkit release"
-        )
-    if other and len(options.lab) > 1:
-        raise LabError(f"{other[0]} can hold one lab only, not {', '.join(options.lab)}")
-    drifted = []
-    for name in options.lab:
-        lab = load_lab(name)
-        if options.check:
-            drifted += [words for words in [drift(lab)] if words]
-            continue
-        variant = _choice(options, lab).variant
-        made = {}
-        if options.solution is not None:
-            made[options.solution] = build_notebook(lab, variant, solution=True)
-        if options.nbgrader is not None:
-            made[options.nbgrader] = nbgrader_source(lab, variant)
-        for path, notebook in (made or {starter_path(lab): build_notebook(lab)}).items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(notebook_text(notebook), "utf8")
-            print(f"wrote {path}, variant {variant}")
-    for words in drifted:
-        print(f"labkit: {words}", file=sys.stderr)
-    return 1 if drifted else 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from labkit.author.across import across, across_table
-    from labkit.author.verify import file_problems, score_table, verify_rows
-
-    lab = load_lab(options.lab)
-    if options.across:
-        print(across_table(lab, list(across(lab, unsafe_local=options.unsafe_local))))
-        return 0
-    problems = file_problems(lab)
-    solutions = verify_rows(lab, unsafe_local=options.unsafe_local)
-    rows = list(tqdm(solutions, desc=f"verifying {lab.slug}", unit=" solutions", disable=None))
-    problems += [f"{row.name}: {row.problem}" for row in rows if row.problem]
-    print(score_table(lab, rows))
-    for problem in problems:
-        print(f"labkit: {problem}", file=sys.stderr)
-    return 1 if problems else 0
-
-
-# ---- instructors
-
-
-def _release(options: argparse.Namespace) -> int:
-    from labkit.author.release import release
-
-    lab = load_lab(options.lab)
-    variant = _choice(options, lab).variant
-    for path in release(lab, options.out, variant):
-        print(f"wrote {path}")
-    print(f"variant {variant}: {lab.variants[variant]}; {_key_in_words(options)}")
-    return 0
-
-
-def _bundle(options: argparse.Namespace) -> int:
-    from labkit.author.bundle import bundle
-    from labkit.grading.tiers import check_tiers
-
-    lab = load_lab(options.lab)
-    path = options.out or Path(f"{lab.slug}-gradescope.zip")
-    choice, tiers = _choice(options, lab), check_tiers(lab, options.tiers)
-    bundle(lab, path, choice, unsafe_local=options.unsafe_local, tiers=tiers)
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    print(f"variant {choice.variant}; {_key_in_words(options)}")
-    return 0
-
-
-def _grade(options: argparse.Namespace) -> int:
-    from labkit.course.commands import grade
-
-    return grade(options)
-
-
-def _regrade(options: argparse.Namespace) -> int:
-    from labkit.course.commands import regrade
-
-    return regrade(options)
-
-
-def _key(options: argparse.Namespace) -> int:
-    from labkit.grading.variants import new_key
-
-    key = new_key(options.file)
-    print(f"wrote {options.file}, fingerprint {key.fingerprint}: keep it, and keep it secret")
-    return 0
-
-
-def _choice(options: argparse.Namespace, lab: Lab) -> Choice:
-    from labkit.grading.variants import choose, read_key
-
-    file = options.course_key_file
-    return choose(lab, None if file is None else read_key(file))
-
-
-def _key_in_words(options: argparse.Namespace) -> str:
-    from labkit.grading.variants import read_key
-
-    if options.course_key_file is None:
-        return "no course key: the public variant and seeds, for a workshop and not for marks"
-    return f"course key of fingerprint {read_key(options.course_key_file).fingerprint}"
 
 
 if __name__ == "__main__":

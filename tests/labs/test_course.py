@@ -107,6 +107,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         *3 * ["grace@x.org"],
         None,
     ]
+    assert course.time_of("lovelaceada_4000", None) == datetime(2026, 10, 12, 20)  # by the roster
     assert load_course(tmp_path / "course.toml", "batching").due is None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -160,3 +162,13 @@ def test_the_solved_notebook_and_nbgraders_source_follow_the_key(
     assert "with a course key give --solution or --nbgrader" in capsys.readouterr().err
     assert main(["build", "batching", lab.slug, "--solution", str(solved)]) == 2
     assert "can hold one lab only, not batching, autoregressive-decoding" in capsys.readouterr().err
+
+
+def test_a_library_that_is_not_installed_is_named(lab: Lab) -> None:
+    program = (
+        "import sys; sys.modules['tqdm'] = None; from labkit.cli import main; "
+        "sys.exit(main(['grade', 'batching', 'x.ipynb', '--out', 'out']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("labkit: labkit grade needs tqdm: install what is needed")
