@@ -84,10 +84,10 @@ class Detokenizer:
         decoded = self._tokenizer.decode(self._window)
         # U+FFFD at the end stands for a character whose bytes may not all be there.
         is_open = decoded.endswith(_REPLACEMENT)
-        self._take(decoded[:-1] if is_open else decoded)
+        is_settled = self._take(decoded[:-1] if is_open else decoded) and not is_open
         # Forget tokens, so that each is decoded a few times only.
-        if not is_open or len(self._window) > 2 * _UNFINISHED:
-            self._window = self._window[-_UNFINISHED if is_open else -1 :]
+        if is_settled or len(self._window) > 2 * _UNFINISHED:
+            self._window = self._window[-1 if is_settled else -_UNFINISHED :]
             self._known = len(self._tokenizer.decode(self._window)) - is_open
 
     def finish(self) -> None:
@@ -96,14 +96,15 @@ class Detokenizer:
         if self.stopped_by is None:
             self._take(self._tokenizer.decode(self._window))
 
-    def _take(self, decoded: str) -> None:
-        """Extend `text` by what the window's text has more than was known of it."""
+    def _take(self, decoded: str) -> bool:
+        """Extend `text` by what the window's text has more than was known; say if there is any."""
         new = decoded[self._known :]
         self._known = max(self._known, len(decoded))
         if new:
             new = new.removeprefix(self._unsettled)  # it came out as it stands in the prompt
             self._unsettled = ""
             self._extend(new)
+        return bool(new)
 
     def _extend(self, new: str) -> None:
         before = len(self.text)

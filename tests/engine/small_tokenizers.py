@@ -44,6 +44,16 @@ def llama2() -> PreTrainedTokenizerFast:
     return finished(backend, "<s>", "</s>", bos=True)
 
 
+def gemma() -> PreTrainedTokenizerFast:
+    """The same without a space before a text: none is dropped."""
+    backend = Tokenizer(sentencepiece_model())
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return finished(backend, "<s>", "</s>", bos=True)
+
+
 def mistral() -> PreTrainedTokenizerFast:
     """The same through a Metaspace pre-tokenizer, which prepends to the first piece only."""
     backend = Tokenizer(sentencepiece_model())
@@ -81,6 +91,16 @@ def words() -> PreTrainedTokenizerFast:
     return finished(backend, "<s>", "</s>")
 
 
+def word_pieces() -> PreTrainedTokenizerFast:
+    """Words and their ends, as in BERT: a space before each that is no end."""
+    names = ["<s>", "</s>", "<unk>", "one", "two", "##s", "##é", "\ufffd", "."]
+    vocab = {name: number for number, name in enumerate(names)}
+    backend = Tokenizer(models.WordPiece(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.decoder = decoders.WordPiece()
+    return finished(backend, "<s>", "</s>")
+
+
 def finished(
     backend: Tokenizer, start: str, end: str, *, bos: bool = False
 ) -> PreTrainedTokenizerFast:
@@ -102,7 +122,9 @@ def finished(
 
 KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "llama2": llama2,
+    "gemma": gemma,
     "mistral": mistral,
     "byte-level": byte_level,
     "words": words,
+    "word pieces": word_pieces,
 }

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from small_tokenizers import KINDS, byte_level, llama2, mistral
+from small_tokenizers import KINDS, byte_level, gemma, llama2, mistral
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -101,6 +101,7 @@ def test_many_threads_encode_at_once() -> None:
 
 LIMITED = {
     "llama2": llama2,
+    "gemma": gemma,
     "mistral": mistral,
     "byte-level": byte_level,
     "composing": lambda: byte_level(normalizers.NFC()),
