@@ -159,8 +159,8 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while self._take_messages():
-                for output in self.llm.engine.step():
-                    self._tell(output)
+                for handle in self.llm.engine.advance():
+                    self._tell(handle.request_id, handle.error or handle.snapshot())
         except Exception as error:  # every reader must learn of it
             with self._wake:
                 self._failure = error
@@ -197,12 +197,13 @@ class AsyncEngine:
         else:
             self._listeners[request_id] = listener
 
-    def _tell(self, output: RequestOutput) -> None:
-        listener = self._listeners.get(output.request_id)
+    def _tell(self, request_id: str, news: RequestOutput | Exception) -> None:
+        """Hand a listener what is new; a request that failed fails for it alone."""
+        listener = self._listeners.get(request_id)
         if listener is not None:
-            listener.tell(output)
-            if output.finished:
-                del self._listeners[output.request_id]
+            listener.tell(news)
+            if isinstance(news, Exception) or news.finished:
+                del self._listeners[request_id]
 
     def _withdraw(self, request_id: str, listener: _Listener) -> None:
         """Abort a request if it is still this listener's."""
@@ -212,4 +213,4 @@ class AsyncEngine:
     def _abort(self, request_id: str) -> None:
         output = self.llm.engine.abort_request(request_id)
         if output is not None:
-            self._tell(output)
+            self._tell(request_id, output)

@@ -25,7 +25,7 @@ from quire.models.config import ModelConfig
 from quire.outputs import RequestOutput
 from quire.progress import RequestHandle
 from quire.prompts import Prompt, PromptReader
-from quire.request import Request
+from quire.request import FinishReason, Request
 from quire.runner.pending import PendingStep
 from quire.sampling.params import SamplingParams
 from quire.sampling.resolve import resolve
@@ -127,17 +127,21 @@ class LLMEngine:
         handle = self._handles.pop(request_id, None)
         if handle is None:
             return None
-        for sequence in handle.sequences:
-            request = sequence.request
-            if self._owners.pop(request.request_id, None) is not None:
-                self._scheduler.abort(request.request_id)
-                handle.withdraw(request)
+        self._withdraw(handle, FinishReason.ABORT)
         if not self.has_requests:
             self._drain()
         return handle.snapshot()
 
+    def _withdraw(self, handle: RequestHandle, reason: FinishReason) -> None:
+        """End those of a prompt's sequences that have not ended."""
+        for sequence in handle.sequences:
+            request = sequence.request
+            if self._owners.pop(request.request_id, None) is not None:
+                self._scheduler.abort(request.request_id, reason)
+                handle.withdraw(request, reason)
+
     def step(self) -> list[RequestOutput]:
-        """Run one step; return the prompts that got a token, as they then stand.
+        """Run one step; return the prompts that got a token or failed, as they then stand.
 
         Raises:
             QuireError: nothing was scheduled though requests wait, so no step ever will.
@@ -145,7 +149,7 @@ class LLMEngine:
         return [handle.snapshot() for handle in self.advance()]
 
     def advance(self) -> list[RequestHandle]:
-        """Run one step as `step` does; return the prompts that got a token, uncopied."""
+        """Run one step as `step` does; return the prompts that got a token or failed, uncopied."""
         while len(self._in_flight) < self.config.max_in_flight:
             begin = time.perf_counter()
             scheduled = self._scheduler.schedule()
@@ -157,6 +161,7 @@ class LLMEngine:
         scheduled = pending.output
         with self._retracting(scheduled):
             result = pending.wait()
+        failed = self._fail(result.failures)
         advanced = self._scheduler.update(scheduled, result)
         end = time.perf_counter()
         queued = [scheduled, *(step.output for step, _ in self._in_flight)]
@@ -168,7 +173,7 @@ class LLMEngine:
             )
         if self.trace is not None:
             self.trace.record(scheduled, result, begin, end)
-        grown = self._collect(advanced, result, end)
+        grown = failed + self._collect(advanced, result, end)
         if not self.has_requests:
             self._drain()
         return grown
@@ -188,6 +193,21 @@ class LLMEngine:
         while self._in_flight:
             pending, _ = self._in_flight.popleft()
             self._scheduler.update(pending.output, pending.wait())
+
+    def _fail(self, failures: dict[str, str]) -> list[RequestHandle]:
+        """End the prompts that have no next token, and them alone.
+
+        A request that has ended or was withdrawn since loses nothing by it.
+        """
+        failed = []
+        for request_id, reason in failures.items():
+            handle = self._owners.get(request_id)
+            if handle is not None:
+                handle.error = QuireError(reason)
+                self._withdraw(handle, FinishReason.ERROR)
+                del self._handles[handle.request_id]
+                failed.append(handle)
+        return failed
 
     def _collect(
         self, advanced: list[Request], result: StepResult, now: float

@@ -172,6 +172,7 @@ class LLM:
                     yield handle.snapshot()
                 else:
                     self._advance(handle)
+            _raise_errors([handle])
         finally:
             self._withdraw([handle])
 
@@ -225,6 +226,7 @@ class LLM:
                 for handle in handles:
                     while not handle.finished:
                         self._advance(handle)
+                        _raise_errors(handles)
                         progress.update(sum(h.finished for h in handles) - progress.n)
         finally:  # an interrupt must not leave requests behind
             self._withdraw(handles)
@@ -272,3 +274,10 @@ class LLM:
     def _abort_withdrawn(self) -> None:
         while self._withdrawn:
             self.engine.abort_request(self._withdrawn.popleft().request_id)
+
+
+def _raise_errors(handles: Sequence[RequestHandle]) -> None:
+    """Raise what ended a request: a step that found no token for it."""
+    for handle in handles:
+        if handle.error is not None:
+            raise handle.error

@@ -111,5 +111,7 @@ class StepResult:
     token_ids: dict[str, list[int]]
     logprobs: dict[str, list[dict[int, Logprob]]] = field(default_factory=dict)  # one a token
     prompt_logprobs: dict[str, PromptLogprobs] = field(default_factory=dict)
+    # Requests that have no next token, and why: their logits held none.
+    failures: dict[str, str] = field(default_factory=dict)
     # How many drafts lie in the request's row behind these tokens, for its next step.
     num_draft_tokens: dict[str, int] = field(default_factory=dict)

@@ -17,7 +17,7 @@ class CompletionOutput:
     index: int
     text: str
     token_ids: list[int]
-    finish_reason: str | None = None  # "stop", "length", "abort"; None while it runs
+    finish_reason: str | None = None  # "stop", "length", "abort", "error"; None: it runs
     stop_reason: int | str | None = None  # the stop string or token id that ended it
     cumulative_logprob: float | None = None  # nats, with logprobs only
     logprobs: list[dict[int, Logprob]] | None = None

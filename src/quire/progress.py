@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from quire.errors import QuireError
 from quire.messages import Logprob, PromptLogprobs
 from quire.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from quire.request import FinishReason, Request
@@ -81,6 +82,7 @@ class RequestHandle:
             )
             for index, request in enumerate(requests)
         ]
+        self.error: QuireError | None = None  # why it ended, if a step found no token for it
         self._by_request = {s.request.request_id: s for s in self.sequences}
         self._num_running = len(self.sequences)
         self._prompt = prompt
@@ -105,9 +107,9 @@ class RequestHandle:
         self._by_request[request.request_id].take(logprobs, now)
         self._num_running -= request.finish_reason is not None
 
-    def withdraw(self, request: Request) -> None:
-        """End a sequence that its caller wants no more of; what it has said is all it says."""
-        request.finish_reason = FinishReason.ABORT
+    def withdraw(self, request: Request, reason: FinishReason) -> None:
+        """End a sequence early; what it has said is all it says."""
+        request.finish_reason = reason
         if request.detokenizer is not None:
             request.detokenizer.finish()
         self._num_running -= 1

@@ -18,6 +18,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  # an end-of-sequence or stop token, or a stop string
     LENGTH = "length"  # max_tokens, or the model's longest sequence
     ABORT = "abort"  # withdrawn by the caller
+    ERROR = "error"  # a step found no token for it; whoever asked for it gets the error
 
 
 # docs: request begin

@@ -155,7 +155,7 @@ def test_a_failing_step_reaches_every_reader(engine: AsyncEngine) -> None:
         streams = [engine.generate(prompt, LONG) for prompt in PROMPTS[:2]]
         for stream in streams:
             await anext(stream)
-        engine.llm.engine.step = broken  # type: ignore[method-assign, assignment]
+        engine.llm.engine.advance = broken  # type: ignore[method-assign, assignment]
 
         async def rest(stream: Any) -> None:
             async for _ in stream:
@@ -167,7 +167,7 @@ def test_a_failing_step_reaches_every_reader(engine: AsyncEngine) -> None:
     assert [str(error) for error in errors] == ["the device is gone"] * 2
     with pytest.raises(QuireError, match="stopped"):
         run_async(collect(engine, PROMPTS[0], GREEDY))
-    del engine.llm.engine.step  # the fixture looks the engine over
+    del engine.llm.engine.advance  # the fixture looks the engine over
     for request_id in list(engine.llm.engine._handles):
         engine.llm.engine.abort_request(request_id)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quire import LLM, QuireError, SamplingParams
+from quire import LLM, AsyncEngine, QuireError, RequestOutput, SamplingParams, Trace
 from quire.kernels.sampling import NO_TOKEN, greedy_torch, sample_torch
 from quire.sampling.sampler import gather_logprobs
 
@@ -101,10 +103,10 @@ def test_nan_in_a_checkpoint(checkpoint: Callable[[str], Path], tmp_path: Path) 
 def test_a_prompt_is_not_scored_with_nan(
     num_top: int, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """In a step that scores and chooses nothing; the position is that of the first bad score."""
+    """In a step that scores and chooses nothing."""
     folder = scaled_checkpoint(checkpoint("qwen2"), tmp_path / "nan", NAN)
     llm = LLM(folder, device="cpu", max_num_seqs=2, max_num_batched_tokens=4)
-    message = r"request '.*' has no log-probability for the prompt's token at position 1 in step 1"
+    message = r"request '.*' has no log-probabilities for its prompt from position 1 on in step 1"
     with pytest.raises(QuireError, match=message):
         llm.generate([list(range(1, 10))], replace(GREEDY, prompt_logprobs=num_top))
     checkpoints.assert_empty(llm)
@@ -129,3 +131,78 @@ def test_a_request_that_forbids_every_token(
         llm.generate([[1, 2, 3], [4, 5]], [GREEDY, SamplingParams(max_tokens=6, **options)])
     checkpoints.assert_empty(llm)
     assert llm.generate([[1, 2, 3]], GREEDY)[0].outputs[0].token_ids == answer
+
+
+# One 5 and then nothing: every token is forbidden behind it.
+ONE_FIVE: dict[str, Any] = {"allowed_token_ids": [5], "bad_words_ids": [[5, 5]], "max_tokens": 6}
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_only_the_request_without_a_token_ends(
+    overlap: bool, checkpoint: Callable[[str], Path]
+) -> None:
+    """Beside it nothing is lost or computed twice; what it had said stands."""
+    folder = checkpoint("qwen2")
+    trace = Trace()
+    llm = LLM(folder, device="cpu", max_num_seqs=4, overlap=overlap, trace=trace)
+    answer = llm.generate([[1, 2, 3]], GREEDY)[0].outputs[0].token_ids
+    trace.steps.clear()
+    llm.engine.add_request("sound", [1, 2, 3], GREEDY)
+    llm.engine.add_request("broken", [4], SamplingParams(n=2, **ONE_FIVE))
+    last: dict[str, RequestOutput] = {}
+    while llm.engine.has_requests:
+        last |= {output.request_id: output for output in llm.engine.step()}
+    assert last["sound"].outputs[0].token_ids == answer
+    assert last["broken"].finished
+    assert [c.finish_reason for c in last["broken"].outputs] == ["error", "error"]
+    assert last["broken"].outputs[0].token_ids == [5]
+    assert sum(step.scheduled.num_tokens for step in trace.steps) <= 3 + 5 + 2 * (1 + 2)
+    checkpoints.assert_empty(llm)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_token_that_nobody_asked_for_is_not_missed(
+    overlap: bool, checkpoint: Callable[[str], Path]
+) -> None:
+    """A step ahead is computed behind the end of a request, which is not an error then."""
+    llm = LLM(checkpoint("qwen2"), device="cpu", max_num_seqs=4, overlap=overlap)
+    (output,) = llm.generate([[4]], SamplingParams(stop_token_ids=[5], **ONE_FIVE))
+    assert output.outputs[0].token_ids == [5]
+    assert output.outputs[0].finish_reason == "stop"
+    checkpoints.assert_empty(llm)
+
+
+def test_a_stream_without_a_token(checkpoint: Callable[[str], Path]) -> None:
+    """What was said comes first, then the error."""
+    llm = LLM(checkpoint("qwen2"), device="cpu", max_num_seqs=2)
+    stream = llm.stream([4], SamplingParams(**ONE_FIVE))
+    assert next(stream).outputs[0].token_ids == [5]
+    with pytest.raises(QuireError, match=MESSAGE):
+        next(stream)
+    checkpoints.assert_empty(llm)
+
+
+def test_other_streams_go_on(checkpoint: Callable[[str], Path]) -> None:
+    """A request that forbids every token ends its own stream, not the engine."""
+    folder = checkpoint("qwen2")
+    params = replace(GREEDY, max_tokens=20)
+    answer = LLM(folder, device="cpu").generate([[1, 2, 3]], params)[0].outputs[0].token_ids
+
+    async def last_of(engine: AsyncEngine, prompt: list[int], own: SamplingParams) -> list[int]:
+        async for output in engine.generate(prompt, own):
+            tokens = output.outputs[0].token_ids
+        return tokens
+
+    async def main() -> None:
+        async with AsyncEngine(folder, device="cpu", max_num_seqs=3) as engine:
+            broken = SamplingParams(**ONE_FIVE)
+            requests = [([1, 2, 3], params), ([4], broken), ([1, 2, 3], params), ([6], broken)]
+            tasks = [asyncio.create_task(last_of(engine, *request)) for request in requests]
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            assert found[0] == found[2] == answer
+            for error in (found[1], found[3]):
+                assert isinstance(error, QuireError)
+                assert re.match(MESSAGE, str(error))
+            assert await last_of(engine, [1, 2, 3], params) == answer
+
+    asyncio.run(main())

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from quire.errors import QuireError
 from quire.kernels.sampling import NO_TOKEN
 from quire.messages import Logprob, PromptLogprobs, ScheduledEntry, SchedulerOutput, StepResult
 from quire.sampling.sampler import SamplerOutput, TokenLogprobs
@@ -48,30 +47,29 @@ class PendingStep:
             self.sampled = replace(self.sampled, tokens=self.sampled.tokens.clone())
 
     def wait(self) -> StepResult:
-        """Block until the step is done and return what it chose.
-
-        Raises:
-            QuireError: a request's logits held no token to choose, or no score for its prompt.
-        """
+        """Block until the step is done and return what it chose."""
         if self.done is not None:
             self.done.synchronize()
         token_ids: dict[str, list[int]] = {}
         logprobs: dict[str, list[dict[int, Logprob]]] = {}
+        failures: dict[str, str] = {}
         if self.sampled is not None:
             tokens = self.sampled.tokens.tolist()
             accepted = self.sampled.num_accepted
             counts = [1] * len(tokens) if accepted is None else accepted.tolist()
             for entry, row, count in zip(self.sampling, tokens, counts, strict=True):
-                if NO_TOKEN in row[:count]:
-                    raise _no_token(entry.request_id, self.output.step)
                 token_ids[entry.request_id] = row[:count]
+                if NO_TOKEN in row[:count]:
+                    token_ids[entry.request_id] = []
+                    failures[entry.request_id] = _no_token(entry.request_id, self.output.step)
             if self.sampled.logprobs is not None:
                 logprobs = self._read_logprobs(self.sampled.logprobs, token_ids)
-        prompt_logprobs = {
-            request_id: _read_scores(request_id, self.output.step, scores)
-            for request_id, scores in self.prompt_scores.items()
-        }
-        return StepResult(self.output.step, token_ids, logprobs, prompt_logprobs)
+        prompt_logprobs = {}
+        for request_id, scores in self.prompt_scores.items():
+            prompt_logprobs[request_id] = _read_scores(scores)
+            if any(math.isnan(value) for value in scores.values.chosen.tolist()):
+                failures[request_id] = _no_scores(request_id, self.output.step, scores.start)
+        return StepResult(self.output.step, token_ids, logprobs, prompt_logprobs, failures)
 
     def _read_logprobs(
         self, values: TokenLogprobs, token_ids: dict[str, list[int]]
@@ -98,22 +96,22 @@ _REMEDY = (
 )
 
 
-def _no_token(request_id: str, step: int) -> QuireError:
-    return QuireError(
+def _no_token(request_id: str, step: int) -> str:
+    return (
         f"request {request_id!r} has no next token in step {step}: its logits hold NaN or "
         f"infinity, or every token is forbidden. {_REMEDY}, or allow more tokens "
         "(allowed_token_ids, bad_words, min_tokens, logits_processors)"
     )
 
 
-def _read_scores(request_id: str, step: int, scores: PromptScores) -> PromptLogprobs:
-    values = scores.values.chosen.tolist()
-    for position, value in enumerate(values, scores.start):
-        if math.isnan(value):
-            raise QuireError(
-                f"request {request_id!r} has no log-probability for the prompt's token at "
-                f"position {position} in step {step}: the logits hold NaN or infinity. {_REMEDY}"
-            )
+def _no_scores(request_id: str, step: int, start: int) -> str:
+    return (
+        f"request {request_id!r} has no log-probabilities for its prompt from position {start} on "
+        f"in step {step}: the logits hold NaN or infinity. {_REMEDY}"
+    )
+
+
+def _read_scores(scores: PromptScores) -> PromptLogprobs:
     rows = _logprob_rows(scores.values, scores.token_ids.tolist())
     return PromptLogprobs(scores.start, [_first(row, scores.num_top) for row in rows])
 
