@@ -90,6 +90,8 @@ class Request:
             )
         self.num_placeholders -= 1
         self.num_unverified = 0
+        if self.sampling_params.output_limit == 0:  # only its prompt was to be scored
+            self.finish_reason = FinishReason.LENGTH
         num_kept = 0
         while num_kept < len(token_ids) and self.finish_reason is None:
             self.append_output(token_ids[num_kept], max_model_len)

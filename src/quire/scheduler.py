@@ -44,7 +44,10 @@ class Scheduler(Protocol):
         ...
 
     def update(self, output: SchedulerOutput, result: StepResult) -> list[Request]:
-        """Record a step's tokens, in order of the steps; return the requests that got any."""
+        """Record a step's tokens, in order of the steps; return the requests that got any.
+
+        Among them is one that ends without: its prompt was to be scored, no more.
+        """
         ...
 
     def retract(self, output: SchedulerOutput) -> None:
@@ -63,7 +66,7 @@ class _Tracked:
 
     request: Request
     arrival: int  # its number among all requests
-    last_position: int  # of the last token it may have, which is never computed
+    last_position: int  # of the last token it may have, which is never computed; see `add`
     row: int | None = None  # while it runs
     admitted_step: int = 0  # results of earlier steps belong to a life before preemption
 
@@ -102,6 +105,8 @@ class TokenBudgetScheduler:
         num_prompt_tokens = len(request.prompt_token_ids)
         max_tokens = request.sampling_params.output_limit
         last_position = min(num_prompt_tokens + max_tokens, self._config.model.max_model_len) - 1
+        if max_tokens == 0:  # to score a prompt takes all of it; what it samples is dropped
+            last_position = num_prompt_tokens
         num_blocks = -(-last_position // self._kv.block_size)
         if num_blocks > self._kv.num_blocks:
             raise InvalidRequestError(

@@ -409,6 +409,12 @@ def test_impossible_cache_or_policy(
         LLM(checkpoint("qwen2"), device="cpu", **options)
 
 
+def test_a_cache_larger_than_the_machine(checkpoint: Callable[[str], Path]) -> None:
+    message = r"num_blocks=100000000000: the KV cache needs .* GB and the machine has .* most \d+"
+    with pytest.raises(QuireError, match=message):
+        LLM(checkpoint("qwen2"), device="cpu", num_blocks=10**11)
+
+
 def test_engine_config_alone() -> None:
     for watermark in (-0.1, 1, 1.5, NAN):
         with pytest.raises(QuireError, match=rf"watermark={watermark}: must lie in \[0, 1\)"):

@@ -8,6 +8,8 @@ from pathlib import Path
 import checkpoints
 import pytest
 import torch
+from checkpoints import assert_empty, random_prompts
+from runs import Folder
 from torch import Tensor
 
 from quire import LLM, SamplingParams
@@ -87,3 +89,30 @@ def test_the_engine_scores_prompts_in_chunks(
         assert {i: lp.rank for i, lp in ours.items()} == {i: lp.rank for i, lp in theirs.items()}
         for token_id, lp in ours.items():
             assert lp.logprob == pytest.approx(theirs[token_id].logprob, abs=1e-5)
+
+
+def test_a_prompt_alone_is_scored(checkpoint: Folder) -> None:
+    """`max_tokens=0` asks for no output: a prompt may then be as long as the model."""
+    llm = LLM(checkpoint("qwen2"), device="cpu", max_model_len=40, max_num_batched_tokens=16)
+    prompts = random_prompts([40, 1, 17], seed=73)
+    score = SamplingParams(max_tokens=0, prompt_logprobs=1)
+    outputs = llm.generate(prompts, score)
+    one = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=1)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        assert output.finished
+        (completion,) = output.outputs
+        assert (completion.token_ids, completion.text) == ([], "")
+        assert completion.finish_reason == "length"
+        assert output.metrics is not None
+        assert output.metrics.ttft is None
+        if len(prompt) < 40:
+            (other,) = llm.generate([prompt], one)
+            for ours, theirs in zip(
+                output.prompt_logprobs or [], other.prompt_logprobs or [], strict=True
+            ):
+                assert list(ours or ()) == list(theirs or ())
+                for token, value in (theirs or {}).items():
+                    assert (ours or {})[token].logprob == pytest.approx(value.logprob, abs=1e-4)
+        assert len(output.prompt_logprobs or []) == len(prompt)
+        assert all(output.prompt_logprobs[1:])
+    assert_empty(llm)

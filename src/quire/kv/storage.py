@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -93,8 +94,19 @@ def require_one_request(num_blocks: int, blocks_per_request: int, block_size: in
 
 
 def _require_room(num_blocks: int, block_bytes: int, device: torch.device) -> None:
-    """Raise QuireError if a GPU cannot hold the cache beside what it already holds."""
+    """Raise QuireError if a GPU cannot hold the cache beside what it already holds.
+
+    A CPU's pages cost memory only once they are written, so there it is the machine's whole
+    memory that must not be exceeded.
+    """
     if device.type != "cuda":
+        memory = machine_memory()
+        if num_blocks * block_bytes > memory:
+            raise QuireError(
+                f"num_blocks={num_blocks}: the KV cache needs {num_blocks * block_bytes / 1e9:.1f} "
+                f"GB and the machine has {memory / 1e9:.1f} GB of memory: lower num_blocks to at "
+                f"most {memory // block_bytes}"
+            )
         return
     free, _ = torch.cuda.mem_get_info(device)
     # What torch's allocator keeps of freed tensors is as good as free.
@@ -105,6 +117,11 @@ def _require_room(num_blocks: int, block_bytes: int, device: torch.device) -> No
             f"and the GPU has {free / 1e9:.1f} GB free: lower num_blocks to at most "
             f"{free // block_bytes}"
         )
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory that the machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -87,9 +87,9 @@ class FakeDevice:
         assert 0 <= new.row < self.config.scheduling.max_num_seqs
         assert new.row not in self.rows, f"row {new.row} is not free"
         assert 0 <= num_cached < len(new.token_ids)
-        limit = min(
-            new.num_prompt_tokens + new.sampling_params.max_tokens, self.config.model.max_model_len
-        )
+        # One that asks for no output samples a token all the same, which is dropped.
+        most = new.num_prompt_tokens + max(1, new.sampling_params.output_limit)
+        limit = max(min(most, self.config.model.max_model_len), new.num_prompt_tokens + 1)
         tables: list[list[int]] = [[] for _ in range(self.num_groups)]
         self.rows[new.row] = Row(
             new.request_id, list(new.token_ids), new.sampling_params, limit, tables, num_cached

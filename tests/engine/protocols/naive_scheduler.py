@@ -32,8 +32,9 @@ class NaiveScheduler:
         return len(self.alive) > 0
 
     def limit(self, request: Request) -> int:
-        most = len(request.prompt_token_ids) + request.sampling_params.max_tokens
-        return min(most, self.config.model.max_model_len)
+        prompt, wanted = len(request.prompt_token_ids), request.sampling_params.output_limit
+        most = min(prompt + wanted, self.config.model.max_model_len)
+        return most if wanted else prompt + 1  # all of a prompt that is only scored is computed
 
     def find(self, request_id: str | None) -> Request | None:
         return next((r for r in self.alive if r.request_id == request_id), None)
@@ -192,6 +193,8 @@ class NaiveScheduler:
                 request.num_placeholders -= 1
                 request.num_computed_tokens -= request.num_unverified
                 request.num_unverified = 0
+                if request.sampling_params.output_limit == 0:
+                    request.finish_reason = FinishReason.LENGTH
                 for i, token in enumerate(result.token_ids[entry.request_id]):
                     if request.finish_reason is None:
                         request.num_computed_tokens += i > 0

@@ -108,6 +108,10 @@ class Rig:
             request
             for request, length in zip(self.requests, before, strict=True)
             if len(request.output_token_ids) > length
+            or (
+                (any(request is r for r in running) and not request.sampling_params.output_limit)
+                and request.finish_reason is not None
+            )
         ]
         assert sorted(map(id, advanced)) == sorted(map(id, grown)), "reports who got a token"
         assert all(any(request is other for other in running) for request in grown)

@@ -16,6 +16,7 @@ from rig import BLOCK, MakeScheduler, Rig
 from scheduler_machine import SchedulerMachine
 
 from quire.errors import InvalidRequestError
+from quire.messages import StepResult
 from quire.request import FinishReason
 
 # --- outputs, whatever the company -------------------------------------------------
@@ -382,6 +383,62 @@ def check_samples_under_shortage(make: MakeScheduler) -> None:
             rig.add(f"{name}1", prompt, max_tokens=18, parent_id=name, seed=1)
         rig.run()
         assert rig.preempted()
+
+
+def check_outputs_with_drafts(make: MakeScheduler) -> None:
+    """Steps give several tokens; ends lie among them, and rejected ones leave no trace."""
+    for budget, in_flight, blocks in itertools.product((3, 64), (1, 2), (6, 100)):
+        rig = Rig(make, budget=budget, in_flight=in_flight, most_drafts=3, num_blocks=blocks)
+        for number, length in enumerate([1, 7, 8, 15]):
+            rig.add(f"r{number}", length, max_tokens=5 + 6 * number, ignore_eos=number % 2 == 0)
+        rig.run()
+        entries = [entry for output in rig.outputs for entry in output.entries]
+        assert any(entry.num_draft_tokens for entry in entries) or in_flight > 1
+
+
+def check_what_drafts_leave_in_the_cache(make: MakeScheduler) -> None:
+    """The next prompts begin as the first ones ended: they find what was said, and no more."""
+    rig = Rig(make, most_drafts=3)
+    first = [rig.add(f"a{i}", 5 + i, max_tokens=40, seed=i) for i in range(4)]
+    rig.run()
+    for i, request in enumerate(first):
+        said = request.prompt_token_ids + request.output_token_ids
+        rig.add(f"b{i}", [*said, 3], max_tokens=10)
+        rig.run()
+        hits = {k: v for output in rig.outputs for k, v in output.hit_tokens.items()}
+        assert hits[f"b{i}"] == (len(said) - 1) // BLOCK * BLOCK
+
+
+def check_drafts_preempt_nobody(make: MakeScheduler) -> None:
+    """Two requests hold the cache's two blocks; drafts that need a third are left out."""
+    rig = Rig(make, num_blocks=2)
+    for name in "xy":
+        rig.add(name, BLOCK - 1, max_tokens=6)
+    output = rig.scheduler.schedule()
+    tokens = {entry.request_id: [1] for entry in output.entries}
+    rig.scheduler.update(output, StepResult(output.step, tokens, num_draft_tokens={"x": 3}))
+    output = rig.scheduler.schedule()
+    assert output.preempted_ids == ()
+    assert [(e.request_id, e.num_tokens, e.num_draft_tokens) for e in output.entries] == [
+        ("x", 1, 0),
+        ("y", 1, 0),
+    ]
+
+
+def check_a_prompt_alone_is_scored(make: MakeScheduler) -> None:
+    """No output is asked for: all positions are computed, once, and nothing is said."""
+    rig = Rig(make, budget=7, max_model_len=30)
+    for name, length in (("one", 1), ("some", 17), ("longest", 30)):
+        rig.add(name, length, max_tokens=0, prompt_logprobs=0)
+    while rig.scheduler.has_requests:
+        rig.step()
+    computed: dict[str, int] = {}
+    for entries in rig.entries():
+        for name, _, num_tokens in entries:
+            computed[name] = computed.get(name, 0) + num_tokens
+    assert computed == {"one": 1, "some": 17, "longest": 30}
+    assert [r.output_token_ids for r in rig.requests] == [[], [], []]
+    assert {r.finish_reason for r in rig.requests} == {FinishReason.LENGTH}
 
 
 def check_state_machine(make: MakeScheduler) -> None:

@@ -8,14 +8,13 @@ queued on the stream that computes, which keeps them in order with it and lets n
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from quire.errors import QuireError
-from quire.kv.storage import KVStorage
+from quire.kv.storage import KVStorage, machine_memory
 from quire.messages import Transfer
 
 STAGING_BYTES = 64 << 20  # rows that are gathered on the device at once
@@ -115,7 +114,7 @@ def _neighbours(slots: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def _require_memory(num_host_blocks: int, block_bytes: int) -> None:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = machine_memory()
     if num_host_blocks * block_bytes > memory:
         raise QuireError(
             f"num_host_blocks={num_host_blocks}: they take "

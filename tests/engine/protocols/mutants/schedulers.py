@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quire.config import EngineConfig
-from quire.kv.kv_cache_manager import KVCacheManager
+from quire.kv.kv_cache_manager import KVCacheManager, Reservation
 from quire.messages import SchedulerOutput, StepResult
 from quire.policy import WaitingQueue
 from quire.request import FinishReason, Request
@@ -351,3 +351,69 @@ class IgnoresFailure(TokenBudgetScheduler):
 
     def retract(self, output: SchedulerOutput) -> None:
         """Nothing."""
+
+
+class PublishesBeforeItLooks(TokenBudgetScheduler):
+    """Full blocks get their names while rejected drafts still count as computed."""
+
+    def update(self, output: SchedulerOutput, result: StepResult) -> list[Request]:
+        for entry in output.entries:
+            tracked = self._running.get(entry.request_id)
+            if tracked is None or not entry.num_draft_tokens:
+                continue
+            request, drafts = tracked.request, entry.num_draft_tokens
+            # As if the drafts were the request's own tokens.
+            request.output_token_ids += [1] * drafts
+            self._kv.commit(request)
+            del request.output_token_ids[-drafts:]
+        return super().update(output, result)
+
+
+class CountsRejectedDrafts(TokenBudgetScheduler):
+    """What was computed for a rejected draft passes for the token that took its place."""
+
+    def update(self, output: SchedulerOutput, result: StepResult) -> list[Request]:
+        before = {
+            entry.request_id: self._tracked[entry.request_id].request.num_computed_tokens
+            for entry in output.entries
+            if entry.num_draft_tokens and entry.request_id in self._tracked
+        }
+        advanced = super().update(output, result)
+        for request in advanced:
+            if request.finish_reason is None and request.request_id in before:
+                request.num_computed_tokens = before[request.request_id]
+        return advanced
+
+
+class DraftsOverTheBudget(TokenBudgetScheduler):
+    """The budget bounds known tokens only."""
+
+    def _catch_up(self, tracked: _Tracked, budget: int) -> int:
+        num_tokens = super()._catch_up(tracked, budget)
+        return num_tokens and num_tokens + max(
+            0, tracked.request.num_unscheduled_tokens - max(num_tokens, budget)
+        )
+
+
+class DraftsPastTheLimit(TokenBudgetScheduler):
+    """Drafts are computed where no token may be."""
+
+    def _catch_up(self, tracked: _Tracked, budget: int) -> int:
+        num_tokens = super()._catch_up(tracked, budget)
+        return num_tokens and min(budget, tracked.request.num_unscheduled_tokens)
+
+
+class DraftsOutliveAPreemption(TokenBudgetScheduler):
+    """A resumed request brings drafts for a row that the device has given away."""
+
+    def _wait_again(self, tracked: _Tracked) -> None:
+        drafts = tracked.request.num_draft_tokens + tracked.request.num_unverified
+        super()._wait_again(tracked)
+        tracked.request.num_draft_tokens = drafts
+
+
+class PreemptsForDrafts(TokenBudgetScheduler):
+    """Somebody loses what was computed for the sake of a guess."""
+
+    def _reserve(self, request: Request, num_tokens: int) -> tuple[int, Reservation | None]:
+        return num_tokens, self._kv.reserve(request, num_tokens)
