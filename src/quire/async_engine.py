@@ -102,8 +102,10 @@ class AsyncEngine:
 
         Raises:
             InvalidRequestError: the request cannot be served.
-            QuireError: the engine was closed, or has failed.
+            QuireError: the engine was closed, or has failed; this is a forked copy of the
+                process that made it.
         """
+        self.llm.require_own_process()
         if request_id is None:
             self._num_requests += 1
             request_id = f"async-{self._num_requests}"

@@ -104,7 +104,7 @@ class LLM:
                 checked before any is run.
             QuireError: this is a forked copy of the process that made the engine.
         """
-        self._require_own_process()
+        self.require_own_process()
         listed = split_batch(prompts)
         each = self._params_for(len(listed), sampling_params)
         reader = self.engine.prompts
@@ -135,7 +135,7 @@ class LLM:
             InvalidRequestError: as in `generate`; there is no chat template, or it refuses the
                 messages; a control token that somebody typed cannot be read as text.
         """
-        self._require_own_process()
+        self.require_own_process()
         options = ChatOptions(
             chat_template,
             add_generation_prompt,
@@ -160,7 +160,7 @@ class LLM:
         then, without bytes that do not yet make a character. Leaving the loop early
         withdraws the request.
         """
-        self._require_own_process()
+        self.require_own_process()
         (own,) = self._params_for(1, None if sampling_params is None else [sampling_params])
         (handle,) = self._submit([self.engine.prompts.read(prompt, own)], [own])
         shown = None  # output tokens that the caller knows of
@@ -190,7 +190,8 @@ class LLM:
         """Return the parameters of a request that gives none: what the model's makers advise."""
         return self._default_params
 
-    def _require_own_process(self) -> None:
+    def require_own_process(self) -> None:
+        """Raise QuireError in a fork of the process that made this engine."""
         if os.getpid() != self._process:
             raise QuireError(
                 f"this LLM was made in process {self._process}, of which process {os.getpid()} is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import checkpoints
 import pytest
 
-from quire import LLM, QuireError, SamplingParams
+from quire import LLM, AsyncEngine, QuireError, SamplingParams
 from quire.turns import Turns
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -185,17 +186,25 @@ def test_an_interrupt_gives_the_turn_back() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # from Python 3.12 on
-@pytest.mark.parametrize("how", ["generate", "stream", "chat"])
-def test_a_forked_child_is_told(how: str, shared_llm: LLM) -> None:
+@pytest.mark.parametrize("how", ["generate", "stream", "chat", "asyncio"])
+def test_a_forked_child_is_told(how: str, text_folder: Path) -> None:
     """A step there would wait for threads that fork does not copy."""
+    engine = AsyncEngine(text_folder, device="cpu", max_num_seqs=2)
+    llm = LLM(text_folder, device="cpu", max_num_seqs=2)
+
+    async def serve() -> None:
+        async for _ in engine.generate("a", GREEDY):
+            pass
+
     calls: dict[str, Callable[[], object]] = {
-        "generate": lambda: shared_llm.generate("a", GREEDY),
-        "stream": lambda: next(shared_llm.stream("a", GREEDY)),
-        "chat": lambda: shared_llm.chat(
+        "generate": lambda: llm.generate("a", GREEDY),
+        "stream": lambda: next(llm.stream("a", GREEDY)),
+        "chat": lambda: llm.chat(
             [{"role": "user", "content": "a"}], chat_template="{{ messages[0].content }}"
         ),
+        "asyncio": lambda: asyncio.run(serve()),
     }
-    shared_llm.generate("a", GREEDY)
+    calls[how]()
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:  # no test framework here: say what happened and vanish
@@ -212,4 +221,5 @@ def test_a_forked_child_is_told(how: str, shared_llm: LLM) -> None:
     os.waitpid(child, 0)
     assert said.startswith(f"QuireError: this LLM was made in process {os.getpid()}")
     assert "spawn" in said
-    assert len(shared_llm.generate("a", GREEDY)[0].outputs[0].token_ids) == 12
+    calls[how]()  # the parent's works as before
+    engine.close()
