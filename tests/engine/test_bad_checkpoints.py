@@ -261,6 +261,12 @@ BROKEN: dict[str, tuple[str, Change, type[QuireError], str]] = {
         CheckpointError,
         r"mlp\.\w+\.weight: shape \[.*80.*\] where the config asks for \[.*88.*\]",
     ),
+    "a weight of whole numbers": (
+        "qwen2",
+        edit_tensors(lambda t: t.update({LAYER: torch.zeros(96, 96, dtype=torch.int8)})),
+        CheckpointError,
+        rf"{LAYER}: torch\.int8 where the config asks for torch\.float32",
+    ),
     "a norm of another shape": (
         "qwen2",
         edit_tensors(lambda t: t.update({"model.norm.weight": torch.ones(1)})),

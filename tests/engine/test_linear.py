@@ -75,6 +75,27 @@ def test_what_float16_can_hold(weight: torch.Tensor, suits: bool) -> None:
 
 
 @needs_fbgemm
+def test_one_bad_row_of_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight is looked over piece by piece, and what is lost is weighed against the whole."""
+    weight = random(40, 96).bfloat16().float()
+    bad, slightly = weight.clone(), weight.clone()
+    bad[37] += 1e-4
+    slightly[37, 0] += 1e-9
+    for elements in (1, 96 * 7, 1 << 22):
+        monkeypatch.setattr(FBGEMM, "ELEMENTS_AT_ONCE", elements)
+        assert [FBGEMM.suits(w) for w in (weight, bad, slightly)] == [True, False, True]
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_the_weight_that_is_multiplied_by(rounded: bool) -> None:
+    """Whatever a method packs, it can unpack."""
+    weight = random(48, 96)
+    weight = weight.bfloat16().float() if rounded else weight
+    layer = loaded(weight, random(48))
+    assert torch.equal(layer.method.dequantize(layer), weight)
+
+
+@needs_fbgemm
 def test_the_shipped_model_is_read_at_two_bytes_a_weight() -> None:
     from quire.llm import LLM
 

@@ -99,6 +99,7 @@ VALUES: dict[str, list[Any]] = {
     "partial_rotary_factor": [0.5],
     "eos_token_id": [5, [5, 6], None],
 }
+OTHERS = ("architectures", "model_type", "dtype", "torch_dtype", "quantization_config")
 ABSENT = "absent"
 # What transformers serves and quire does not, by the words of the error that says so.
 REFUSED = (
@@ -218,6 +219,26 @@ def test_keys_together(data: st.DataObject) -> None:
     keys = data.draw(st.lists(st.sampled_from(list(VALUES)), unique=True, max_size=6))
     chosen = {k: data.draw(st.sampled_from([ABSENT, *VALUES[k]]), label=k) for k in keys}
     compare(with_values(data.draw(st.sampled_from(MODEL_TYPES)), chosen))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 40) | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(YARN)), inner)
+    ),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from(MODEL_TYPES), st.dictionaries(st.sampled_from([*VALUES, *OTHERS]), JSON))
+@settings(max_examples=400, deadline=None)
+def test_any_json_is_read_or_refused_by_name(model_type: str, chosen: dict[str, Any]) -> None:
+    raw = {"model_type": model_type, **BASE, **chosen}
+    try:
+        config = ModelConfig.from_dict(raw)
+    except QuireError:
+        return
+    assert inverse_frequencies(config.rope, config.head_size).isfinite().all()
 
 
 def test_architectures_or_model_type() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from quire.errors import CheckpointError
 from quire.layers.linear import Linear, MethodFactory
-from quire.layers.module import RANDOM_STD, Layer, Taker, copies_into, copy_checked, empty_parameter
+from quire.layers.module import RANDOM_STD, Layer, Taker, check_fits, copy_checked, empty_parameter
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # names in a checkpoint
 _ROWS_AT_ONCE = 8192  # of two tables that are compared
@@ -62,7 +63,7 @@ class Vocabulary(Layer):
     def takes(self) -> dict[str, Taker]:
         """The table and the head's; of a tied model, either."""
         if not self.tied:
-            return {EMBEDDING: Taker(copies_into(self.embedding)), **self.head.takes()}
+            return {EMBEDDING: Taker(partial(copy_checked, self.embedding)), **self.head.takes()}
         return {
             EMBEDDING: Taker(self._take_embedding, required=False),
             HEAD: Taker(self._take_head, required=False),
@@ -90,8 +91,7 @@ class Vocabulary(Layer):
         self._filled = True
 
     def _take_head(self, tensor: Tensor) -> None:
-        if tensor.shape != self.embedding.shape:
-            copy_checked(self.embedding, tensor)  # raises
+        check_fits(self.embedding, tensor)
         self._stored_head = tensor
 
     def _settle_head(self) -> None:

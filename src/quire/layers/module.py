@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -81,19 +80,21 @@ def empty_parameter(
     return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
 
 
-def copies_into(place: Tensor) -> Callable[[Tensor], None]:
-    """Return what copies a tensor of a place's shape into it, or raises CheckpointError."""
-    return partial(copy_checked, place)
+def check_fits(place: Tensor, tensor: Tensor) -> None:
+    """Raise CheckpointError unless a checkpoint's tensor is of a place's shape and kind."""
+    if place.shape != tensor.shape:
+        raise CheckpointError(
+            f"shape {list(tensor.shape)} where the config asks for {list(place.shape)}"
+        )
+    if place.is_floating_point() != tensor.is_floating_point():
+        raise CheckpointError(f"{tensor.dtype} where the config asks for {place.dtype}")
 
 
 def copy_checked(place: Tensor, tensor: Tensor) -> None:
     """Copy a checkpoint's tensor into its place, in the place's dtype and device.
 
     Raises:
-        CheckpointError: their shapes differ.
+        CheckpointError: it does not fit.
     """
-    if place.shape != tensor.shape:
-        raise CheckpointError(
-            f"shape {list(tensor.shape)} where the config asks for {list(place.shape)}"
-        )
+    check_fits(place, tensor)
     place.copy_(tensor)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quire.kernels.norm import add_rms_norm, rms_norm
-from quire.layers.module import Layer, Taker, copies_into, copy_checked, empty_parameter
+from quire.layers.module import Layer, Taker, copy_checked, empty_parameter
 
 
 class RMSNorm(Layer):
@@ -33,7 +33,7 @@ class RMSNorm(Layer):
 
     def takes(self) -> dict[str, Taker]:
         """One weight."""
-        return {f"{self.name}.weight": Taker(copies_into(self.weight))}
+        return {f"{self.name}.weight": Taker(partial(copy_checked, self.weight))}
 
     def fill_random(self, generator: torch.Generator) -> None:
         """Scale by one, as models are initialised for training."""

@@ -8,6 +8,7 @@ where another architecture reads it (`attention_bias` in a Mistral).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from quire.errors import CheckpointError, UnsupportedModelError
@@ -82,16 +83,18 @@ def find_architecture(raw: dict[str, Any]) -> tuple[str, Architecture]:
         UnsupportedModelError: quire lacks it, or the two keys contradict each other.
     """
     model_type = raw.get("model_type")
-    by_type = {a.model_type: name for name, a in ARCHITECTURES.items()}.get(model_type or "")
-    name = (raw.get("architectures") or [by_type or model_type or "missing"])[0]
+    known = [name for name, a in ARCHITECTURES.items() if a.model_type == model_type]
+    name = (ConfigKeys(raw, {}).names("architectures") or known or [str(model_type or "missing")])[
+        0
+    ]
     if name not in ARCHITECTURES:
         raise UnsupportedModelError(
             f"architecture {name!r} is not supported; quire has {', '.join(sorted(ARCHITECTURES))}"
         )
-    if by_type not in (None, name):
+    if known and known != [name]:
         raise UnsupportedModelError(
             f"config.json has architectures={raw['architectures']!r} and model_type="
-            f"{model_type!r}, which is {by_type}: correct one of them"
+            f"{model_type!r}, which is {known[0]}: correct one of them"
         )
     return name, ARCHITECTURES[name]
 
@@ -130,9 +133,25 @@ class ConfigKeys:
     def number(self, key: str) -> float:
         """Return a number above 0."""
         value = self.value(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < inf:
             raise self._error(key, "a number above 0")
         return float(value)
+
+    def names(self, key: str) -> list[str] | None:
+        """Return a list of strings, or None where the value is null."""
+        value = self.value(key)
+        if value is not None and not (
+            isinstance(value, list) and all(isinstance(name, str) for name in value)
+        ):
+            raise self._error(key, "a list of names")
+        return value
+
+    def table(self, key: str) -> dict[str, Any]:
+        """Return a dictionary, empty where the value is null."""
+        value = self.value(key)
+        if value is not None and not isinstance(value, dict):
+            raise self._error(key, "a table of keys and values")
+        return value or {}
 
     def flag(self, key: str) -> bool:
         """Return true or false; false where the key is not one of the architecture's."""

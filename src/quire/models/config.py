@@ -174,12 +174,10 @@ def _sliding_windows(keys: ConfigKeys, model_type: str) -> tuple[int | None, ...
     if model_type == "mistral":
         return (window,) * num_layers
     window = window if keys.flag("use_sliding_window") else None
-    kinds = keys.value("layer_types")
+    kinds = keys.names("layer_types")
     if kinds is None:
         first = keys.integer("max_window_layers", least=0)
         return tuple(window if layer >= first else None for layer in range(num_layers))
-    if not isinstance(kinds, list):
-        raise CheckpointError(f"config.json has layer_types={kinds!r}: must be a list")
     if unknown := set(kinds) - {"full_attention", "sliding_attention", "attention"}:
         raise UnsupportedModelError(f"layer_types {sorted(unknown)} are not supported")
     if "sliding_attention" in kinds and window is None:

@@ -42,7 +42,7 @@ class RopeConfig:
             UnsupportedModelError: a scaling that quire lacks.
         """
         where = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-        scaling = raw.get(where) or {}
+        scaling = ConfigKeys(raw, {}).table(where)
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind not in ("default", "linear", "llama3", "yarn"):
             raise UnsupportedModelError(
