@@ -480,6 +480,10 @@ def test_what_earns_nothing_for_what_it_is_is_said(
 ) -> None:
     """A wrong file, another lab's: to the instructor by name, to the student in words."""
     (handed_in / "bob.ipynb").write_text(notebook_text(build_notebook(lab)), "utf8")
+    for name in ("lab.ipynb", "old.ipynb"):
+        (handed_in / "lea").mkdir(exist_ok=True)
+        (handed_in / "lea" / name).write_bytes((handed_in / "ada.ipynb").read_bytes())
+    os.utime(handed_in / "lea" / "old.ipynb", (0, 0))
     (handed_in / "zoe").mkdir()
     (handed_in / "zoe" / "notes.json").write_text("{}")
     (handed_in / "zoe" / "scratch.ipynb").write_text(json.dumps({"cells": []}))
@@ -491,6 +495,7 @@ def test_what_earns_nothing_for_what_it_is_is_said(
         assert f"bob, attempt 1: {found}: bob.ipynb" in said
         assert f"of another lab than step-filling, {lab.slug}: bob\n" in said
         assert "another variant" not in said
+        assert "lea, attempt 1: lab.ipynb is graded, not: old.ipynb" in said
     assert f"{found}: scratch.ipynb, notes.json" in _results(tmp_path / "out", "zoe")["output"]
     assert f"the file is of the lab '{lab.slug}'" in _results(tmp_path / "out", "bob")["output"]
     assert found not in _results(tmp_path / "out", "ada")["output"]

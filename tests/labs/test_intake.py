@@ -12,6 +12,7 @@ import pytest
 
 from labkit.course.classroom import read_handin
 from labkit.course.intake import find_handins, folder_name
+from labkit.course.names import common_beginning, names_nobody, of_course_system
 from labkit.reader.lab import Lab, LabError
 
 TASK = "# task: sampler\n"
@@ -316,6 +317,27 @@ def test_two_folders_with_the_same_file_name_are_two_students(lab: Lab, tmp_path
     assert _held(lab, folder) == {"ada": ["a"], "bob": ["b"]}
     wrapped = _zip(tmp_path / "x.zip", {"x/ada/work.ipynb": "a", "x/bob/work.ipynb": "b"})
     assert _held(lab, wrapped) == {"ada": ["a"], "bob": ["b"]}
+
+
+def test_a_name_beside_the_labs_own_is_a_students(lab: Lab, tmp_path: Path) -> None:
+    names = ("ada", "bob", "restored-eve")
+    folder = _folders(tmp_path / "in", {f"{lab.slug}-{name}.ipynb": name for name in names})
+    assert _held(lab, folder) == {f"{lab.slug}-{name}": [name] for name in names}
+    copies = ("", " (1)", "_2", "-restored", "-copy")
+    for copy in copies:
+        path = _folders(tmp_path / f"of{copy}", {f"{lab.slug}{copy}.ipynb": TASK})
+        assert list(_held(lab, path)) == [f"of{copy}"]
+
+
+@pytest.mark.parametrize(
+    "name", ["1-2 - " + "a 2026 " * 9000, "a_1" * 20_000, f"x_attempt_{'_1' * 30_000}"]
+)
+def test_a_name_without_end_is_no_course_systems(name: str) -> None:
+    """A zip holds names of 65,535 characters; the square of that would stop the class."""
+    assert of_course_system(name) is None
+    assert not names_nobody(f"lab{'1' * 60_000}x.ipynb", "lab")
+    assert not names_nobody(f"lab{'1' * 100}x.ipynb", "lab")
+    assert common_beginning([name, name + "x"]) == ""
 
 
 def test_where_it_is_in_doubt_nobody_is_guessed(lab: Lab, tmp_path: Path) -> None:

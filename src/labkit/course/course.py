@@ -132,10 +132,11 @@ class Course:
             if unknown:
                 near = difflib.get_close_matches(unknown[0], students, n=1, cutoff=0.5)
                 roster = " and nobody on the roster" if self.roster.people else ""
-                perhaps = f"; perhaps {near[0]!r}?" if near else ""
+                perhaps = f"; perhaps {near[0]!r}?" if near else "."
                 raise LabError(
                     f"{where}: no hand-in{roster} is called "
-                    f"{', '.join(map(repr, unknown))}{perhaps}"
+                    f"{', '.join(map(repr, unknown))}{perhaps} Who has handed in nothing yet is "
+                    "known by the roster"
                 )
             for student, names in of_student.items():
                 twice = [name for name in table if folded(name) in names]

@@ -38,6 +38,10 @@ BRIGHTSPACE_TIME = re.compile(r"([A-Z][a-z]{2})[a-z]* (\d+), (\d{4}) (\d{1,2}):?
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 GRADESCOPE = re.compile(r"submission_\d+")
 WRITTEN_BY_LABKIT = (".submit", ".save")  # before the `.json` of such a file's name
+# Of a name; in a zip it may have 65,535 characters, in which these expressions would get lost.
+LONGEST = 400
+# What may stand behind the lab's own name in that of a copy.
+COPY = re.compile(r"([-_ ]*(restored|solved|copy|final|submit|save|\(\d+\)|\d{1,3}(?!\d)))*")
 ANYBODYS = ("submission", "notebook", "lab", "main")  # names of files that name nobody
 
 
@@ -84,7 +88,10 @@ def is_nbgraders(place: PurePosixPath) -> bool:
 
 def names_nobody(name: str, slug: str) -> bool:
     """Whether a file's name is the lab's own, or as good as none."""
-    return stem(name).startswith(slug) or stem(name).lower() in ANYBODYS
+    short = stem(name)
+    if len(short) <= LONGEST and short.startswith(slug):
+        return COPY.fullmatch(short.removeprefix(slug)) is not None
+    return short.lower() in ANYBODYS
 
 
 def stem(name: str) -> str:
@@ -97,15 +104,16 @@ def stem(name: str) -> str:
 
 def of_course_system(name: str, assignment: str = "") -> Owner | None:
     """Read a name that a course system made; None where a person did."""
-    if found := MOODLE.fullmatch(name):
-        return Owner(f"{found['student']}_{found['id']}", "moodle")
     if GRADESCOPE.fullmatch(name):
         return Owner(name, "gradescope")
-    if found := BLACKBOARD.fullmatch(name):
+    short = name if len(name) <= LONGEST else ""
+    if found := MOODLE.fullmatch(short):
+        return Owner(f"{found['student']}_{found['id']}", "moodle")
+    if found := BLACKBOARD.fullmatch(short):
         user = found["head"].removeprefix(assignment) if assignment else ""
         user = user or found["head"].rpartition("_")[2]
         return Owner(user, "blackboard", submitted=_time(found["time"], "%Y-%m-%d-%H-%M-%S"))
-    if found := BRIGHTSPACE.fullmatch(name):
+    if found := BRIGHTSPACE.fullmatch(short):
         student = f"{found['student'].replace(' - ', ' ')}_{found['id']}"
         return Owner(student, "brightspace", submitted=_brightspace_time(found["time"]))
     if found := CANVAS.fullmatch(name):
@@ -125,7 +133,8 @@ def common_beginning(names: Iterable[str]) -> str:
     User names may hold a `_` as assignments may, so that one name alone can be cut in two ways.
     "" where fewer than two users are there: the last `_` then ends the assignment.
     """
-    heads = {found["head"] for name in names if (found := BLACKBOARD.fullmatch(name))}
+    short = (name for name in names if len(name) <= LONGEST)
+    heads = {found["head"] for name in short if (found := BLACKBOARD.fullmatch(name))}
     if len(heads) < 2:
         return ""
     first, last = min(heads), max(heads)  # what these share, all share

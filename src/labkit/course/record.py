@@ -17,6 +17,7 @@ from labkit.course.intake import HandIn
 from labkit.grading.report import Report
 from labkit.reader.notebook import Submission
 
+GRADED_NOT = "is graded, not"
 NOTHING_FOUND = "no task of this lab found in these files"
 
 
@@ -98,7 +99,7 @@ def note_files(submission: Submission, graded: str, others: Sequence[str]) -> No
     if nothing_found(submission.cells, submission.problems):
         submission.notes.append(f"{NOTHING_FOUND}: {', '.join((graded, *others))}")
     elif others:
-        submission.notes.append(f"{graded} is graded, not: {', '.join(others)}")
+        submission.notes.append(f"{graded} {GRADED_NOT}: {', '.join(others)}")
 
 
 def read_record(path: Path) -> Record | None:

@@ -12,7 +12,7 @@ from labkit.course.classroom import Job, Settings, grade_class, records_in
 from labkit.course.course import Course
 from labkit.course.gradebook import Result
 from labkit.course.publish import publish
-from labkit.course.record import NOTHING_FOUND, Record
+from labkit.course.record import GRADED_NOT, NOTHING_FOUND, Record
 from labkit.grading.report import table
 from labkit.reader.lab import Lab
 
@@ -70,8 +70,16 @@ def grade_and_publish(
 def _handed_in_wrong(lab: Lab, records: Sequence[Record]) -> list[str]:
     """Sentences about hand-ins that earn little or nothing for what they are, not what they do."""
     said = []
-    empty = [note for r in records if r.nothing_found for note in _nothing(r)]
-    said += empty[:SHOWN] + ([f"and {len(empty) - SHOWN} more"] if len(empty) > SHOWN else [])
+    for told in (NOTHING_FOUND, GRADED_NOT):
+        found = [
+            f"{record.student}, attempt {record.attempt}: {note}"
+            for record in records
+            for note in record.read_notes
+            if told in note
+        ]
+        said += found[:SHOWN]
+        if len(found) > SHOWN:
+            said.append(f"and {len(found) - SHOWN} more of that kind")
     others = [r for r in records if r.other_lab]
     if others:
         of = ", ".join(dict.fromkeys(str(r.other_lab) for r in others))
@@ -89,11 +97,6 @@ def _handed_in_wrong(lab: Lab, records: Sequence[Record]) -> list[str]:
 def _names(records: Sequence[Record]) -> str:
     names = list(dict.fromkeys(record.student for record in records))
     return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
-
-
-def _nothing(record: Record) -> list[str]:
-    return [f"{record.student}, attempt {record.attempt}: {note}" for note in record.notes
-            if note.startswith(NOTHING_FOUND)]  # fmt: skip
 
 
 def _say(words: str) -> None:
