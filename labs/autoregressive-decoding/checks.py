@@ -171,6 +171,10 @@ def in_this_order(student: Subject, variant: str) -> None:
     expect(_log(0.8, 0.2), [2 / 3, 1 / 3], {"temperature": 2.0}, "the roots of 0.8 and 0.2")
     even = _log(0.5, 0.3, 0.15, 0.05)
     expect(even, [0.625, 0.375, 0, 0], {"min_p": 0.4}, "0.15 is less than 0.4 times 0.5")
+    why = "the root of 0.3 is 0.77 times that of 0.5"
+    expect(even, [0.5635, 0.4365, 0, 0], {"temperature": 2.0, "min_p": 0.65}, why)
+    why = "0.5 and 0.3 hold 0.84 of what top_k has left"
+    expect(even, [0.625, 0.375, 0, 0], {"top_k": 3, "top_p": 0.82}, why)
     expect(
         _log(0.3, 0.2, 0.15, 0.12, 0.1, 0.06, 0.04, 0.03),
         [0.461538, 0.307692, 0.230769, 0, 0, 0, 0, 0], {"top_p": 0.6, "min_p": 0.45},

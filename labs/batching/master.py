@@ -313,9 +313,9 @@ labkit.check("continuous")
 # ### BEGIN VARIANT deadline
 # - A wish also has `deadline`, the step by which its prompt should be complete. A prompt can still
 #   meet it if it could be complete by then with the whole budget of every step from `now` on, the
-#   present one included. Those that can go first, the earliest deadline first; those that cannot
-#   come after them, and among equals the one listed first. Block borders do not count in this
-#   estimate.
+#   present one included. Those that can go first, the earliest deadline first, among equals the one
+#   listed first; those that cannot come after them, in the order of the list, whatever their
+#   deadlines. Block borders do not count in this estimate.
 # ### END VARIANT
 #
 # *Sections of the chapter:* *The budget*, *Who is next*.

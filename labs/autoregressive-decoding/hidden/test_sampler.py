@@ -58,6 +58,20 @@ def test_temperature_and_truncation(student, variant, logits, temperature, top_k
     _judge(student, logits, [1, 1], temperature=temperature, top_k=top_k, top_p=top_p)
 
 
+def test_order_of_the_cuts(student, variant, seed):
+    """top-k before top-p, whose mass is that of the k; the temperature before all three."""
+    logits = _raised([math.log(p) for p in (0.3, 0.2, 0.15, 0.12, 0.1, 0.06, 0.04, 0.03)], seed)
+    why = "the three largest hold 0.46, 0.31 and 0.23 of their mass"
+    _judge(student, logits, [], why, top_k=3, top_p=0.45)
+    _judge(student, logits, [], why, top_k=3, top_p=0.7)
+    why = "at temperature 2 the third is 0.71 times as probable as the first"
+    _judge(student, logits, [], why, temperature=2.0, min_p=0.6)
+    why = "at temperature 0.5 the third is 0.25 times as probable as the first"
+    _judge(student, logits, [], why, temperature=0.5, min_p=0.3)
+    _judge(student, logits, [], "of what top-k and top-p leave", temperature=2.0, top_k=5,
+           top_p=0.8, min_p=0.65)  # fmt: skip
+
+
 @given(logits=LOGITS, output=OUTPUT, params=PARAMS)
 def test_greedy(student, variant, logits, output, params):
     """Temperature 0 puts everything on the best token that is left."""
@@ -159,6 +173,14 @@ def test_ties(student, variant):
     )  # fmt: skip
 
 
+def _eighths(weights):
+    """As many whole numbers as there are weights, none for none, with the sum 8."""
+    parts = [min(w, 1) for w in weights]
+    parts = [p if sum(parts[:i]) < 8 else 0 for i, p in enumerate(parts)]
+    parts[parts.index(1)] += 8 - sum(parts)
+    return parts
+
+
 @given(
     weights=st.lists(st.integers(0, 6), min_size=1, max_size=9).filter(any),
     u=st.floats(0, 1, exclude_max=True),
@@ -173,6 +195,11 @@ def test_draw(student, variant, weights, u):
         except TooClose:
             continue
         student.expect("draw", np.array(probabilities), number, want=want)
+    # Eighths are exact in binary, so u can be the very border between two tokens.
+    eighths = [w / 8 for w in _eighths(weights)]
+    for border in range(8):
+        want = sum(sum(eighths[: i + 1]) <= border / 8 for i in range(len(eighths)))
+        student.expect("draw", np.array(eighths), border / 8, want=want, because="exceeds u")
     last = max(i for i, w in enumerate(weights) if w)
     short = np.array([p * 0.999 for p in probabilities])
     student.expect("draw", short, 0.9995, want=last, because="the sum, 0.999, is below u")

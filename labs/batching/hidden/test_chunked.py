@@ -118,6 +118,9 @@ def test_no_head_of_line(student, variant, lengths, budget):
 @example(step=(4, 2, [wish(0, 6, waited=7), wish(1, 5, waited=7), wish(2, 9, waited=8, client=1)]))
 @example(step=(4, 4, [wish(0, 9, deadline=42), wish(1, 8, deadline=41), wish(2, 4, deadline=40)]))
 @example(step=(4, 4, [wish(0, 9, deadline=41), wish(1, 5, deadline=41), wish(2, 8, deadline=43)]))
+@example(step=(4, 4, [wish(0, 9, deadline=40), wish(1, 9, deadline=39), wish(2, 4, deadline=50)]))
+@example(step=(9, 4, [wish(0, 4, deadline=41), wish(1, 9, deadline=40), wish(2, 1, True)]))
+@example(step=(8, 4, [wish(0, 9, deadline=40), wish(1, 9, deadline=39)]))
 @example(step=(3, 2, [wish(0, 9), wish(1, 9, client=1), wish(2, 1, True)]))
 @example(step=(8, 2, [wish(0, 9), wish(1, 9), wish(2, 9, client=1), wish(3, 1, True, client=1)]))
 def test_rule_of_the_variant(student, variant, step):

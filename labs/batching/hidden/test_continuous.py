@@ -216,6 +216,12 @@ def test_trimmed(student, variant, day, ahead):
         steps.tell()
     steps.call("trim", name, 0)  # its step is over
     steps.rest()
+    steps.add("last", 3, 1)
+    steps.plan()
+    steps.plan()
+    steps.call("trim", "last", 0, because="its one entry is of the step before")
+    steps.call("trim", "last", 3)
+    steps.rest()
 
 
 def test_other_lives(student, variant):

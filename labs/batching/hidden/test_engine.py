@@ -43,7 +43,8 @@ def test_blocks_are_counted(student, variant, size, lengths):
     """A block more only when the last one is full; all back at the end."""
     memory = _memory(student, 40, size)
     for i, length in enumerate(lengths):
-        _place(memory, (f"r{i}", 0, length))
+        cached = i % 2 * (length // 2)  # positions that need no computing, and room all the same
+        _place(memory, (f"r{i}", cached, length - cached))
     for step in range(5):
         _place(memory, *((f"r{i}", length + step, 1) for i, length in enumerate(lengths)))
     for name in ("r0", "r0", "nobody"):
@@ -54,12 +55,14 @@ def test_blocks_are_counted(student, variant, size, lengths):
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=2, max_size=5), size=st.integers(1, 2),
     order=st.permutations(range(5)), skipped=st.integers(0, 6), again=st.integers(0, 4),
+    more=st.integers(1, 4),
 )  # fmt: skip
-@example(lengths=[2, 2, 2], size=1, order=[0, 1, 2, 3, 4], skipped=6, again=4)
-@example(lengths=[3, 1, 3], size=1, order=[0, 1, 2, 3, 4], skipped=1, again=4)
-@example(lengths=[1, 4], size=1, order=[1, 0, 2, 3, 4], skipped=6, again=4)
-@example(lengths=[2, 2, 2], size=1, order=[0, 1, 2, 3, 4], skipped=6, again=0)
-def test_cheapest_gives_way(student, variant, lengths, size, order, skipped, again):
+@example(lengths=[2, 2, 2], size=1, order=[0, 1, 2, 3, 4], skipped=6, again=4, more=1)
+@example(lengths=[3, 1, 3], size=1, order=[0, 1, 2, 3, 4], skipped=1, again=4, more=1)
+@example(lengths=[1, 4], size=1, order=[1, 0, 2, 3, 4], skipped=6, again=4, more=1)
+@example(lengths=[2, 2, 2], size=1, order=[0, 1, 2, 3, 4], skipped=6, again=0, more=1)
+@example(lengths=[1, 1, 4], size=1, order=[2, 0, 1, 3, 4], skipped=6, again=4, more=2)
+def test_cheapest_gives_way(student, variant, lengths, size, order, skipped, again, more):
     """Those with the fewest positions give way, placed already or not, with an entry or not."""
     memory = _memory(student, sum(-(-n // size) for n in lengths), size)
     ends = {f"r{i}": length for i, length in enumerate(lengths)}
@@ -70,8 +73,8 @@ def test_cheapest_gives_way(student, variant, lengths, size, order, skipped, aga
         _place(memory, (f"r{again}", 0, ends[f"r{again}"]))
     for _ in range(4):
         names = [f"r{i}" for i in order if f"r{i}" in ends and i != skipped]
-        gone = _place(memory, *((name, ends[name], 1) for name in names))
-        ends = {n: end + (n in names) for n, end in ends.items() if n not in gone}
+        gone = _place(memory, *((name, ends[name], more) for name in names))
+        ends = {n: end + more * (n in names) for n, end in ends.items() if n not in gone}
         back = gone[:1]  # it comes back as a new one, if there is room
         if back and not _place(memory, (back[0], 0, 1)):
             ends |= {back[0]: 1}
@@ -85,6 +88,7 @@ def test_cheapest_gives_way(student, variant, lengths, size, order, skipped, aga
 )
 @example(running=[2], new=[9, 1], blocks=8, spare=0)
 @example(running=[4, 1], new=[1], blocks=5, spare=0)
+@example(running=[], new=[4, 2], blocks=5, spare=0)
 def test_new_ones_wait(student, variant, running, new, blocks, spare):
     """No new request overtakes one that finds no room, or comes in while others must go."""
     memory = _memory(student, blocks, 1, spare)
@@ -93,7 +97,8 @@ def test_new_ones_wait(student, variant, running, new, blocks, spare):
     known = memory.oracle.owners
     entries = [(f"r{i}", n, 1) for i, n in enumerate(running) if f"r{i}" in known]
     _place(memory, *entries, *((f"n{i}", 0, n) for i, n in enumerate(new)))
-    _place(memory, *((f"m{i}", 0, n) for i, n in enumerate(new)))
+    # Positions that were cached need room as any others.
+    _place(memory, *((f"m{i}", n // 2, n - n // 2) for i, n in enumerate(new)))
 
 
 @given(

@@ -89,6 +89,17 @@ def test_no_image_is_cut(student, variant, prompt, cut, block_size):
     _served(cache, "d", tokens, images=[[s, e, "other " + d] for s, e, d in images])
 
 
+def test_what_is_cut_is_not_used(student, variant):
+    """A block behind the cut has no reference of this match: no use, and its place is as before."""
+    cache = _cache(student, 9, 2)
+    cat = [[3, 6, "cat"]]
+    _served(cache, "a", [7] * 7, images=cat, computed=5)
+    _served(cache, "z", [8, 8, 9])
+    _served(cache, "b", [7] * 7, images=cat)  # two blocks found, the second cuts the cat
+    _served(cache, "a", [5] * 11, free=False)  # all that is left but one
+    _served(cache, "z", [8, 8, 9])
+
+
 @given(computed=st.integers(0, 12), known=st.integers(3, 12), later=st.integers(0, 4))
 @example(computed=3, known=12, later=0)  # published before it is computed
 @example(computed=8, known=7, later=1)  # computed before it is known

@@ -77,8 +77,23 @@ def test_order_of_eviction(student, variant, order, uses, nameless):
         for _ in range(uses[i]):
             pool.call("acquire", [blocks[i]])
             pool.call("release", [blocks[i]])
-        pool.call("lookup", b"n%d" % i)
+        for _ in range(i % 4):
+            pool.call("lookup", b"n%d" % i, because="which is no use")
     pool.call("release", [blocks[i] for i in order])
+    for _ in range(7):
+        pool.call("allocate", 1)
+
+
+@given(order=PERMUTATIONS, again=PERMUTATIONS)
+@example(order=[0, 1, 2, 3, 4, 5], again=[5, 4, 3, 2, 1, 0])
+def test_free_since_the_last_time(student, variant, order, again):
+    """A block that was found has been free since its last release, not since its first."""
+    pool = _pool(student, 8)
+    blocks = _named(pool, 6, CLIENTS)
+    pool.call("release", [blocks[i] for i in order])
+    for i in again:
+        pool.call("acquire", [blocks[i]])
+        pool.call("release", [blocks[i]], because="all have been used once by then")
     for _ in range(7):
         pool.call("allocate", 1)
 
@@ -165,6 +180,16 @@ def test_the_first_name_stays(student, variant):
     pool.call("publish", two, b"c", "bob")
     pool.call("release", [one, one, two])
     pool.call("allocate", 4, because="block 1 was used once, and still is after the second name")
+    pool = _pool(student, 5, 1)
+    one, two, three = pool.call("allocate", 3)
+    pool.call("publish", one, b"a", "ada")
+    pool.call("publish", one, b"d", "bob", because="ada goes on paying for it")
+    pool.call("publish", one, b"a", "bob")
+    pool.call("publish", two, b"b", "bob")
+    pool.call("publish", three, b"c", "ada")
+    pool.call("release", [two, one, three], because="two of ada's, one of bob's; the quota is 1")
+    for name in (b"a", b"b", b"c", b"d"):
+        pool.call("lookup", name)
 
 
 def test_refuses(student, variant):
