@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_damaged_json_passes_as_it_is() -> None:
 def _module(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> str:
     head = "from labkit.sandbox.bounded import serve\ndef answer(request):\n"
     (folder / "answers_for_test.py").write_text(f"{head}    {body}\nserve(answer)\n")
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     return "answers_for_test"
 
 
