@@ -38,7 +38,7 @@ def check_settings(out: Path, now: Mapping[str, str], change: bool) -> None:
     if other:
         lines = [f"  {n}: {before.get(n, 'none')} -> {now.get(n, 'none')}" for n in other]
         raise LabError(
-            f"{out} was made with other settings, and this run would change its grades:\n"
+            f"{out} was made with other settings, and this run would change them:\n"
             + "\n".join(lines)
             + "\ngive the options that were given then, or --change to go on with the new ones"
         )
