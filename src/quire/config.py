@@ -255,7 +255,7 @@ def default_device(device: str | torch.device | None = None) -> torch.device:
         QuireError: torch knows no such device, or sees none of that number.
     """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError):
@@ -265,6 +265,8 @@ def default_device(device: str | torch.device | None = None) -> torch.device:
         raise QuireError(
             f"device={str(device)!r}: torch sees {count or 'no'} CUDA devices; use device='cpu'"
         )
+    if chosen.type == "cuda" and chosen.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return chosen
 
 

@@ -7,8 +7,11 @@ stand the device halves, one `Worker` a rank.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
+
+import torch
 
 from quire.components import Components
 from quire.config import EngineConfig
@@ -52,9 +55,11 @@ class InlineExecutor:
         components: Components,
     ) -> None:
         """Load the model, decide how many blocks the cache gets, and allocate it."""
-        self.worker = Worker(config, model_config, layout, folder, components)
-        self._num_blocks = config.cache.num_blocks or self.worker.most_blocks()
-        self.worker.allocate(self._num_blocks)
+        self._device = config.model.device
+        with self._current():
+            self.worker = Worker(config, model_config, layout, folder, components)
+            self._num_blocks = config.cache.num_blocks or self.worker.most_blocks()
+            self.worker.allocate(self._num_blocks)
 
     @property
     def num_blocks(self) -> int:
@@ -63,7 +68,8 @@ class InlineExecutor:
 
     def execute(self, output: SchedulerOutput) -> PendingStep:
         """Queue a step on the worker's device."""
-        return self.worker.runner.execute(output)
+        with self._current():
+            return self.worker.runner.execute(output)
 
     def settle(self, in_flight: Iterable[PendingStep]) -> None:
         """Let the device finish what is queued."""
@@ -72,3 +78,10 @@ class InlineExecutor:
     def shutdown(self) -> None:
         """Drop the worker, and with it the device's memory."""
         del self.worker
+
+    def _current(self) -> AbstractContextManager[object]:
+        """Make the worker's GPU the current one: Triton launches there, and graphs allocate.
+
+        Each thread has a current GPU of its own, so whoever calls, it is set for the call.
+        """
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()

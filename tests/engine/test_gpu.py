@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -325,3 +326,22 @@ def test_a_cache_larger_than_the_gpu(checkpoint: Folder) -> None:
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(QuireError, match=r"device='cuda:99': torch sees \d+ CUDA devices"):
         LLM("quire-mini-draft", device="cuda:99")
+
+
+@pytest.mark.parametrize("mode", ["graphs", "kernel by kernel", "torch"])
+def test_a_second_gpu(mode: str, checkpoint: Folder, oracle: Oracle) -> None:
+    """The engine computes where it was told to, whichever GPU the calling thread is on."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    before = torch.cuda.memory_allocated(0)
+    run = Run.of(checkpoint("qwen2"), "cuda:1", **SIZES, **MODES[mode])
+    prompts = random_prompts([5, 17, 40], seed=74)
+    params = replace(GREEDY, max_tokens=20)
+    for output in run.generate(prompts, params):
+        assert_greedy(oracle("qwen2"), output)
+    with ThreadPoolExecutor(1) as pool:  # another thread, whose current GPU is the first
+        for output in pool.submit(run.generate, prompts, params).result():
+            assert_greedy(oracle("qwen2"), output)
+    assert torch.cuda.current_device() == 0
+    assert torch.cuda.memory_allocated(0) == before
+    assert torch.cuda.memory_allocated(1) > 0

@@ -51,9 +51,6 @@ class Worker:
             CheckpointError: the checkpoint cannot be loaded.
         """
         device = config.model.device
-        if device.type == "cuda" and device.index is not None:
-            # Triton launches, and torch allocates for captured graphs, on the current device.
-            torch.cuda.set_device(device)
         self._config = config
         self._layout = layout
         self._backend = (components.attention or _default_attention(device))()
