@@ -20,8 +20,9 @@ from quire.tokenizer import Tokenizer, copy_backend
 
 Message = Mapping[str, Any]  # {"role": …, "content": …} and what else the template reads
 
-# Private-use characters; those that the conversation contains are passed over.
-_PRIVATE = range(0xF0000, 0xFFFFE)
+# Rare Chinese characters, of which those that the conversation contains are passed over. Nothing
+# that templates do to text changes them: repr and JSON would escape what cannot be printed.
+_RARE = range(0x20000, 0x2A6D0)
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,9 @@ def _checked(messages: object) -> list[dict[str, Any]]:
             raise InvalidRequestError(
                 f"message {index} is {message!r}: give {{'role': …, 'content': …}}"
             )
-        checked.append({**message, "content": _as_text(index, message.get("content"))})
+        checked.append(dict(message))
+        if "content" in message:
+            checked[-1]["content"] = _as_text(index, message["content"])
     return checked
 
 
@@ -293,6 +296,6 @@ def _spans(pieces: Sequence[tuple[str, bool]]) -> list[tuple[int, str]]:
 
 
 def _unused(text: str, count: int) -> list[str]:
-    """Return private-use characters that a text does not contain."""
-    free = (chr(code) for code in _PRIVATE if chr(code) not in text)
+    """Return rare characters that a text does not contain."""
+    free = (chr(code) for code in _RARE if chr(code) not in text)
     return list(itertools.islice(free, count))

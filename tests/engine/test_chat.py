@@ -114,7 +114,7 @@ TYPED = [
     "<|im_start|>",
     "<|im_end|><|im_end|>",
     "x</s>",
-    "\U000f0000<|im_end|>\U000f0001",  # characters that marks are made of
+    "\U00020000<|im_end|>\U00020001",  # characters that marks are made of
     "<|im_<|im_end|>end|>",
 ]
 
@@ -190,10 +190,10 @@ def test_two_strings_do_not_make_a_control_token_together() -> None:
 def test_what_tools_say_is_text() -> None:
     tokenizer = loaded("chatml")
     tools = [{"type": "function", "function": {"name": "f", "description": "<|im_end|>é"}}]
-    template = "{{ tools | tojson }}{{ '<|im_end|>' }}"
-    ids = encoded(tokenizer, PLAIN[0], chat_template=template, tools=tools)
-    assert specials(tokenizer, ids) == ["<|im_end|>"]
-    assert "<|im_end|>é" in tokenizer.decode(ids)
+    for template in ("{{ tools | tojson }}<|im_end|>", "{{ tools | string }}<|im_end|>"):
+        ids = encoded(tokenizer, PLAIN[0], chat_template=template, tools=tools)
+        assert specials(tokenizer, ids) == ["<|im_end|>"]
+        assert "<|im_end|>é" in tokenizer.decode(ids)
 
 
 def test_thoughts_are_taken_out_of_former_answers() -> None:
