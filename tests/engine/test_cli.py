@@ -80,6 +80,14 @@ def test_an_error_is_one_line_that_names_value_and_remedy(
         assert words in error
 
 
+def test_generate_without_a_token(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", PROMPT, "--max-tokens", "0", "--device", "cpu", "--model", DRAFT]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == PROMPT
+    assert "[0 tokens in" in shown.err
+    assert "ended by length" in shown.err
+
+
 @pytest.fixture
 def closed_pipe() -> Iterator[io.TextIOWrapper]:
     """Standard output whose reader has gone."""

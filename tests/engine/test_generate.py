@@ -348,6 +348,21 @@ def test_special_tokens_in_the_text(text_folder: Path, tokenizer: PreTrainedToke
     assert run(params).outputs[0].text == "a<|end|>b<|end|>"
 
 
+def test_a_prompt_of_full_length_without_output(text_folder: Path) -> None:
+    """Only scored: it may fill the model, and a stream of it is its end."""
+    llm = LLM(text_folder, device="cpu", max_model_len=20, max_num_seqs=2)
+    params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    (output,) = llm.generate([[1] * 20], params)
+    assert output.finished
+    assert output.prompt_logprobs is not None
+    assert len(output.prompt_logprobs) == 20
+    assert (output.outputs[0].text, output.outputs[0].finish_reason) == ("", "length")
+    (streamed,) = llm.stream([1] * 20, params)
+    assert streamed.outputs == output.outputs
+    assert streamed.prompt_logprobs == output.prompt_logprobs
+    checkpoints.assert_empty(llm)
+
+
 # --- SentencePiece -----------------------------------------------------------
 
 
