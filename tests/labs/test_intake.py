@@ -39,6 +39,8 @@ def _zip(path: Path, files: dict[str, str]) -> Path:
         ("12-34 - Mary-Ann Smith - Oct 12, 2026 930 PM/lab.ipynb", "Mary-Ann Smith_12"),
         ("12-34 - N0042 - Mary-Ann Smith - Oct 12, 2026 930 PM/x.json", "N0042 Mary-Ann Smith_12"),
         ("12-34 - Wei Zhang - 12 octobre 2026 21 30 - lab.ipynb", "Wei Zhang_12"),
+        ("12-34 - Wei Zhang - 2026-10-12 21 30 - lab - 1234.ipynb", "Wei Zhang_12"),
+        ("12-34 - Wei Zhang.ipynb", "12-34 - Wei Zhang"),  # by hand
         # What a student named, inside what a course system named, says nothing.
         ("Eve_2_assignsubmission_file/Ada Lovelace_1234_9_lab.ipynb", "Eve_2"),
         ("Eve_2_assignsubmission_file/Ada_1_assignsubmission_file/lab.ipynb", "Eve_2"),

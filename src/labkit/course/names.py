@@ -31,9 +31,8 @@ CANVAS = re.compile(r"(?P<student>[^_]+)(?P<late>_LATE)?_(?P<id>\d+)_\d+_(?P<nam
 CANVAS_ATTEMPT = re.compile(r"-(\d{1,4})\.\w{1,8}$")
 MOODLE = re.compile(r"(?P<student>.+)_(?P<id>\d+)_assignsubmission_(?:file|onlinetext)(?:_.*)?")
 BLACKBOARD = re.compile(r"(?P<head>.+_.+)_attempt_(?P<time>\d{4}(?:-\d\d){5})(?:_.+|\.\w+)")
-BRIGHTSPACE = re.compile(
-    r"(?P<id>\d+)-\d+ - (?P<student>.+?) - (?P<time>[^-]*\b\d{4}\b[^-]*?)(?: - .+)?"
-)
+BRIGHTSPACE = re.compile(r"(?P<id>\d+)-\d+")  # what begins its names, before a " - "
+YEAR = re.compile(r"\b\d{4}\b")
 BRIGHTSPACE_TIME = re.compile(r"([A-Z][a-z]{2})[a-z]* (\d+), (\d{4}) (\d{1,2}):?(\d\d) ([AP])M")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 GRADESCOPE = re.compile(r"submission_\d+")
@@ -113,9 +112,10 @@ def of_course_system(name: str, assignment: str = "") -> Owner | None:
         user = found["head"].removeprefix(assignment) if assignment else ""
         user = user or found["head"].rpartition("_")[2]
         return Owner(user, "blackboard", submitted=_time(found["time"], "%Y-%m-%d-%H-%M-%S"))
-    if found := BRIGHTSPACE.fullmatch(short):
-        student = f"{found['student'].replace(' - ', ' ')}_{found['id']}"
-        return Owner(student, "brightspace", submitted=_brightspace_time(found["time"]))
+    numbers, *parts = short.split(" - ")
+    if (found := BRIGHTSPACE.fullmatch(numbers)) and (at := _first_with_year(parts)):
+        student = f"{' '.join(parts[:at])}_{found['id']}"
+        return Owner(student, "brightspace", submitted=_brightspace_time(parts[at]))
     if found := CANVAS.fullmatch(name):
         attempt = CANVAS_ATTEMPT.search(name)
         return Owner(
@@ -148,6 +148,11 @@ def _time(text: str, form: str) -> datetime | None:
         return datetime.strptime(text, form)
     except ValueError:  # the 0th of month 0
         return None
+
+
+def _first_with_year(parts: list[str]) -> int:
+    """Where in Brightspace's name the time stands, behind the student's; 0 where there is none."""
+    return next((at for at, part in enumerate(parts) if at and YEAR.search(part)), 0)
 
 
 def _brightspace_time(text: str) -> datetime | None:
