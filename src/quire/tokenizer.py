@@ -24,13 +24,13 @@ class Tokenizer:
     def __init__(self, source: Any) -> None:
         """`source` is a transformers tokenizer, fast or slow."""
         self.source = source
-        # None where the tokenizer is written in Python.
-        self.backend = copy_backend(source.backend_tokenizer) if source.is_fast else None
+        backend = getattr(source, "backend_tokenizer", None)  # none if it is written in Python
+        self.backend = None if backend is None else copy_backend(backend)
         added = source.added_tokens_decoder
         self.added = {token_id: token.content for token_id, token in added.items()}
         special = (
             [token_id for token_id, token in added.items() if token.special]
-            if source.is_fast
+            if self.backend is not None
             else source.all_special_ids
         )
         self._special = {token_id: source.convert_ids_to_tokens(token_id) for token_id in special}

@@ -12,9 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_tokenizers import KINDS, byte_level, gemma, llama2, mistral
 from tokenizers import AddedToken, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from quire import LLM
+from quire import LLM, InvalidRequestError, SamplingParams
+from quire.chat import ChatOptions, encode_chat, lay_out
+from quire.detokenizer import Detokenizer
 from quire.tokenizer import Tokenizer
 
 TEXTS = ["a b<s>c </s> é日👍 \n\n\t", "<|im_start|>a<|im_end|>b", "", " a  b ", "\ufffd\x00"]
@@ -46,6 +48,26 @@ def test_tokens_added_behind_a_gap_keep_their_ids() -> None:
         tokenizer_object=source.backend_tokenizer.from_str(state), bos_token="<|im_start|>"
     )
     assert Tokenizer(gapped).encode("a eggs spam") == gapped.encode("a eggs spam")
+
+
+def test_a_tokenizer_written_in_python() -> None:
+    """It has no backend to copy: it serves as it is, and has no limit on text."""
+    source = ByT5Tokenizer(extra_ids=0)
+    tokenizer = Tokenizer(source)
+    ids = tokenizer.encode("é日👍 a")
+    assert ids == source.encode("é日👍 a")
+    assert tokenizer.longest_text(5) is None
+    detokenizer = Detokenizer(tokenizer, SamplingParams(), ids[:1])
+    for token_id in [*ids[1:], 999]:  # the last is none of its ids
+        detokenizer.append(token_id)
+    detokenizer.finish()
+    assert detokenizer.text == "é日👍 a"
+    options = ChatOptions(chat_template="{{ messages[0].content }}</s>")
+    layout = lay_out(tokenizer, [{"role": "user", "content": "a"}], options)
+    assert encode_chat(tokenizer, layout) == source.encode("a")
+    typed = lay_out(tokenizer, [{"role": "user", "content": "a</s>"}], options)
+    with pytest.raises(InvalidRequestError, match="cannot read it as text"):
+        encode_chat(tokenizer, typed)
 
 
 def test_a_readers_settings_are_not_the_engines() -> None:
