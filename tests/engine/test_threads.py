@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -177,6 +178,31 @@ def test_an_interrupt_gives_the_turn_back() -> None:
     turns = Turns()
     with pytest.raises(KeyboardInterrupt), turns.wait():
         raise KeyboardInterrupt
+    with turns.if_free() as free:
+        assert free
+
+
+def test_an_interrupt_while_waiting_leaves_the_line() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals go to the main thread")
+    turns = Turns()
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with turns.wait():
+            held.set()
+            while len(turns._line) < 2:
+                pass
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    with pytest.raises(KeyboardInterrupt), turns.wait():
+        pass
+    done.set()
+    thread.join()
     with turns.if_free() as free:
         assert free
 
