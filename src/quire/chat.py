@@ -13,6 +13,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from quire.errors import InvalidRequestError
@@ -148,7 +149,7 @@ class _Marks:
 
     def __init__(self, control: Mapping[str, int], special: Iterable[str], written: str) -> None:
         """`written` is all that was typed; the characters are none of it."""
-        self._all, self._special = _Finder(control), _Finder(special)
+        self._all, self._special = _finder(tuple(control)), _finder(tuple(special))
         self._start, self._end = start, end = _unused(written, 2)
         self._parts = re.compile(f"{start}({self._all.pattern.pattern}){end}|[{start}{end}]")
 
@@ -220,6 +221,12 @@ class _Finder:
     def may_end_in(self, text: str) -> bool:
         """Whether a token can end at the beginning of a text."""
         return any(text[:size] in self._tails for size in self._sizes)
+
+
+@lru_cache(maxsize=16)
+def _finder(names: tuple[str, ...]) -> _Finder:
+    """Return the finder of these tokens; a model may have a thousand, the same in every chat."""
+    return _Finder(names)
 
 
 def _render(tokenizer: Tokenizer, template: str, given: _Inputs, options: ChatOptions) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +139,14 @@ def copy_backend(
         if getattr(source, part) is not None:
             setattr(copy, part, getattr(source, part))
     added = source.get_added_tokens_decoder()
-    for token_id in sorted(added):
-        token = added[token_id]
+    own = []
+    for token in (added[token_id] for token_id in sorted(added)):
         name = (renamed or {}).get(token.content, token.content)
-        options = {
-            flag: getattr(token, flag) for flag in ("single_word", "lstrip", "rstrip", "normalized")
-        }
-        own = tokenizers.AddedToken(name, special=token.special, **options)
-        copy.add_special_tokens([own]) if token.special else copy.add_tokens([own])
+        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        own.append(tokenizers.AddedToken(name, **{flag: getattr(token, flag) for flag in flags}))
+    # Each call builds the search for all of them anew, so that they are added by the run.
+    for special, run in groupby(own, key=lambda token: token.special):
+        (copy.add_special_tokens if special else copy.add_tokens)(list(run))
     if not renamed and any(copy.token_to_id(token.content) != i for i, token in added.items()):
         return tokenizers.Tokenizer.from_str(source.to_str())  # its ids have gaps
     return copy
