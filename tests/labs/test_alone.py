@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from labkit.grading.cells import reference_cells
 from labkit.reader.alone import faults
 from labkit.reader.cells import task_of
 from labkit.reader.lab import Lab, load_lab
+from labkit.reader.notebook import read_submission
 from labkit.reader.work import read_work
 
 
@@ -221,6 +223,19 @@ def test_it_knows_what_a_real_session_ran(tmp_path: Path) -> None:
 )
 def test_a_task_line_may_be_written_in_several_ways(lab: Lab, line: str, task: str | None) -> None:
     assert task_of(f"import math\n{line}\ndef draw(): pass\n", lab) == task
+
+
+@pytest.mark.parametrize("line", ["# Task: sampler", "# task :  sampler  # my second try"])
+def test_reader_and_grader_find_the_same_cell(
+    lab: Lab, cells: dict[str, str], line: str, folder: Path
+) -> None:
+    source = cells["sampler"].replace("# task: sampler", line)
+    assert _check("sampler", [source]) == ""
+    path = folder / "mine.ipynb"
+    path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": source}]}), "utf8")
+    submission = read_submission(path, lab)
+    assert submission.cells == {"sampler": source}
+    assert not [note for note in submission.notes if "sampler" in note]
 
 
 def test_a_task_line_of_any_length_is_read_in_no_time(lab: Lab) -> None:

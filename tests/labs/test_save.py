@@ -295,6 +295,25 @@ def test_which_notebook_is_asked_when_several_fit(
     call(labkit.save, notebook="b.ipynb")
 
 
+def test_the_notebook_of_another_lab_beside_it_is_no_question(
+    starter: Notebook, folder: Path, call: Callable[..., Any]
+) -> None:
+    """Each lab has a task called engine."""
+    _write(folder, json.loads(notebook_text(build_notebook(load_lab("batching")))), "a.ipynb")
+    _write(folder, starter, "b.ipynb")
+    assert "choose_tokens" in read_work(call(labkit.save)).cells["engine"]
+
+
+def test_submit_hands_in_no_older_version_behind_a_syntax_error(
+    solved: Notebook, folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write(folder, solved)
+    good, broken = _source(_cell(solved, "sampler")), "# task: sampler\ndef draw(:\n"
+    submitted = call(labkit.submit, ran=[good, broken])
+    assert read_work(submitted).cells["sampler"] == broken
+    assert "  - sampler: syntax error in line 2: invalid syntax" in capsys.readouterr().out
+
+
 def test_the_server_names_the_notebook(
     starter: Notebook, folder: Path, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

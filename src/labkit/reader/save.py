@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.reader.lab import Lab, load_lab
-from labkit.reader.notebook import collect
+from labkit.reader.notebook import find
 from labkit.reader.session import cells_run
 from labkit.reader.work import (
     SaveError,
@@ -203,8 +203,10 @@ def _notebook_file(namespace: dict[str, Any], lab: Lab, function: str) -> Path:
 
 
 def _holds(path: Path, lab: Lab) -> bool:
+    """Whether a notebook holds tasks of a lab; labs share names of tasks, so not of another's."""
     try:
         content = load_notebook(path)
     except SaveError:
         return False
-    return bool(collect(lab, content, content["cells"]).cells)
+    found = find(lab, content, content["cells"])
+    return bool(found.cells) and found.other_lab is None
