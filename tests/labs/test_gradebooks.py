@@ -178,6 +178,8 @@ def test_blackboards_column_keeps_its_number(small_lab: Lab, tmp_path: Path) -> 
         "utf-16",
     )
     _write(tmp_path / "out", small_lab, [_result(small_lab, "777")], roster=roster)
+    text = (tmp_path / "out" / "blackboard.csv").read_text("utf8")
+    assert text.splitlines()[1] == '"Müller","Zoë","zm1","90"'
     assert _rows(tmp_path / "out" / "blackboard.csv") == [
         ["Last Name", "First Name", "Username", column],
         ["M\u00fcller", "Zo\u00eb", "zm1", "90"],

@@ -11,8 +11,8 @@
 The outermost name decides over all that lies in it: what is in there was named by the student,
 and who calls a file after somebody else hands in for nobody else.
 
-Read for this: Moodle's `mod/assign/classes/downloader.php` (as of 2022: folders are the default,
-flat names the older form); for Blackboard's "Assignment File Download" the readme of
+Read for this: Moodle's `mod/assign/classes/downloader.php`, commit 2a6fd31 (folders since 3.1, flat
+names the older form); for Blackboard's "Assignment File Download" the readme of
 kwurst/bb-file-cleanup, which lists assignment, user name, "attempt", time and file; for
 Brightspace scripts that sort its download, since its help does not say what the name is made of.
 What Brightspace's first number counts is not said either, so it is part of the student's name

@@ -9,10 +9,11 @@ Its first columns say which system it is from:
 
 Moodle writes its columns in the language of who downloads them; English ones are read.
 Sources: `gradebook_importer.rb` of canvas-lms; Moodle's
-`mod/assign/feedback/offline/importgradeslib.php` (a participant's number ends the identifier);
-"Uploading or Downloading Grade Center Items for Working Offline" of Blackboard's help (the user
-name identifies a student); "Importing grades" of Brightspace's (article 3538; user name or
-OrgDefinedId, both written with a `#` before them).
+`mod/assign/feedback/offline/importgradeslib.php`, commit 452e36f (a participant's number ends the
+identifier; identifier, grade and its time are what it asks for); "Uploading or Downloading Grade
+Center Items for Working Offline" in the help of Blackboard Learn 9.1 (the user name identifies a
+student, a number behind the title a column); "Importing grades" in Brightspace's, article 3538 of
+its community as of 2025 (user name or OrgDefinedId), whose export writes a `#` before both.
 """
 
 from __future__ import annotations

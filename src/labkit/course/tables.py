@@ -14,6 +14,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from labkit.reader.lab import LabError
 
@@ -24,21 +25,30 @@ SEPARATORS = (",", ";", "\t")
 Row = dict[str, str]
 
 
-def write_table(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write a table for a program, so that an interrupt leaves the old one or the new one."""
-    _write(path, rows, ",", "utf8")
+def write_table(path: Path, rows: Iterable[Sequence[object]], *, quote_all: bool = False) -> None:
+    """Write a table for a program, so that an interrupt leaves the old one or the new one.
+
+    `quote_all` puts quotes around every cell, not only where they are needed.
+    """
+    _write(path, rows, ",", "utf8", csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL)
 
 
 def write_for_people(path: Path, rows: Iterable[Sequence[object]], separator: str) -> None:
     """Write a table for a person's spreadsheet; floats get the decimal mark that goes with it."""
-    _write(path, rows, separator, "utf-8-sig")
+    _write(path, rows, separator, "utf-8-sig", csv.QUOTE_MINIMAL)
 
 
-def _write(path: Path, rows: Iterable[Sequence[object]], separator: str, encoding: str) -> None:
+def _write(
+    path: Path,
+    rows: Iterable[Sequence[object]],
+    separator: str,
+    encoding: str,
+    quoting: Literal[0, 1],
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     waiting = path.with_name(path.name + ".part")
     with waiting.open("w", encoding=encoding, newline="") as file:
-        writer = csv.writer(file, delimiter=separator)
+        writer = csv.writer(file, delimiter=separator, quoting=quoting)
         writer.writerows([[_cell(cell, separator) for cell in row] for row in rows])
     waiting.replace(path)
 
