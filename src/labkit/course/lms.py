@@ -10,11 +10,11 @@ names the hand-ins bear, and for hand-ins that a person named, for each that kno
 With a roster the column keeps the name, and with it the number, that it has in the export; a
 Moodle worksheet comes back filled in, with the times by which Moodle sees what changed since.
 
-Sources beside those of `labkit.course.roster`: Moodle's importer leaves out, without a word, a grade
-above the assignment's maximum (`mod/assign/feedback/offline/locallib.php`, commit 0497556), so such
-a grade is cut here and said. Blackboard wants every cell of a CSV in quotes, and makes a new
-column, of text, for a name without its number. Brightspace wants "Points Grade" behind the name of
-the item.
+Sources beside those of `labkit.course.roster`: Moodle's importer leaves out, without a word, a
+grade above the assignment's maximum (`mod/assign/feedback/offline/locallib.php`, commit 0497556),
+so such a grade is cut here and said. Blackboard wants every cell of a CSV in quotes, and makes a
+new column, of text, for a name without its number. Brightspace wants "Points Grade" behind the name
+of the item.
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@ Moodle writes its columns in the language of who downloads them; English ones ar
 Sources: `gradebook_importer.rb` of canvas-lms; Moodle's
 `mod/assign/feedback/offline/importgradeslib.php`, commit 452e36f (a participant's number ends the
 identifier; identifier, grade and its time are what it asks for); "Uploading or Downloading Grade
-Center Items for Working Offline" in the help of Blackboard Learn 9.1 (the user name identifies a
-student, a number behind the title a column); "Importing grades" in Brightspace's, article 3538 of
-its community as of 2025 (user name or OrgDefinedId), whose export writes a `#` before both.
+Center Items for Working Offline" in Blackboard's help for the Grade Center, library.blackboard.com
+(the user name identifies a student, a number behind the title a column); "Importing grades" in
+Brightspace's, article 3538 of its community as of 2025 (user name or OrgDefinedId), whose export
+writes a `#` before both.
 """
 
 from __future__ import annotations
