@@ -142,6 +142,15 @@ def test_an_earlier_task_whose_fault_shows_is_named(cells: dict[str, str]) -> No
     assert "→ stream, whose code runs here, is not written yet" in words
 
 
+def test_an_error_names_the_cell_it_comes_from(cells: dict[str, str]) -> None:
+    wrong = cells["sampler"].replace(
+        "    possible = ", "    probabilities.nothing\n    possible = "
+    )
+    words = _check("engine", [cells["stream"], wrong, cells["engine"]])
+    line = next(i for i, text in enumerate(wrong.split("\n"), 1) if ".nothing" in text)
+    assert f"has no attribute 'nothing' (line {line} of the cell sampler)" in words
+
+
 def test_an_endless_cell_is_stopped(cells: dict[str, str]) -> None:
     words = _check("sampler", [cells["sampler"] + "\nwhile True:\n    pass\n"])
     assert "✗ the cell, run alone: no answer within 2 s: is there an endless loop?" in words
@@ -150,7 +159,7 @@ def test_an_endless_cell_is_stopped(cells: dict[str, str]) -> None:
 def test_a_cell_that_ends_the_kernel_is_told(cells: dict[str, str]) -> None:
     words = _check("sampler", [cells["sampler"] + "\nraise SystemExit(3)\n"])
     assert "the cell, run alone: SystemExit: 3 (line " in words
-    assert "of cell sampler)" in words
+    assert "of the cell sampler)" in words
 
 
 def test_what_would_fail_in_grading_is_no_progress(cells: dict[str, str], folder: Path) -> None:

@@ -16,7 +16,7 @@ from labkit.sandbox.child import from_wire, to_wire
 from labkit.sandbox.process import UNUSABLE, Child, ChildLost, Request
 
 OPERATIONS = ("call", "new", "method", "get")
-LINE = re.compile(r" \(line \d+ of the cell\)$")  # of the reference's, so none of the reader's
+LINE = re.compile(r" \(line \d+ of the cell[^)]*\)$")  # of the reference's, so none of the reader's
 FIELDS = ("op", "name", "handle", "args", "named", "returning")
 
 

@@ -170,7 +170,7 @@ def _where(error: BaseException) -> str:
     """An error of a cell in words, with the line and the cell."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame for frame in frames if frame.filename.startswith("<cell ")]
-    place = f" (line {lines[-1].lineno} of {lines[-1].filename[1:-1]})" if lines else ""
+    place = f" (line {lines[-1].lineno} of the {lines[-1].filename[1:-1]})" if lines else ""
     return f"{type(error).__name__}: {error}{place}"
 
 

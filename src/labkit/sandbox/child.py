@@ -28,6 +28,7 @@ from typing import Any
 
 DTYPES = ("float64", "float32", "int64", "bool")
 MAX_TEXT = 400  # characters of an error message
+MAX_FILE = 60  # characters of the name of a cell
 MAX_DEPTH = 32  # lists and dicts inside one another
 MAX_BITS = 1000  # of an integer: one that still has a float next to it
 
@@ -262,7 +263,11 @@ def _words(error: BaseException) -> str:
     """Return the error as `type: message`, with its line in the reader's cell."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f for f in frames if f.filename.startswith(("<cell ", "<ipython", "/tmp/ipykernel"))]
-    where = f" (line {lines[-1].lineno} of the cell)" if lines else ""
+    where = ""
+    if lines:  # an earlier task's cell may be at fault, so a cell that has a name is named
+        file = lines[-1].filename
+        cell = file[1:-1][:MAX_FILE] if file.startswith("<cell ") else "cell"
+        where = f" (line {lines[-1].lineno} of the {cell})"
     if isinstance(error, SyntaxError):
         return f"syntax error in line {error.lineno}: {error.msg}"[:MAX_TEXT]
     try:
