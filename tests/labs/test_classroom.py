@@ -24,6 +24,7 @@ from labkit.course.marks import coder, fingerprint
 from labkit.grading.report import BROKEN
 from labkit.grading.variants import choose, read_key
 from labkit.reader.lab import Lab, LabError
+from labkit.sandbox.process import NoSandbox
 
 
 def _totals(out: Path) -> dict[str, float]:
@@ -335,6 +336,20 @@ def test_a_run_that_would_change_the_settings_stops_and_says_so(
 
     assert grade(*given, "--change") == 0
     assert grade(*given) == 0  # these are the settings now
+
+
+def test_settings_of_a_run_that_graded_nothing_hold_nobody_up(
+    grade: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the sandbox could not start, and `--unsafe-local` is tried next."""
+
+    def refused(*given: Any) -> Any:
+        raise NoSandbox("no namespaces here")
+
+    monkeypatch.setattr(classroom, "grade_one", refused)
+    assert grade() == 2
+    monkeypatch.undo()
+    assert grade("--unsafe-local") == 0
 
 
 def test_a_name_that_matches_nobody_stops_before_anything_is_graded(

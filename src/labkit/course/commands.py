@@ -50,10 +50,11 @@ def _finish(
     """See that everything is right before anything is graded; then grade."""
     course = load_course(options.course, settings.lab().slug)
     now = _in_words(settings, key, course, options)
-    check_settings(options.out, now, options.change)
+    known = {record.student for record in records_in(options.out).values()}
+    if known:  # else nothing was graded yet, and nothing would change
+        check_settings(options.out, now, options.change)
     problems: list[str] = []
     jobs = jobs_of(problems)
-    known = {record.student for record in records_in(options.out).values()}
     course.check_names(known | {job.handin.student for job in jobs})
     keep_settings(options.out, now)
     return grade_and_publish(
