@@ -42,7 +42,7 @@ class WeightFile:
     """One safetensors file. Its tensors keep the mapping alive."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header and map the rest.
+        """Read the header and map the file.
 
         Raises:
             CheckpointError: the file cannot be read, or is no whole safetensors file.
@@ -54,7 +54,7 @@ class WeightFile:
             with path.open("rb") as file:
                 (size,) = struct.unpack("<Q", file.read(8))
                 self._header = json.loads(file.read(size))
-                self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}); download it again") from error
         self._header.pop("__metadata__", None)
