@@ -482,6 +482,18 @@ def test_a_zip_in_a_folder_or_in_a_zip_is_a_students(lab: Lab, tmp_path: Path) -
     assert _held(lab, tmp_path / "class.zip") == {"adal_12": [TASK], "Eve_7": [TASK]}
 
 
+@pytest.mark.parametrize("top", ["/", "//", "../", "../../", "\\", "./", "x/../../"])
+def test_no_name_in_a_zip_leads_out_of_its_students_folder(
+    lab: Lab, tmp_path: Path, top: str
+) -> None:
+    packed = _packed({f"{top}Ada_1_assignsubmission_file_/lab.ipynb": TASK, ".": ""}, tmp_path)
+    with zipfile.ZipFile(tmp_path / "class.zip", "w") as archive:
+        archive.writestr("Eve_7_assignsubmission_file_/work.zip", packed)
+        archive.writestr(".", "")
+        archive.writestr("/", "")
+    assert _held(lab, tmp_path / "class.zip") == {"Eve_7": [TASK]}
+
+
 def test_a_zip_that_is_not_opened_is_named_and_its_student_stays(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

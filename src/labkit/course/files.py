@@ -117,7 +117,7 @@ def _in_zip(
     for entry in found:
         inside = place / _place(entry.name)
         chain = (*members, entry.name)
-        if _hidden(inside):
+        if _hidden(inside) or not inside.parts:
             continue
         if inside.suffix.lower() != ".zip":
             yield File(inside, path, chain, entry.time)
@@ -130,8 +130,11 @@ def _in_zip(
 
 
 def _place(name: str) -> PurePosixPath:
+    """A name as a place below the folder or zip it lies in: nothing in it leads to the top."""
     # macOS takes letters and accents apart; Windows may write its own separator into a zip.
-    return PurePosixPath(readable(normalize("NFC", name.replace("\\", "/"))))
+    plain = readable(normalize("NFC", name.replace("\\", "/")))
+    parts = [part for part in PurePosixPath(plain).parts if part.strip("/") not in ("", "..")]
+    return PurePosixPath(*parts)
 
 
 def _hidden(place: PurePosixPath) -> bool:
