@@ -166,12 +166,15 @@ class LLM:
         shown = None  # output tokens that the caller knows of
         try:
             while not handle.finished or handle.num_output_tokens != shown:
-                known = handle.num_output_tokens  # perhaps by the steps of another stream
-                if handle.finished or known > (shown or 0):
+                with self._turn():  # nobody else's step falls into the snapshot
+                    if not handle.finished and handle.num_output_tokens == (shown or 0):
+                        self.engine.advance()
+                    known = handle.num_output_tokens
+                    is_news = known != shown and (handle.finished or known > 0)
+                    output = handle.snapshot() if is_news else None
+                if output is not None:
                     shown = known
-                    yield handle.snapshot()
-                else:
-                    self._advance(handle)
+                    yield output
             _raise_errors([handle])
         finally:
             self._withdraw([handle])

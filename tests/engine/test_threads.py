@@ -77,6 +77,27 @@ def test_streams_and_generate_from_threads(text_folder: Path, switching_often: N
     checkpoints.assert_empty(llm)
 
 
+def test_what_a_stream_yields_is_of_one_moment(text_folder: Path, switching_often: None) -> None:
+    """Its tokens, text and log-probabilities agree, while another thread's steps go on."""
+    llm = LLM(text_folder, device="cpu", max_num_seqs=4)
+    tokenizer = llm.get_tokenizer()
+    busy = SamplingParams(temperature=0, max_tokens=250, ignore_eos=True)
+    thread = threading.Thread(target=lambda: llm.generate([[1], [2]], busy))
+    thread.start()
+    params = SamplingParams(max_tokens=120, seed=1, ignore_eos=True, logprobs=0)
+    for output in llm.stream([3, 4], params):
+        completion = output.outputs[0]
+        assert output.metrics is not None
+        assert completion.logprobs is not None
+        count = len(completion.token_ids)
+        assert (len(completion.logprobs), len(output.metrics.token_times)) == (count, count)
+        together = tokenizer.decode([3, 4, *completion.token_ids], skip_special_tokens=True)
+        shown = tokenizer.decode([3, 4]) + completion.text
+        assert together.startswith(shown)
+        assert len(together) - len(shown) <= 1  # a U+FFFD that may yet become a character
+    thread.join()
+
+
 def test_requests_of_several_threads_share_steps(text_folder: Path) -> None:
     """Two threads of 40 tokens each take hardly more steps than one."""
     llm = LLM(text_folder, device="cpu", max_num_seqs=2)
