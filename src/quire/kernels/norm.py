@@ -14,6 +14,8 @@ from torch import Tensor, empty_like
 
 from quire.kernels.runtime import jit, serves, starts_early, tl, triton
 
+MANY_ROWS = 96  # above, programs are so many that they take turns on the multiprocessors
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return x / sqrt(mean(x²) + eps) · weight over the last dimension of x [..., size]."""
@@ -80,9 +82,13 @@ def _launch(
     x: Tensor, residual: Tensor, weight: Tensor, out: Tensor, eps: float, *, add: bool
 ) -> None:
     size = x.shape[-1]
+    num_rows = x.numel() // size
     block = triton.next_power_of_2(size)
+    # Of many rows, 16 warps each hide one another's waiting (256 rows of 4,096 on an H200: 2.3
+    # us, 3.6 with 4 warps); of a few, their sum over the row only takes longer.
+    num_warps = 16 if num_rows > MANY_ROWS else 4
     early = starts_early(x)
-    _rms_norm_kernel[(x.numel() // size,)](
+    _rms_norm_kernel[(num_rows,)](
         x,
         residual,
         weight,
@@ -92,7 +98,7 @@ def _launch(
         block=block,
         add=add,
         early=early,
-        num_warps=min(max(block // 1024, 1), 16),
+        num_warps=min(num_warps, max(block // 64, 1)),
         launch_pdl=early,
     )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from quire.config import EngineConfig
 from quire.kernels.linear import MAX_ROWS
+from quire.kernels.norm import MANY_ROWS
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
 from quire.runner.decode_graphs import batch_sizes
 from quire.runner.model_runner import ModelRunner
@@ -52,6 +53,9 @@ def _steps(config: EngineConfig) -> Iterator[list[Piece]]:
         yield [Piece(0, 2, DRAWN)] * num_rows
         yield [Piece(0, 2)] * num_rows
     yield [Piece(0, min(4, longest), SHAPED)]
+    # A norm of many rows is launched in another way than one of a few.
+    num_prompts = min(-(-(MANY_ROWS + 1) // longest), most_requests, budget // longest)
+    yield [Piece(0, longest if num_prompts > 1 else min(MANY_ROWS + 1, longest))] * num_prompts
     # Decodes beside a prompt that starts and a chunk that continues: their number decides how
     # far the reading of one sequence is split.
     chunk = Piece(min(8, longest - 1), min(8, longest - min(8, longest - 1)))
