@@ -194,6 +194,12 @@ def test_marks_are_merged_and_kept(
     assert grade() == 0
     assert "ada changed the answer after it was marked" in capsys.readouterr().err
     assert _totals(tmp_path / "out")["ada"] == 97.5
+    path, rows = _marks(tmp_path)
+    gone = {**rows[0], "student": "zoe", "points": "", "comment": "ask her"}
+    _fill(path, [*rows, gone])
+    assert grade() == 0
+    assert "explain: marks of zoe, who has no answer here" in capsys.readouterr().err
+    assert _marks(tmp_path)[1][-1]["comment"] == "ask her"
 
 
 @pytest.mark.parametrize(
@@ -435,6 +441,14 @@ def test_each_row_of_the_rubric_has_a_column(
     assert grade() == 0
     assert "explain: ada: the rows add up to 6.5, not to the 9" in capsys.readouterr().err
     assert _totals(tmp_path / "out")["ada"] == 96.5
+    ada["A change that works /5"] = ""  # what a person wrote is kept
+    _fill(path, rows)
+    assert grade() == 0
+    assert "explain: ada: 1 of 2 rows are marked, 9 points count" in capsys.readouterr().err
+    assert _totals(tmp_path / "out")["ada"] == 99
+    _fill(path, [*rows, ada])
+    assert grade() == 2
+    assert "explain.csv, line 4: ada is there twice" in capsys.readouterr().err
     ada["A change that works /5"] = "6"
     _fill(path, rows)
     assert grade() == 2

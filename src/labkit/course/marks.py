@@ -41,6 +41,11 @@ class Mark:
         """Whether the answer is another than the one marked."""
         return self.points is not None and self.version != fingerprint(answer)
 
+    def has_words(self) -> bool:
+        """Whether a person has written anything into the row."""
+        rows = any(points is not None for _, points in self.rows)
+        return self.points is not None or bool(self.comment) or rows
+
     def given(self) -> str:
         """Each row's points, as the student reads them."""
         return "; ".join(f"{name}: {points:g}" for name, points in self.rows if points is not None)
@@ -97,7 +102,7 @@ def read_marks(sheet: Sheet, students: Iterable[str]) -> tuple[dict[str, Mark], 
 
     Raises:
         LabError: points that are no number, below 0 or above what the row or the question gives;
-            names the row. Or the file is not in UTF-8.
+            names the row. Or a student twice, or a file that is not in UTF-8.
     """
     if not sheet.path.is_file():
         return {}, []
@@ -107,6 +112,8 @@ def read_marks(sheet: Sheet, students: Iterable[str]) -> tuple[dict[str, Mark], 
     for line, row in enumerate(table, 2):
         given = as_given(row["student"])
         mark, words = _mark(sheet, row, names.get(given, given), f"{sheet.path}, line {line}")
+        if mark.student in marks:
+            raise LabError(f"{sheet.path}, line {line}: {given} is there twice")
         marks[mark.student] = mark
         odd += [f"{sheet.question.name}: {given}: {words}"] if words else []
     return marks, odd
@@ -122,12 +129,13 @@ def _mark(sheet: Sheet, row: Row, student: str, where: str) -> tuple[Mark, str]:
     given = [earned for _, earned in rows if earned is not None]
     words = ""
     if given and len(given) < len(rows):
-        words = f"{len(given)} of {len(rows)} rows are marked, the answer counts as unmarked"
-        points = None
+        counts = "the answer counts as unmarked" if points is None else f"{points:g} points count"
+        words = f"{len(given)} of {len(rows)} rows are marked, {counts}"
     elif given:
-        if points is not None and points != sum(given):
-            words = f"the rows add up to {sum(given):g}, not to the {points:g} beside them"
-        points = sum(given)
+        together = round(sum(given), 6)
+        if points not in (None, together):
+            words = f"the rows add up to {together:g}, not to the {points:g} beside them"
+        points = together
     number = row.get("answer", "")
     mark = Mark(
         int(number) if number.isdecimal() else 0,
@@ -182,7 +190,7 @@ def collect_answers(sheet: Sheet, records: Iterable[Record]) -> tuple[dict[str, 
                 f"{question.name}: {record.student} changed the answer after it was marked; "
                 "mark it again and empty its `version` cell"
             )
-    gone = [m for m in before.values() if m.student not in marks and m.points is not None]
+    gone = [m for m in before.values() if m.student not in marks and m.has_words()]
     problems += [f"{question.name}: marks of {m.student}, who has no answer here" for m in gone]
     _write(sheet, [*marks.values(), *gone])
     return marks, problems
