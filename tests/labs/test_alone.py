@@ -87,6 +87,15 @@ def test_a_helper_of_another_cell_is_named(cells: dict[str, str], another: str) 
     assert _check("sampler", [another, f"{source}\n\n{HELPER}"]) == ""
 
 
+def test_help_that_was_changed_is_said_where_it_is_used(lab: Lab, cells: dict[str, str]) -> None:
+    changed = lab.given.replace("return int.from_bytes", "return 1 - int.from_bytes")
+    earlier = [cells["sampler"], cells["stream"]]
+    words = _check("engine", [changed, *earlier, cells["engine"]])
+    assert "uses `noise`, the lab's help, which another cell defines anew: grading takes" in words
+    assert _check("engine", [lab.given, *earlier, cells["engine"]]) == ""
+    assert _check("sampler", [changed, cells["sampler"]]) == ""
+
+
 def test_names_that_only_a_notebook_has_are_said(cells: dict[str, str]) -> None:
     words = _check("sampler", [cells["sampler"] + "\ndisplay(1)\n"])
     assert "uses `display`, which another cell defines" in words

@@ -37,7 +37,7 @@ def built_on(lab: Lab, task: Task) -> list[str]:
     return [one.name for one in lab.tasks if one.name in names]
 
 
-def faults(lab: Lab, task: Task, cells: Mapping[str, str], others: Iterable[str]) -> list[str]:
+def faults(lab: Lab, task: Task, cells: Mapping[str, str], others: Sequence[str]) -> list[str]:
     """Sentences on why a cell that runs in its notebook would not run in grading.
 
     Args:
@@ -57,7 +57,16 @@ def faults(lab: Lab, task: Task, cells: Mapping[str, str], others: Iterable[str]
     own |= {name for text in [lab.given, *before, source] for name in _bound(text)}
     elsewhere = [text for name, text in cells.items() if name != task.name]
     outside = {name for text in [*others, *elsewhere] for name in _bound(text)} | NOTEBOOK_ONLY
-    found += [f"it does not define `{name}`" for name in task.defines if name not in _bound(source)]
+    bound = _bound(source)
+    found += [f"it does not define `{name}`" for name in task.defines if name not in bound]
+    help_given = set(DEFINES.findall(lab.given))
+    changed = help_given.intersection(name for text in others for name in DEFINES.findall(text))
+    found += [
+        f"line {line} uses `{name}`, the lab's help, which another cell defines anew: grading "
+        "takes the lab's own"
+        for name, line in _used(source)
+        if name in changed and name not in bound
+    ]
     found += [
         f"line {line} uses `{name}`, which another cell defines: grading takes this cell alone, so "
         "define or import it here"
@@ -138,6 +147,8 @@ def _imports(body: Iterable[ast.AST]) -> Iterator[tuple[str, int]]:
             yield "." * node.level + (node.module or ""), node.lineno
         elif isinstance(node, ast.Try) and any(map(_catches_imports, node.handlers)):
             yield from _imports([*node.handlers, *node.orelse, *node.finalbody])
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            yield from _imports(node.orelse)
         else:
             yield from _imports(ast.iter_child_nodes(node))
 
