@@ -32,6 +32,35 @@ def solved(lab: Lab) -> dict[str, Any]:
 
 
 @pytest.fixture
+def starter(lab: Lab) -> dict[str, Any]:
+    """The starter's JSON, fresh for every test."""
+    made: dict[str, Any] = json.loads(notebook_text(build_notebook(lab)))
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, with no notebook server around."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def call(lab: Lab) -> Callable[..., Any]:
+    """Call a function of labkit as a cell of a notebook does, after the cells `ran`."""
+
+    def run(
+        function: Callable[..., Any], *args: Any, ran: list[str] | None = None, **k: Any
+    ) -> Any:
+        namespace = {"LAB": f"{lab.slug}/window", "In": ["", *(ran or [])], "f": function}
+        exec("def here(*a, **k): return f(*a, **k)", namespace)
+        return namespace["here"](*args, **k)  # type: ignore[operator]
+
+    return run
+
+
+@pytest.fixture
 def submit(lab: Lab, tmp_path: Path) -> Callable[[Any], Submission]:
     """Write a notebook to disk and read it as a submission."""
 

@@ -12,72 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reader_notebooks import Notebook, cell, write
 
 import labkit
 from labkit.author.build import build_notebook, notebook_text
 from labkit.cli import main
-from labkit.gpu.frontier import KERNEL_MARK, MARK, cell_of
 from labkit.reader.lab import Lab, load_lab
 from labkit.reader.notebook import read_submission
 from labkit.reader.work import SaveError, read_work, untouched
 
-Notebook = dict[str, Any]
 DRAW = "# task: sampler\ndef draw(probabilities, u):\n    return 1\n"
-
-
-@pytest.fixture
-def starter(lab: Lab) -> Notebook:
-    made: Notebook = json.loads(notebook_text(build_notebook(lab)))
-    return made
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, with no notebook server around."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    return tmp_path
-
-
-@pytest.fixture
-def call(lab: Lab) -> Callable[..., Any]:
-    """Call a function of labkit as a cell of a notebook does, after the cells `ran`."""
-
-    def run(
-        function: Callable[..., Any], *args: Any, ran: list[str] | None = None, **k: Any
-    ) -> Any:
-        namespace = {"LAB": f"{lab.slug}/window", "In": ["", *(ran or [])], "f": function}
-        exec("def here(*a, **k): return f(*a, **k)", namespace)
-        return namespace["here"](*args, **k)  # type: ignore[operator]
-
-    return run
-
-
-def _cell(notebook: Notebook, name: str) -> dict[str, Any]:
-    (found,) = [c for c in notebook["cells"] if c["id"] in (f"task-{name}", f"written-{name}")]
-    made: dict[str, Any] = found
-    return made
-
-
-def _source(cell: dict[str, Any]) -> str:
-    return "".join(cell["source"])
-
-
-def _write(folder: Path, notebook: Notebook, name: str = "mine.ipynb") -> Path:
-    path = folder / name
-    path.write_text(json.dumps(notebook), "utf8")
-    return path
 
 
 def test_save_and_restore_carry_everything_over(
     solved: Notebook, starter: Notebook, folder: Path, lab: Lab, call: Callable[..., Any]
 ) -> None:
-    mine = _write(folder, solved)
+    mine = write(folder, solved)
     saved = call(labkit.save)
     assert saved == folder / "autoregressive-decoding.save.json"
     assert saved.stat().st_size < 30_000
     mine.unlink()
-    _write(folder, starter, "fresh.ipynb")
+    write(folder, starter, "fresh.ipynb")
     restored = call(labkit.restore)
     assert restored.name == "fresh-restored.ipynb"
     before, after = json.loads(notebook_text(build_notebook(lab, solution=True))), None
@@ -92,7 +47,7 @@ def test_save_and_restore_carry_everything_over(
 def test_the_version_run_last_is_kept_and_said(
     starter: Notebook, folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _write(folder, starter)
+    write(folder, starter)
     saved = call(labkit.save, ran=["# task: sampler\nOLD = 1", DRAW, "draw([1], 0)"])
     assert read_work(saved).cells["sampler"] == DRAW
     printed = capsys.readouterr().out
@@ -104,7 +59,7 @@ def test_a_fresh_starter_does_not_wipe_out_a_save(
     solved: Notebook, starter: Notebook, folder: Path, call: Callable[..., Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    path = _write(folder, solved)
+    path = write(folder, solved)
     call(labkit.save)
     path.write_text(json.dumps(starter), "utf8")
     saved = call(labkit.save, ran=[DRAW])
@@ -139,145 +94,12 @@ def test_progress_that_cannot_be_kept_spoils_no_check(
         labkit.check("sampler", namespace)
 
 
-def test_submit_says_what_is_missing(
-    solved: Notebook, folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    _cell(solved, "sampler")["source"] = "# task: sampler\ndef draw(:\n"
-    _cell(solved, "stream")["source"] = '# task: stream\nraise NotImplementedError("write stream")'
-    solved["cells"].remove(_cell(solved, "latency"))
-    _cell(solved, "explain")["source"] = "<!-- written: explain -->\n*Your answer here.*"
-    _write(folder, solved)
-    path = call(labkit.submit)
-    assert path.name == "autoregressive-decoding.submit.json"
-    printed = capsys.readouterr().out.split("\n")
-    assert "  - sampler: syntax error in line 2: invalid syntax" in printed
-    assert "  - stream: not written yet (15 points)" in printed
-    assert "  - latency: no cell says `# task: latency` (30 points)" in printed
-    assert "  - explain: no written answer (5 points)" in printed
-    assert (
-        '  - engine: its public check has not run since the cell changed: labkit.check("engine")'
-    ) in printed
-
-
-def test_submit_is_content_when_all_is_there(
-    solved: Notebook, folder: Path, lab: Lab, call: Callable[..., Any],
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    _write(folder, solved)
-    call(labkit.save)
-    path = folder / "autoregressive-decoding.save.json"
-    content = json.loads(path.read_text("utf8"))
-    content["progress"] = {task.name: [3, 3] for task in lab.tasks}
-    path.write_text(json.dumps(content), "utf8")
-    capsys.readouterr()
-    submitted = call(labkit.submit)
-    assert "nothing is missing: hand in this file" in capsys.readouterr().out
-    assert read_submission(submitted, lab).problems == {}
-
-
-def test_submit_knows_that_a_cell_has_changed_since_its_check(
-    solved: Notebook, folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    _write(folder, solved)
-    saved = call(labkit.save)
-    content = json.loads(saved.read_text("utf8"))
-    content["progress"] = {"sampler": [4, 4], "stream": [3, 3]}
-    saved.write_text(json.dumps(content), "utf8")
-    cell = _cell(solved, "sampler")
-    cell["source"] = _source(cell) + "\n# one line more"
-    _write(folder, solved)
-    capsys.readouterr()
-    call(labkit.submit)
-    printed = capsys.readouterr().out
-    assert "sampler: its public check has not run since the cell changed" in printed
-    assert "stream: its" not in printed
-
-
-FAULTS = {
-    "a forbidden import": (
-        lambda source: source.replace("\n", "\nimport torch\n", 1),
-        "  - sampler: line 2 imports torch, which grading does not have: a task cell may import",
-    ),
-    "a helper of another cell": (
-        lambda source: source + "\n\ndef more():\n    return helper(1)\n",
-        "uses `helper`, which another cell defines: grading takes this cell alone, so define or",
-    ),
-    "a name of another task": (
-        lambda source: source + "\nBOTH = penalise\n",
-        "uses `penalise`, which another cell defines",
-    ),
-    "a function that is gone": (
-        lambda source: source.replace("def draw", "def drew"),
-        "  - sampler: it does not define `draw`",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_submit_says_what_grading_would_miss(
-    solved: Notebook, folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str],
-    name: str,
-) -> None:  # fmt: skip
-    change, words = FAULTS[name]
-    cell = _cell(solved, "sampler")
-    cell["source"] = change(_source(cell))
-    helper = {"cell_type": "code", "metadata": {}, "source": "def helper(x):\n    return x\n"}
-    solved["cells"].insert(3, helper)
-    _write(folder, solved)
-    call(labkit.submit)
-    assert words in capsys.readouterr().out
-
-
-def test_a_cell_that_lost_its_line_is_handed_in_as_it_was_run_last_and_said(
-    solved: Notebook, folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Not the version that still had the line."""
-    cell = _cell(solved, "sampler")
-    old = _source(cell)
-    cell["source"] = old.replace("# task: sampler\n", "") + "\nNEWER = 1"
-    _write(folder, solved)
-    submitted = call(labkit.submit, ran=[old, cell["source"]])
-    assert "NEWER" in read_work(submitted).cells["sampler"]
-    assert "sampler: found by its metadata, its `# task:` line is gone" in capsys.readouterr().out
-
-
-def test_a_line_edited_where_no_metadata_is_left_is_said(
-    solved: Notebook, folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    cell = _cell(solved, "sampler")
-    old = _source(cell)
-    cell |= {"source": old.replace("# task: sampler", "# my sampler"), "metadata": {}, "id": "x"}
-    _write(folder, solved)
-    call(labkit.submit, ran=[old, cell["source"]])
-    assert "sampler: `distribution` was defined again by a cell without" in capsys.readouterr().out
-
-
-def test_the_frontier_cells_are_handed_in_and_come_back(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lab = load_lab("paged-kv-cache")
-    notebook: Notebook = json.loads(notebook_text(build_notebook(lab, solution=True)))
-    policy = "# Frontier: policy  # LRU, twice\nclass Policy(LeastRecent):\n    MINE = 1\n"
-    (cell,) = [c for c in notebook["cells"] if _source(c).startswith("# frontier: policy")]
-    cell["source"] = policy
-    mine = _write(folder, notebook)
-    assert main(["submit", str(mine)]) == 0
-    assert "frontier: policy, kernel" in capsys.readouterr().out
-    submitted = folder / "paged-kv-cache.submit.json"
-    assert cell_of(submitted, MARK) == policy
-    assert "def cache_write" in cell_of(submitted, KERNEL_MARK)
-    assert cell_of(mine, MARK) == policy
-    fresh = _write(folder, json.loads(notebook_text(build_notebook(lab))), "fresh.ipynb")
-    assert main(["restore", str(fresh), str(submitted)]) == 0
-    assert cell_of(folder / "fresh-restored.ipynb", MARK) == policy
-
-
 @pytest.mark.parametrize("name", ["save", "submit", "restore"])
 def test_the_question_which_notebook_names_the_function_that_was_called(
     starter: Notebook, folder: Path, call: Callable[..., Any], name: str
 ) -> None:
-    _write(folder, starter, "a.ipynb")
-    _write(folder, starter, "b.ipynb")
+    write(folder, starter, "a.ipynb")
+    write(folder, starter, "b.ipynb")
     with pytest.raises(SaveError, match=rf"as in labkit\.{name}\(notebook="):
         call(getattr(labkit, name))
 
@@ -287,9 +109,9 @@ def test_which_notebook_is_asked_when_several_fit(
 ) -> None:
     with pytest.raises(SaveError, match="which notebook"):
         call(labkit.save)
-    _write(folder, starter, "a.ipynb")
-    _write(folder, starter, "b.ipynb")
-    _write(folder, {"cells": []}, "notes.ipynb")
+    write(folder, starter, "a.ipynb")
+    write(folder, starter, "b.ipynb")
+    write(folder, {"cells": []}, "notes.ipynb")
     with pytest.raises(SaveError, match=r"a\.ipynb, b\.ipynb in .* fit"):
         call(labkit.save)
     call(labkit.save, notebook="b.ipynb")
@@ -299,27 +121,17 @@ def test_the_notebook_of_another_lab_beside_it_is_no_question(
     starter: Notebook, folder: Path, call: Callable[..., Any]
 ) -> None:
     """Each lab has a task called engine."""
-    _write(folder, json.loads(notebook_text(build_notebook(load_lab("batching")))), "a.ipynb")
-    _write(folder, starter, "b.ipynb")
+    write(folder, json.loads(notebook_text(build_notebook(load_lab("batching")))), "a.ipynb")
+    write(folder, starter, "b.ipynb")
     assert "choose_tokens" in read_work(call(labkit.save)).cells["engine"]
-
-
-def test_submit_hands_in_no_older_version_behind_a_syntax_error(
-    solved: Notebook, folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    _write(folder, solved)
-    good, broken = _source(_cell(solved, "sampler")), "# task: sampler\ndef draw(:\n"
-    submitted = call(labkit.submit, ran=[good, broken])
-    assert read_work(submitted).cells["sampler"] == broken
-    assert "  - sampler: syntax error in line 2: invalid syntax" in capsys.readouterr().out
 
 
 def test_the_server_names_the_notebook(
     starter: Notebook, folder: Path, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _write(folder, starter, "a.ipynb")
-    _cell(starter, "sampler")["source"] = DRAW
-    _write(folder, starter, "b.ipynb")
+    write(folder, starter, "a.ipynb")
+    cell(starter, "sampler")["source"] = DRAW
+    write(folder, starter, "b.ipynb")
     monkeypatch.setenv("JPY_SESSION_NAME", "somewhere/on/the/server/b.ipynb")
     assert read_work(call(labkit.save)).cells["sampler"] == DRAW
 
@@ -339,7 +151,7 @@ def test_a_saved_file_that_is_none(folder: Path, text: str | None, words: str) -
 def test_a_save_of_another_lab_or_variant(
     solved: Notebook, folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _write(folder, solved)
+    write(folder, solved)
     saved = call(labkit.save)
     content = json.loads(saved.read_text("utf8"))
     saved.write_text(json.dumps(content | {"variant": "shared"}), "utf8")
@@ -423,7 +235,7 @@ def test_the_commands(
     solved: Notebook, starter: Notebook, folder: Path, lab: Lab,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    mine, fresh = _write(folder, solved), _write(folder, starter, "fresh.ipynb")
+    mine, fresh = write(folder, solved), write(folder, starter, "fresh.ipynb")
     assert main(["save", str(mine)]) == 0
     saved = folder / "autoregressive-decoding.save.json"
     assert main(["restore", str(fresh), str(saved)]) == 0
@@ -437,7 +249,7 @@ def test_the_commands(
 
 
 def test_nothing_of_it_imports_torch(folder: Path, starter: Notebook) -> None:
-    _write(folder, starter)
+    write(folder, starter)
     code = (
         "import sys, labkit\n"
         "LAB = 'autoregressive-decoding/window'\n"
