@@ -21,6 +21,7 @@ from quire.bench import (
     linear,
     load,
     overlap,
+    peers,
     pitfalls,
     spike,
     steps,
@@ -44,6 +45,7 @@ TITLES = {
     "pitfalls": "One matrix-vector product timed rightly and with one mistake at a time",
     "spike": "The longest gap between tokens when a long prompt arrives, over the step's budget",
     "overlap": "A decode step with the host's work before it, and behind it",
+    "peers": "quire and vLLM in turns on one GPU, on the same works",
     "load": "Goodput and latencies under Poisson arrivals, over their rate",
     "divergence": "Greedy outputs that change with the batch a request is in",
 }
@@ -60,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=DEFAULT_MODEL,
         help="a shipped model or a folder; for steps, linear and engine a model of the catalog, "
-        f"with random weights: {', '.join(catalog_json())} (default: %(default)s; engine: "
+        f"with random weights: {', '.join(catalog_json())} (default: %(default)s; engine, peers: "
         f"{' and '.join(engine.MODELS)})",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
@@ -68,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder to write <id>.json to (default: print)")
     parser.add_argument("--id", help="the measurement's id (default: from name and device)")
     parser.add_argument("--max-batch", type=int, default=256, help="steps: largest batch")
+    parser.add_argument(
+        "--vllm-python", help="peers: the Python of the environment that has vLLM (this one)"
+    )
     parser.add_argument("--commit", help="commit to record (default: asked of git)")
 
 
@@ -75,14 +80,21 @@ def run(args: argparse.Namespace, command: str) -> int:
     """Measure and report; `command` is recorded as the way to repeat it."""
     device = default_device(args.device)
     torch.set_num_threads(args.threads)
-    rows = _measure(args, device)
+    rows, note = (
+        _measure_peers(args, device) if args.name == "peers" else (_measure(args, device), "")
+    )
     print_rows(rows)
     if args.out is not None:
         measurement_id = args.id or f"{args.name}-{device_label(device)}"
-        command = re.sub(r" --(out|commit) \S+", "", command)  # where, not what
-        measurement = Measurement(measurement_id, TITLES[args.name], command, rows)
+        command = re.sub(r" --(out|commit|vllm-python)[ =]\S+", "", command)  # where, not what
+        measurement = Measurement(measurement_id, TITLES[args.name], command, rows, note)
         print(f"wrote {measurement.save(args.out, args.commit)}")
-    return 0
+    return 1 if note else 0  # part of what was asked for was not measured
+
+
+def _measure_peers(args: argparse.Namespace, device: torch.device) -> tuple[list[Row], str]:
+    models = engine.MODELS if args.model == DEFAULT_MODEL else (args.model,)
+    return peers.run(models, device, args.vllm_python)
 
 
 def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
