@@ -84,6 +84,10 @@ def test_nothing_runs_together(student, variant, seed):
         ([-2, -1, -1, -1], 2, "", []), ([-2, -2, -2, -1], 2, "", []), ([1, 2, 2, 1], 2, "", []),
         ([1, 23, 4, 56], 2, "", []), ([12, 3, 45, 6], 2, "", []), ([1, 2, 3, 4], 2, "", []),
     )  # fmt: skip
+    # As numbers to a base, forwards or backwards, the two of a pair are the same.
+    for base in (31, 33, 131, 256, 257, 1000, 65_536, 65_599, 1_000_003):
+        pairs = ([1, base], [2, 0], [base, 1], [0, 2])
+        _judge(student, *((tokens, 2, "", []) for tokens in pairs))
     _judge(student, *((tokens, 2, salt, []) for salt, tokens in _salted(1 + rng.randrange(8))))
     part = 1 + rng.randrange(8)  # of the image "a1", and part 10 + part of the image "a"
     _judge(
