@@ -132,7 +132,7 @@ class AsyncEngine:
         self._send(lambda: self._abort(request_id))
 
     def close(self) -> None:
-        """Withdraw every request and stop the thread."""
+        """Withdraw every request, stop the thread, and let go of the devices."""
         atexit.unregister(self.close)
         if not self._thread.is_alive():  # closed before, or in a forked child
             return
@@ -140,6 +140,7 @@ class AsyncEngine:
             self._closing = True
             self._wake.notify()
         self._thread.join()
+        self.llm.engine.shutdown()
 
     async def __aenter__(self) -> AsyncEngine:
         return self

@@ -132,6 +132,12 @@ class LLMEngine:
             self._drain()
         return handle.snapshot()
 
+    def shutdown(self) -> None:
+        """Withdraw every request and let go of the devices; no step may follow."""
+        for request_id in list(self._handles):
+            self.abort_request(request_id)
+        self.executor.shutdown()
+
     def _withdraw(self, handle: RequestHandle, reason: FinishReason) -> None:
         """End those of a prompt's sequences that have not ended."""
         for sequence in handle.sequences:

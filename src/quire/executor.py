@@ -15,6 +15,7 @@ import torch
 
 from quire.components import Components
 from quire.config import EngineConfig
+from quire.errors import QuireError
 from quire.kv.spec import CacheLayout
 from quire.messages import SchedulerOutput
 from quire.models.config import ModelConfig
@@ -57,9 +58,20 @@ class InlineExecutor:
         """Load the model, decide how many blocks the cache gets, and allocate it."""
         self._device = config.model.device
         with self._current():
-            self.worker = Worker(config, model_config, layout, folder, components)
+            self._worker: Worker | None = Worker(config, model_config, layout, folder, components)
             self._num_blocks = config.cache.num_blocks or self.worker.most_blocks()
             self.worker.allocate(self._num_blocks)
+
+    @property
+    def worker(self) -> Worker:
+        """The device half.
+
+        Raises:
+            QuireError: after `shutdown`.
+        """
+        if self._worker is None:
+            raise QuireError("the engine was shut down: make a new one")
+        return self._worker
 
     @property
     def num_blocks(self) -> int:
@@ -77,7 +89,7 @@ class InlineExecutor:
 
     def shutdown(self) -> None:
         """Drop the worker, and with it the device's memory."""
-        del self.worker
+        self._worker = None
 
     def _current(self) -> AbstractContextManager[object]:
         """Make the worker's GPU the current one: Triton launches there, and graphs allocate.

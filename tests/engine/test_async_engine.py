@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -272,3 +274,15 @@ def test_a_script_may_end_with_the_engine_at_work(checkpoint: Any) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "begun\n"
+
+
+def test_closing_lets_go_of_the_device(checkpoint: Any) -> None:
+    engine = AsyncEngine(checkpoint("qwen2"), device="cpu")
+    worker = weakref.ref(engine.llm.engine.executor.worker)  # type: ignore[attr-defined]
+    assert worker() is not None
+    run_async(collect(engine, PROMPTS[0], GREEDY))
+    engine.close()
+    gc.collect()
+    assert worker() is None
+    with pytest.raises(QuireError, match="was shut down: make a new one"):
+        engine.llm.generate(PROMPTS[0], GREEDY)

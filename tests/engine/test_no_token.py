@@ -206,3 +206,43 @@ def test_other_streams_go_on(checkpoint: Callable[[str], Path]) -> None:
             assert await last_of(engine, [1, 2, 3], params) == answer
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_function_that_raises_costs_its_own_request_alone(
+    overlap: bool, checkpoint: Callable[[str], Path]
+) -> None:
+    """Whatever a caller's function does, the others' streams go on, in the same steps."""
+
+    def fails_later(output: list[int], logits: torch.Tensor) -> torch.Tensor:
+        if len(output) == 2:
+            raise KeyError("no such state")
+        return logits
+
+    async def serve() -> tuple[list[int], BaseException | list[int]]:
+        engine = AsyncEngine(checkpoint("qwen2"), device="cpu", overlap=overlap)
+
+        async def read(params: SamplingParams) -> list[int]:
+            tokens: list[int] = []
+            async for output in engine.generate([5, 6, 7], params):
+                tokens = output.outputs[0].token_ids
+            return tokens
+
+        long = replace(GREEDY, max_tokens=12, ignore_eos=True)
+        try:
+            good, bad = await asyncio.gather(
+                read(long),
+                read(replace(long, logits_processors=[fails_later])),
+                return_exceptions=True,
+            )
+        finally:
+            await asyncio.to_thread(engine.close)
+        assert isinstance(good, list)
+        return good, bad
+
+    good, bad = asyncio.run(serve())
+    assert len(good) == 12
+    assert isinstance(bad, QuireError)
+    assert re.search(
+        r"request '.*': logits processor .* raised KeyError: 'no such state'", str(bad)
+    )

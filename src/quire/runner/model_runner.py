@@ -158,6 +158,10 @@ class ModelRunner:
         sampled = sampler(self._parts.model.compute_logits(hidden).float(), tensors, drafts)
         _check_sampled(sampled, len(pending.sampling), tensors, type(sampler).__name__)
         batch.keep(rows, positions, sampled, drafts)
+        pending.reasons = {
+            chosen[row][0].request_id: f"request {chosen[row][0].request_id!r}: {reason}"
+            for row, reason in tensors.failures.items()
+        }
         for entry in pending.sampling:
             wanted = batch.state(entry.row).params.logprobs
             if wanted is not None:

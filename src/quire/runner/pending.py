@@ -32,6 +32,7 @@ class PendingStep:
     sampling: list[ScheduledEntry] = field(default_factory=list)  # who chose a token, in order
     sampled: SamplerOutput | None = None  # on the host once `done` has passed
     num_logprobs: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)  # why a request has no token
     prompt_scores: dict[str, PromptScores] = field(default_factory=dict)
     done: torch.cuda.Event | None = None  # None on a CPU
 
@@ -61,7 +62,9 @@ class PendingStep:
                 token_ids[entry.request_id] = row[:count]
                 if NO_TOKEN in row[:count]:
                     token_ids[entry.request_id] = []
-                    failures[entry.request_id] = _no_token(entry.request_id, self.output.step)
+                    failures[entry.request_id] = self.reasons.get(
+                        entry.request_id, _no_token(entry.request_id, self.output.step)
+                    )
             if self.sampled.logprobs is not None:
                 logprobs = self._read_logprobs(self.sampled.logprobs, token_ids)
         prompt_logprobs = {}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quire.errors import QuireError
+from quire.sampling.params import LogitsProcessor
 from quire.sampling.tensors import Penalties, RowFunction, SamplingTensors
 
 
@@ -21,29 +21,42 @@ def shape_logits(logits: Tensor, sampling: SamplingTensors) -> Tensor:
     if sampling.bias is not None:
         logits = logits + sampling.bias
     if sampling.functions:
-        logits = apply_functions(logits, sampling.functions)
+        logits = apply_functions(logits, sampling.functions, sampling.failures)
     if sampling.penalties is not None:
         logits = apply_penalties(logits, sampling.penalties)
     return logits
 
 
-def apply_functions(logits: Tensor, functions: Sequence[RowFunction]) -> Tensor:
+def apply_functions(
+    logits: Tensor, functions: Sequence[RowFunction], failures: dict[int, str]
+) -> Tensor:
     """Let each request's own functions rewrite its row.
 
-    Raises:
-        QuireError: a function returned anything but the logits of one row.
+    A caller's function that raises, or returns anything but the logits of one row, must not cost
+    other callers their step: its row gets NaN, so that it has no token, and `failures` the reason.
     """
     logits = logits.clone()
     for row, function, output_token_ids in functions:
-        changed = function(list(output_token_ids), logits[row].clone())
-        if not isinstance(changed, Tensor) or changed.shape != logits[row].shape:
-            found = list(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
-            raise QuireError(
-                f"logits processor {function!r} returned {found}: must be the row of logits, a "
-                f"tensor of shape {list(logits[row].shape)}"
-            )
-        logits[row] = changed
+        if row in failures:
+            continue
+        try:
+            logits[row] = _changed(function, output_token_ids, logits[row])
+        except Exception as error:  # whatever a caller's code may raise
+            failures[row] = f"logits processor {function!r} raised {type(error).__name__}: {error}"
+            logits[row] = torch.nan
     return logits
+
+
+def _changed(function: LogitsProcessor, output_token_ids: list[int], row: Tensor) -> Tensor:
+    """Return what a function makes of a row of logits; it gets copies of its own."""
+    changed: object = function(list(output_token_ids), row.clone())
+    if isinstance(changed, Tensor) and changed.shape == row.shape:
+        return changed
+    found = list(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+    raise TypeError(
+        f"it returned {found} and must return the row of logits, a tensor of shape "
+        f"{list(row.shape)}"
+    )
 
 
 def apply_penalties(logits: Tensor, penalties: Penalties) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class SamplingTensors:
     num_logprobs: int | None = None  # the most that any row asks for
     bias: Tensor | None = None  # float32 [R, V], added to the logits (`quire.sampling.bias`)
     functions: Sequence[RowFunction] = ()  # of the rows' own, in the order of their application
+    failures: dict[int, str] = field(default_factory=dict)  # by row: what its function did instead
 
     @classmethod
     def build(
