@@ -91,7 +91,7 @@ class LLMEngine:
         if request_id in self._handles:
             raise InvalidRequestError(f"request_id={request_id!r} still runs: choose another")
         tokenized = self.prompts.read(prompt, params)
-        token_ids = tokenized.token_ids
+        token_ids = list(tokenized.token_ids)
         params = resolve(
             params,
             self.tokenizer,

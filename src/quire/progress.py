@@ -86,7 +86,7 @@ class RequestHandle:
         self._by_request = {s.request.request_id: s for s in self.sequences}
         self._num_running = len(self.sequences)
         self._prompt = prompt
-        self._prompt_token_ids = prompt_token_ids
+        self._prompt_token_ids = list(prompt_token_ids)  # the requests read their own
         wanted = requests[0].sampling_params.prompt_logprobs is not None
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = (
             [None] * len(prompt_token_ids) if wanted else None

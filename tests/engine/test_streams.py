@@ -78,6 +78,22 @@ def test_leaving_a_stream_early(llm: LLM) -> None:
     assert len(llm.generate(PROMPT, GREEDY)[0].outputs[0].token_ids) == 10
 
 
+def test_what_a_reader_does_to_an_output_changes_nothing_else(llm: LLM) -> None:
+    """No list of an output is one that the engine, or the next output, goes on with."""
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=0)
+    (expected,) = llm.generate([[5, 6, 7]], params)
+    last = None
+    for output in llm.stream([5, 6, 7], params):
+        last = copy.deepcopy(output)
+        (completion,) = output.outputs
+        completion.token_ids.append(99)
+        completion.logprobs = (completion.logprobs or []) * 2
+        output.prompt_token_ids.clear()
+        output.outputs.clear()
+    assert last is not None
+    assert last.outputs == expected.outputs
+
+
 def test_two_streams_at_once(llm: LLM) -> None:
     """Each step serves both; neither loses what the other's steps computed."""
     params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (12, 5)]
