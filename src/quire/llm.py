@@ -234,6 +234,7 @@ class LLM:
                         progress.update(sum(h.finished for h in handles) - progress.n)
         finally:  # an interrupt must not leave requests behind
             self._withdraw(handles)
+        _raise_errors(handles)  # perhaps of another thread's step
         return [handle.snapshot() for handle in handles]
 
     def _submit(

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import checkpoints
 import pytest
+from tqdm import tqdm
 
-from quire import LLM, AsyncEngine, QuireError, SamplingParams
+from quire import LLM, AsyncEngine, QuireError, RequestHandle, SamplingParams
 from quire.turns import Turns
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -144,6 +145,26 @@ def test_a_bad_prompt_in_one_thread_leaves_the_others_alone(text_folder: Path) -
     checkpoints.assert_empty(llm)
 
 
+def test_an_error_in_another_threads_step_is_not_missed(
+    text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may end a request while the thread that waits for it looks elsewhere."""
+    llm = LLM(text_folder, device="cpu", max_num_seqs=2)
+    advance = LLM._advance
+
+    def ended_elsewhere(self: LLM, handle: RequestHandle) -> None:
+        advance(self, handle)
+        monkeypatch.setattr(tqdm, "update", fail)
+
+    def fail(*_: object) -> None:  # between two looks at the request
+        (handle,) = llm.engine._handles.values()
+        llm.engine._fail({f"{handle.request_id}-0": "no token"})
+
+    monkeypatch.setattr(LLM, "_advance", ended_elsewhere)
+    with pytest.raises(QuireError, match="no token"):
+        llm.generate([1, 2], GREEDY)
+
+
 def test_a_stream_collected_in_the_middle_of_a_step(text_folder: Path) -> None:
     """The collector runs anywhere: it must not wait for the turn that its own thread has."""
     llm = LLM(text_folder, device="cpu", max_num_seqs=2)
@@ -208,22 +229,35 @@ def test_an_interrupt_while_waiting_leaves_the_line() -> None:
         pytest.skip("signals go to the main thread")
     turns = Turns()
     held, done = threading.Event(), threading.Event()
+    waiting = True
+
+    def interrupt(*_: object) -> None:
+        nonlocal waiting
+        if waiting:
+            waiting = False
+            raise KeyboardInterrupt
 
     def hold() -> None:
         with turns.wait():
             held.set()
             while len(turns._line) < 2:
                 pass
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            while waiting:  # a signal just before the other one waits does not wake it
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                done.wait(0.01)
             done.wait()
 
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait()
-    with pytest.raises(KeyboardInterrupt), turns.wait():
-        pass
-    done.set()
-    thread.join()
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait()
+        with pytest.raises(KeyboardInterrupt), turns.wait():
+            pass
+    finally:
+        done.set()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
     with turns.if_free() as free:
         assert free
 
