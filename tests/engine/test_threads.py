@@ -289,6 +289,7 @@ def test_a_forked_child_is_told(how: str, text_folder: Path) -> None:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:  # no test framework here: say what happened and vanish
+        signal.alarm(30)  # a child that waits for ever ends, too, and has said nothing
         try:
             calls[how]()
             said = "no error"
