@@ -52,7 +52,11 @@ FAKE_CHILD = """
 import json, os, pathlib, subprocess, sys, time
 job = json.load(open(sys.argv[1]))
 seen = pathlib.Path(os.environ["SEEN"])
-kept = {**job, "in_process": os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING")}
+kept = {
+    **job,
+    "in_process": os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING"),
+    "interpreter": os.environ.get("INTERPRETER", "own"),
+}
 (seen / f"{len(list(seen.iterdir())):02}.json").write_text(json.dumps(kept))
 spoil = os.environ.get("SPOIL", "") if job["engine"] == "vllm" else ""
 if spoil == "start":
@@ -81,7 +85,7 @@ with open(sys.argv[2], "w") as out:
 """
 
 FAKE_VLLM = """
-import os, types
+import gc, os, types
 __version__ = "0.33.0"
 def TokensPrompt(prompt_token_ids):
     return {"prompt_token_ids": prompt_token_ids}
@@ -94,11 +98,13 @@ class LLM:
         assert os.path.isfile(os.path.join(model, "config.json"))
         assert arguments["enable_prefix_caching"] is False
         assert arguments["load_format"] == "dummy"
+        self.collector = arguments.get("max_num_seqs") != 8  # off in the setting for batch 1
         scheduler = types.SimpleNamespace(max_num_seqs=1024, max_num_batched_tokens=16384)
         self.llm_engine = types.SimpleNamespace(
             vllm_config=types.SimpleNamespace(scheduler_config=scheduler))
     def generate(self, prompts, params, use_tqdm):
         assert all(len(p["prompt_token_ids"]) == 4 for p in prompts)
+        assert gc.isenabled() == self.collector
         one = lambda p: types.SimpleNamespace(token_ids=[0] * p.max_tokens)
         return [types.SimpleNamespace(outputs=[one(p)]) for p in params]
 """
@@ -162,12 +168,16 @@ def test_the_works_are_those_of_bench_engine() -> None:
 
 
 def test_both_engines_get_the_same_ids_and_each_setting_its_own_arguments(child: Path) -> None:
-    rows, failed = measure(
-        {"Tiny": TINY}, take_turns(SETTINGS), WORKS, sys.executable, "cpu", child
-    )
+    other = child.with_name("python")
+    other.write_text(f'#!/bin/sh\nINTERPRETER=other exec "{sys.executable}" "$@"\n', "utf-8")
+    other.chmod(0o755)
+    python = str(other)
+    rows, failed = measure({"Tiny": TINY}, take_turns(SETTINGS), WORKS, python, "cpu", child)
     assert not failed
     first, default, in_process, _, batch1, throughput, _ = jobs(child)
     assert first["engine"] == "quire"
+    assert first["interpreter"] == "own"
+    assert {default["interpreter"], batch1["interpreter"]} == {"other"}
     assert first["works"] == default["works"] == in_process["works"]
     assert [work["name"] for work in batch1["works"]] == ["batch1", "batch1-again"]
     assert [work["name"] for work in throughput["works"]] == ["64x512x256", "mix256"]
