@@ -9,7 +9,6 @@ from pathlib import Path
 
 from quire.components import Components
 from quire.config import EngineConfig
-from quire.detokenizer import Tokenizer
 from quire.engine import LLMEngine
 from quire.errors import QuireError
 from quire.executor import InlineExecutor
@@ -21,6 +20,7 @@ from quire.kv.spec import CacheLayout
 from quire.kv.windowed_manager import WindowedKVCacheManager
 from quire.models.config import ModelConfig
 from quire.scheduler import Scheduler, TokenBudgetScheduler
+from quire.tokenizer import Tokenizer
 from quire.trace import Trace
 
 

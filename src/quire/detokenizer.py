@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from quire.sampling.params import SamplingParams
-from quire.tokenizer import Tokenizer as Tokenizer
 
 _REPLACEMENT = "\ufffd"  # stands for bytes that are no character, or not yet one
 _UNFINISHED = 3  # bytes of a character that may be there before it is whole, each one a token

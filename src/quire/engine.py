@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from quire.config import EngineConfig
-from quire.detokenizer import Detokenizer, Tokenizer
+from quire.detokenizer import Detokenizer
 from quire.errors import InvalidRequestError, QuireError
 from quire.executor import Executor
 from quire.messages import Logprob, SchedulerOutput, StepResult
@@ -30,6 +30,7 @@ from quire.runner.pending import PendingStep
 from quire.sampling.params import SamplingParams
 from quire.sampling.resolve import resolve
 from quire.scheduler import Scheduler
+from quire.tokenizer import Tokenizer
 from quire.trace import Trace
 
 

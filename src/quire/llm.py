@@ -41,8 +41,12 @@ class LLM:
             "auto" (the checkpoint's `generation_config.json`), "vllm" (none) or a folder.
         components: a reader's own parts, see `Components`.
         trace: record every step here.
-        options: the fields of `ModelOptions`, `CacheOptions` and `SchedulingOptions` of
-            `quire.config`, by name; there each is described, with its default.
+        options: the fields of three groups in `quire.config`, by name; there each is described,
+            with its default. `ModelOptions`: `device`, `dtype`, `max_model_len`, `cuda_graphs`.
+            `CacheOptions`: `num_blocks`, `gpu_memory_utilization`, `block_size`,
+            `enable_prefix_caching`, `kv_cache_dtype`, `kv_window`, `kv_sinks`,
+            `num_host_blocks`. `SchedulingOptions`: `max_num_seqs`, `max_num_batched_tokens`,
+            `policy`, `watermark`, `overlap`.
 
     Raises:
         CheckpointError, UnsupportedModelError: the checkpoint cannot be loaded.

@@ -435,6 +435,7 @@ def test_every_option_has_a_group() -> None:
     for group in groups:
         for field in fields(group):
             assert f"    {field.name}: " in (group.__doc__ or ""), field.name
+            assert f"`{field.name}`" in (LLM.__doc__ or ""), field.name
 
 
 def test_a_folder_that_does_not_exist() -> None:
