@@ -38,7 +38,9 @@ from quire.analysis import (
     weight_bytes,
 )
 from quire.analysis.work import attention_flops, causal_pairs
+from quire.bench import command, steps
 from quire.models.config import ModelConfig
+from quire.resources import load_measurement
 
 SIZES: dict[str, Any] = {
     "vocab_size": 160,
@@ -370,6 +372,36 @@ def quire_info(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     info.add_arguments(parser)
     return info.run(parser.parse_args(arguments))
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("steps-h200", "Qwen3-0.6B"), ("steps-qwen3-8b-h200", "Qwen3-8B")]
+)
+def test_recorded_limits_are_those_of_the_measured_ceilings(name: str, model: str) -> None:
+    record, config = load_measurement(name), catalog_config(model.lower())
+    device = find_hardware("h200").measured()
+    assert config is not None
+    assert f"--model {model} " in record["command"]
+    assert steps.note(device, torch.bfloat16) in record["note"]
+    for row in record["rows"]:
+        prompt, batch = int(row["parameters"]["prompt_tokens"]), int(row["parameters"]["batch"])
+        work = (
+            prefill_work(config, batch, prompt, "bf16", "bf16")
+            if row["case"].startswith("prefill")
+            else decode_work(config, batch, prompt + steps.NUM_TOKENS // 2, "bf16", "bf16")
+        )
+        limit = roofline_time(work.flops, work.bytes_moved, device, "bf16") * 1e3
+        assert row["baselines"]["limit"] == pytest.approx(limit)
+        assert row["value"] > limit
+
+
+def test_bench_holds_a_gpu_against_its_measured_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, names = torch.device("cuda"), iter(["NVIDIA H200", "NVIDIA H100 80GB HBM3", "Abacus 9"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: next(names))
+    assert command._ceilings(gpu) == find_hardware("h200").measured() != find_hardware("h200")
+    assert command._ceilings(gpu) == find_hardware("h100")  # we measured none of its ceilings
+    assert command._ceilings(gpu) is None
+    assert command._ceilings(torch.device("cpu")) is None
 
 
 def test_info_prints_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,16 +80,18 @@ def run(args: argparse.Namespace, command: str) -> int:
     """Measure and report; `command` is recorded as the way to repeat it."""
     device = default_device(args.device)
     torch.set_num_threads(args.threads)
-    rows, note = (
+    rows, unmeasured = (
         _measure_peers(args, device) if args.name == "peers" else (_measure(args, device), "")
     )
     print_rows(rows)
     if args.out is not None:
         measurement_id = args.id or f"{args.name}-{device_label(device)}"
         command = re.sub(r" --(out|commit|vllm-python)[ =]\S+", "", command)  # where, not what
+        limits = steps.note(_ceilings(device), default_dtype(device))
+        note = limits if args.name == "steps" else unmeasured
         measurement = Measurement(measurement_id, TITLES[args.name], command, rows, note)
         print(f"wrote {measurement.save(args.out, args.commit)}")
-    return 1 if note else 0  # part of what was asked for was not measured
+    return 1 if unmeasured else 0
 
 
 def _measure_peers(args: argparse.Namespace, device: torch.device) -> tuple[list[Row], str]:
@@ -136,7 +138,7 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
         model,
         config,
         device,
-        _hardware(device) if on_gpu else None,
+        _ceilings(device),
         tuple(batch for batch in steps.BATCHES if batch <= largest),
         steps.PROMPTS if on_gpu else steps.PROMPTS[:3],
     )
@@ -157,10 +159,13 @@ def _measure_batching(name: str, model: str | ModelConfig, device: torch.device)
     return load.run(model, device, (5, 20, 40), seconds=3, max_num_seqs=16, lengths=short)
 
 
-def _hardware(device: torch.device) -> Hardware | None:
+def _ceilings(device: torch.device) -> Hardware | None:
+    """Return the GPU with the ceilings that we measured, where we did; None if it is unknown."""
+    if device.type == "cpu":
+        return None
     try:
-        return find_hardware(device_label(device))
-    except (KeyError, ValueError, QuireError):
+        return find_hardware(device_label(device)).measured()
+    except ValueError:
         return None
 
 

@@ -4,7 +4,7 @@ The times come from a trace of real runs. A prefill step is what lies between as
 scheduler and having the token on the host; a decode step, what lies between its tokens and
 those of the step before, since with overlap a step is scheduled while another runs. Beside
 each stands the limit of `quire.analysis`, the time that the step's bytes or FLOPs need at
-the hardware's ceilings.
+the hardware's ceilings; the measurement's note names these.
 """
 
 from __future__ import annotations
@@ -100,6 +100,17 @@ def run(
             )
         )
     return rows
+
+
+def note(hardware: Hardware | None, dtype: torch.dtype) -> str:
+    """Say at which ceilings the limits were computed; empty for a device we know none of."""
+    if hardware is None:
+        return ""
+    bandwidth, rate = hardware.bandwidth_bytes_per_s / 1e12, hardware.peak(str(dtype)) / 1e12
+    return (
+        f"limit: the longer of bytes at {bandwidth:.2f} TB/s and FLOPs at {rate:.0f} TFLOP/s "
+        f"({hardware.name})"
+    )
 
 
 def milliseconds(step: TraceStep) -> float:
