@@ -97,7 +97,9 @@ def test_engine_shapes_as_on_a_cpu(
     each = [replace(plain, **options), plain, replace(plain, **options, seed=5), plain]
     answers = []
     for device in (CPU, DEVICE):
-        llm = LLM(checkpoint("qwen2"), dtype="float32", device=device, max_num_seqs=4)
+        llm = LLM(
+            checkpoint("qwen2"), dtype="float32", device=device, max_num_seqs=4, num_blocks=100
+        )
         outputs = [o.outputs[0].token_ids for o in llm.generate(prompts, each)]
         alone = [llm.generate([prompts[i]], plain)[0].outputs[0].token_ids for i in (1, 3)]
         assert [outputs[1], outputs[3]] == alone
