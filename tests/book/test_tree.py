@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 
 import bookmeta
@@ -72,21 +71,6 @@ def test_no_work_in_progress_and_no_machine_in_the_tree() -> None:
         if pattern.search(line)
     ]
     assert not found, "\n".join(found)
-
-
-def test_the_engines_named_in_production_sections_are_pinned() -> None:
-    table = tomllib.loads((ROOT / "book" / "engines.toml").read_text("utf8"))
-    slugs = set(bookmeta.slugs())
-    for engine in table["engines"].values():
-        assert {"name", "version", "tag", "repository", "license", "opened"} <= set(engine)
-        assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", engine["opened"])
-        assert engine["version"] in engine["tag"]
-    for reference in table["reference"]:
-        assert {"engine", "chapter", "path", "symbol", "what"} <= set(reference)
-        assert reference["engine"] in table["engines"]
-        assert reference["chapter"] in slugs
-        assert not reference["path"].startswith("/")
-    assert {reference["chapter"] for reference in table["reference"]} == slugs
 
 
 # A file of each kind that an executed cell reads.
