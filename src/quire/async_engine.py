@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from quire.errors import QuireError
+from quire.errors import InvalidRequestError, QuireError
 from quire.llm import LLM
 from quire.outputs import RequestOutput
+from quire.progress import RequestHandle
 from quire.prompts import Prompt
 from quire.sampling.params import SamplingParams
 
@@ -27,11 +28,29 @@ class _Listener:
     Outputs hold everything said so far, so a slow reader needs the newest only.
     """
 
+    handle: RequestHandle | None = None  # once the request is submitted
+    withdrawn = False  # before it was
+
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._known: int | None = None  # output tokens that were told of
         self._told = asyncio.Event()
         self._output: RequestOutput | None = None
         self._error: Exception | None = None
+
+    def look(self) -> bool:
+        """Tell what is new of the request; return whether it has ended.
+
+        Whoever ran the step: `LLM.generate` in another thread may have.
+        """
+        handle = self.handle
+        assert handle is not None
+        if handle.error is not None:
+            self.tell(handle.error)
+        elif handle.finished or handle.num_output_tokens != (self._known or 0):
+            self._known = handle.num_output_tokens
+            self.tell(handle.snapshot())
+        return handle.finished or handle.error is not None
 
     def tell(self, news: RequestOutput | Exception) -> None:
         """Hand over from the engine's thread; a loop that has closed listens no more."""
@@ -64,13 +83,15 @@ class AsyncEngine:
             async for output in engine.generate("def fib(n):", SamplingParams(max_tokens=32)):
                 print(output.outputs[0].text)
 
-    Only the engine's own thread touches the engine; `_inbox` is all the threads share.
+    The step loop has the engine's turns as `LLM.generate` has (`LLM.turn`), so `llm` may be used
+    beside it. Of the rest, `_inbox` is all that threads share.
     """
 
     def __init__(self, model: Any, **options: Any) -> None:
         """Load a model; the arguments are those of `LLM`."""
         self.llm = LLM(model, **options)
-        self._listeners: dict[str, _Listener] = {}  # the engine thread's own
+        self._announced: dict[str, _Listener] = {}  # prompts that are being read
+        self._listeners: dict[str, _Listener] = {}  # by request; the engine thread's own
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closing = False
@@ -112,10 +133,15 @@ class AsyncEngine:
         params = (
             self.llm.get_default_sampling_params() if sampling_params is None else sampling_params
         )
-        read = await asyncio.to_thread(self.llm.engine.prompts.read, prompt, params)
+        if not isinstance(request_id, str):
+            raise InvalidRequestError(f"request_id={request_id!r}: must be a string")
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequestError(f"sampling_params {params!r}: must be SamplingParams")
         listener = _Listener()
-        self._send(lambda: self._add(request_id, read, params, options, listener))
+        self._send(lambda: self._announce(request_id, listener))
         try:
+            read = await asyncio.to_thread(self.llm.engine.prompts.read, prompt, params)
+            self._send(lambda: self._add(request_id, read, params, options, listener))
             finished = False
             while not finished:
                 output = await listener.news()
@@ -129,7 +155,8 @@ class AsyncEngine:
 
         An unknown id is ignored.
         """
-        self._send(lambda: self._abort(request_id))
+        if isinstance(request_id, str):
+            self._send(lambda: self._abort(request_id))
 
     def close(self) -> None:
         """Withdraw every request, stop the thread, and let go of the devices."""
@@ -162,28 +189,50 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while self._take_messages():
-                for handle in self.llm.engine.advance():
-                    self._tell(handle.request_id, handle.error or handle.snapshot())
-        except Exception as error:  # every reader must learn of it
+                with self.llm.turn():
+                    if self.llm.engine.has_requests:
+                        self.llm.engine.advance()
+                    self._look_around()
+        except BaseException as error:  # every reader must learn of it
+            ended = QuireError(f"the engine's thread ended by {error!r}")
+            failure = error if isinstance(error, Exception) else ended
             with self._wake:
-                self._failure = error
-            for listener in self._listeners.values():
-                listener.tell(error)
+                self._failure = failure
+            for listener in (*self._announced.values(), *self._listeners.values()):
+                listener.tell(failure)
+            self._announced.clear()
             self._listeners.clear()
 
     def _take_messages(self) -> bool:
         """Do what was asked meanwhile; wait while there is nothing to do. False: closed."""
         with self._wake:
-            while not (self._inbox or self._closing or self.llm.engine.has_requests):
+            while not (
+                self._inbox or self._closing or self._listeners or self.llm.engine.has_requests
+            ):
                 self._wake.wait()
             messages, self._inbox = list(self._inbox), deque()
             closing = self._closing
-        for message in messages:
-            message()
-        if closing:
-            for request_id in list(self._listeners):
-                self._abort(request_id)
+        with self.llm.turn():
+            for message in messages:
+                message()
+            if closing:
+                for request_id in (*self._announced, *self._listeners):
+                    self._abort(request_id)
         return not closing
+
+    def _look_around(self) -> None:
+        """Tell every listener what is new, and forget those whose requests have ended."""
+        for request_id, listener in list(self._listeners.items()):
+            if listener.look():
+                del self._listeners[request_id]
+
+    def _announce(self, request_id: str, listener: _Listener) -> None:
+        """Know a request by its name while its prompt is still being read."""
+        if request_id in self._announced or request_id in self._listeners:
+            text = f"request_id={request_id!r} still runs: choose another"
+            listener.tell(InvalidRequestError(text))
+        else:
+            self._announced[request_id] = listener
 
     def _add(
         self,
@@ -193,27 +242,30 @@ class AsyncEngine:
         options: dict[str, Any],
         listener: _Listener,
     ) -> None:
+        if self._announced.get(request_id) is not listener:
+            return  # it was refused, or nobody waits any more
+        del self._announced[request_id]
         try:
-            self.llm.engine.add_request(request_id, prompt, params, **options)
+            listener.handle = self.llm.engine.add_request(request_id, prompt, params, **options)
         except Exception as error:  # the submitter's, not the engine's
             listener.tell(error)
-        else:
-            self._listeners[request_id] = listener
-
-    def _tell(self, request_id: str, news: RequestOutput | Exception) -> None:
-        """Hand a listener what is new; a request that failed fails for it alone."""
-        listener = self._listeners.get(request_id)
-        if listener is not None:
-            listener.tell(news)
-            if isinstance(news, Exception) or news.finished:
-                del self._listeners[request_id]
+            return
+        self._listeners[request_id] = listener
+        if listener.withdrawn:
+            self._abort(request_id)
 
     def _withdraw(self, request_id: str, listener: _Listener) -> None:
         """Abort a request if it is still this listener's."""
-        if self._listeners.get(request_id) is listener:
+        if self._announced.get(request_id) is listener:
+            del self._announced[request_id]
+        elif self._listeners.get(request_id) is listener:
             self._abort(request_id)
 
     def _abort(self, request_id: str) -> None:
-        output = self.llm.engine.abort_request(request_id)
-        if output is not None:
-            self._tell(request_id, output)
+        """End a request early; one whose prompt is still being read ends once it is."""
+        if request_id in self._announced:
+            self._announced[request_id].withdrawn = True
+        elif request_id in self._listeners:
+            self.llm.engine.abort_request(request_id)
+            if self._listeners[request_id].look():
+                del self._listeners[request_id]

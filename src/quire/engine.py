@@ -89,6 +89,7 @@ class LLMEngine:
                 the vocabulary; text was given, or a stop string, without a tokenizer; a
                 parameter that this model cannot serve; a request of that id still runs.
         """
+        _check_labels(request_id, priority, client_id, cache_salt)
         if request_id in self._handles:
             raise InvalidRequestError(f"request_id={request_id!r} still runs: choose another")
         tokenized = self.prompts.read(prompt, params)
@@ -246,6 +247,20 @@ class LLMEngine:
         if self.tokenizer is None or not request.sampling_params.detokenize:
             return list(rows)
         return self.tokenizer.with_texts(rows)
+
+
+def _check_labels(
+    request_id: object, priority: object, client_id: object, cache_salt: object
+) -> None:
+    """Refuse what schedulers and caches could not sort or name by, before anything is changed."""
+    for name, value in (("request_id", request_id), ("client_id", client_id)):
+        if not isinstance(value, str):
+            raise InvalidRequestError(f"{name}={value!r}: must be a string")
+    if not isinstance(cache_salt, str | None):
+        raise InvalidRequestError(f"cache_salt={cache_salt!r}: must be a string, or None")
+    number = isinstance(priority, int | float) and not isinstance(priority, bool)
+    if not number or priority != priority:
+        raise InvalidRequestError(f"priority={priority!r}: must be a number; lower runs first")
 
 
 def seed_of_sample(params: SamplingParams, index: int) -> int:

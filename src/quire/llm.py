@@ -170,7 +170,7 @@ class LLM:
         shown = None  # output tokens that the caller knows of
         try:
             while not handle.finished or handle.num_output_tokens != shown:
-                with self._turn():  # nobody else's step falls into the snapshot
+                with self.turn():  # nobody else's step falls into the snapshot
                     if not handle.finished and handle.num_output_tokens == (shown or 0):
                         self.engine.advance()
                     known = handle.num_output_tokens
@@ -245,7 +245,7 @@ class LLM:
         self, prompts: Sequence[TokenizedPrompt], params: Sequence[SamplingParams]
     ) -> list[RequestHandle]:
         handles: list[RequestHandle] = []
-        with self._turn():
+        with self.turn():
             try:
                 for prompt, own in zip(prompts, params, strict=True):
                     handles.append(self.engine.add_request(str(self._num_requests), prompt, own))
@@ -257,7 +257,7 @@ class LLM:
 
     def _advance(self, handle: RequestHandle) -> None:
         """Run a step for a request, unless another thread's step has ended it meanwhile."""
-        with self._turn():
+        with self.turn():
             if not handle.finished:
                 self.engine.advance()
 
@@ -271,8 +271,13 @@ class LLM:
                 self._abort_withdrawn()
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Within, this thread alone has the engine."""
+    def turn(self) -> Iterator[None]:
+        """Within, this thread alone has the engine.
+
+        Raises:
+            QuireError: this is a fork of the process that made it, or the thread has it already.
+        """
+        self.require_own_process()
         with self._turns.wait():
             self._abort_withdrawn()
             try:

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from quire.errors import QuireError
+
 
 class Turns:
     """Threads in a line; it is the first one's turn."""
@@ -18,10 +20,20 @@ class Turns:
     def __init__(self) -> None:
         self._mutex = threading.Lock()  # held for a moment, to look at the line
         self._line: deque[threading.Lock] = deque()  # each one's lock opens when its turn comes
+        self._owner: int | None = None  # the thread whose turn it is
 
     @contextmanager
     def wait(self) -> Iterator[None]:
-        """Stand in line; within, it is this thread's turn."""
+        """Stand in line; within, it is this thread's turn.
+
+        Raises:
+            QuireError: it is this thread's turn already, so that it would wait for itself.
+        """
+        if self._owner == threading.get_ident():
+            raise QuireError(
+                "this thread is amid a step of this very engine: a logits processor, or a signal "
+                "handler that comes meanwhile, cannot use it; make a second LLM for it"
+            )
         own = threading.Lock()
         own.acquire()
         try:
@@ -30,6 +42,7 @@ class Turns:
                 if len(self._line) == 1:
                     own.release()
             own.acquire()
+            self._owner = threading.get_ident()
             yield
         finally:  # an interrupt may come while it waits
             self._leave(own)
@@ -58,6 +71,8 @@ class Turns:
             if own not in self._line:
                 return
             was_first = self._line[0] is own
+            if was_first:
+                self._owner = None
             self._line.remove(own)
             if was_first and self._line:
                 self._line[0].release()

@@ -286,3 +286,85 @@ def test_closing_lets_go_of_the_device(checkpoint: Any) -> None:
     assert worker() is None
     with pytest.raises(QuireError, match="was shut down: make a new one"):
         engine.llm.generate(PROMPTS[0], GREEDY)
+
+
+def test_the_llm_may_be_used_beside_streams(checkpoint: Any) -> None:
+    """Streams and `llm.generate` in threads run in the same steps, and get their own tokens."""
+    folder = checkpoint("qwen3-sharded")
+    expected = [o.outputs[0].token_ids for o in LLM(folder, device="cpu").generate(PROMPTS, GREEDY)]
+
+    async def both() -> list[list[int]]:
+        async with AsyncEngine(folder, device="cpu", max_num_seqs=4) as engine:
+            streams = [collect(engine, prompt, GREEDY) for prompt in PROMPTS[:3]]
+            beside = [
+                asyncio.to_thread(engine.llm.generate, [prompt], GREEDY) for prompt in PROMPTS[3:]
+            ]
+            found = await asyncio.gather(*streams, *beside)
+            again = await collect(engine, PROMPTS[0], GREEDY)
+        outputs = [*found[:3], *(outputs[0] for outputs in found[3:]), again]
+        return [output.outputs[0].token_ids for output in outputs]
+
+    for _ in range(3):
+        assert run_async(both()) == [*expected, expected[0]]
+
+
+def test_an_abort_while_the_prompt_is_read(engine: AsyncEngine) -> None:
+    """The request is known by its name from the call of `generate` on."""
+    may_go_on = threading.Event()
+    read = engine.llm.engine.prompts.read
+
+    def slowly(*args: Any) -> Any:
+        may_go_on.wait(20)
+        return read(*args)
+
+    async def abort() -> RequestOutput:
+        engine.llm.engine.prompts.read = slowly  # type: ignore[method-assign]
+        task = asyncio.create_task(collect(engine, PROMPTS[0], LONG, request_id="r"))
+        while "r" not in engine._announced:
+            await asyncio.sleep(0.001)
+        engine.abort("r")
+        may_go_on.set()
+        return await task
+
+    (completion,) = run_async(abort()).outputs
+    assert completion.finish_reason == "abort"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"request_id": ["a"]},
+        {"cache_salt": b"tenant"},
+        {"client_id": 3},
+        {"priority": None},
+        {"priority": "high"},
+        {"priority": float("nan")},
+    ],
+)
+def test_a_label_of_the_wrong_type_harms_nobody(
+    options: dict[str, Any], engine: AsyncEngine
+) -> None:
+    async def serve() -> RequestOutput:
+        stream = asyncio.create_task(collect(engine, PROMPTS[0], GREEDY))
+        with pytest.raises(InvalidRequestError, match=f"{next(iter(options))}=.*: must be a"):
+            await collect(engine, PROMPTS[1], GREEDY, **options)
+        engine.abort(["a"])  # type: ignore[arg-type]
+        return await stream
+
+    assert len(run_async(serve()).outputs[0].token_ids) == 12
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_ends_without_an_error_tells_its_readers(engine: AsyncEngine) -> None:
+    def leave() -> None:
+        raise SystemExit(3)
+
+    async def serve() -> None:
+        engine.llm.engine.advance = leave  # type: ignore[method-assign, assignment]
+        with pytest.raises(QuireError, match=r"thread ended by SystemExit\(3\)"):
+            await collect(engine, PROMPTS[0], GREEDY)
+        del engine.llm.engine.advance
+
+    run_async(serve())
+    for request_id in list(engine.llm.engine._handles):
+        engine.llm.engine.abort_request(request_id)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import checkpoints
 import pytest
+from torch import Tensor
 from tqdm import tqdm
 
 from quire import LLM, AsyncEngine, QuireError, RequestHandle, SamplingParams
@@ -262,12 +263,26 @@ def test_an_interrupt_while_waiting_leaves_the_line() -> None:
         assert free
 
 
+def test_an_engine_that_would_wait_for_itself(text_folder: Path) -> None:
+    """A logits processor cannot use the engine whose step it is part of."""
+    llm = LLM(text_folder, device="cpu", max_num_seqs=2)
+
+    def asks_the_model(output: list[int], logits: Tensor) -> Tensor:
+        llm.generate([1, 2], GREEDY)
+        return logits
+
+    params = SamplingParams(max_tokens=4, logits_processors=[asks_the_model])
+    with pytest.raises(QuireError, match="amid a step of this very engine"):
+        llm.generate([5, 6], params)
+    assert len(llm.generate([5, 6], GREEDY)[0].outputs[0].token_ids) == 12
+
+
 # --- forks -------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # from Python 3.12 on
-@pytest.mark.parametrize("how", ["generate", "stream", "chat", "asyncio"])
+@pytest.mark.parametrize("how", ["generate", "stream", "stream begun before", "chat", "asyncio"])
 def test_a_forked_child_is_told(how: str, text_folder: Path) -> None:
     """A step there would wait for threads that fork does not copy."""
     engine = AsyncEngine(text_folder, device="cpu", max_num_seqs=2)
@@ -277,7 +292,9 @@ def test_a_forked_child_is_told(how: str, text_folder: Path) -> None:
         async for _ in engine.generate("a", GREEDY):
             pass
 
+    begun = llm.stream([1, 2], GREEDY)
     calls: dict[str, Callable[[], object]] = {
+        "stream begun before": lambda: next(begun),
         "generate": lambda: llm.generate("a", GREEDY),
         "stream": lambda: next(llm.stream("a", GREEDY)),
         "chat": lambda: llm.chat(

@@ -41,7 +41,9 @@ def apply_functions(
             continue
         try:
             logits[row] = _changed(function, output_token_ids, logits[row])
-        except Exception as error:  # whatever a caller's code may raise
+        except KeyboardInterrupt:
+            raise  # it is not the function's
+        except BaseException as error:  # whatever a caller's code may raise, SystemExit too
             failures[row] = f"logits processor {function!r} raised {type(error).__name__}: {error}"
             logits[row] = torch.nan
     return logits
