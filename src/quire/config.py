@@ -16,14 +16,8 @@ from quire.errors import QuireError
 from quire.kernels.runtime import capability, runs_triton
 from quire.kv.quantized import FORMATS
 from quire.models.config import ModelConfig
+from quire.option_checks import require_counts, require_flags, require_rows, require_share
 from quire.sampling.params import is_int
-
-
-def _require_counts(group: object, *names: str, least: int = 1) -> None:
-    for name in names:
-        value = getattr(group, name)
-        if not is_int(value) or value < least:
-            raise QuireError(f"{name}={value!r}: must be an integer of at least {least}")
 
 
 @dataclass(frozen=True)
@@ -35,9 +29,9 @@ class ModelOptions:
             model's own limit, at most 4,096.
         device: where the model runs, "cpu", "cuda", "cuda:1", …; by default the GPU if there
             is one.
-        dtype: type of weights and activations: "float32", "bfloat16" or "float16"; by default,
-            and for "auto", float32 on a CPU, on a GPU bfloat16 from compute capability 8.0 on
-            and float16 below.
+        dtype: type of weights and activations: "float32", "bfloat16" or "float16" (or, as vLLM
+            has them, "float" and "half"); by default, and for "auto", float32 on a CPU, on a GPU
+            bfloat16 from compute capability 8.0 on and float16 below.
         cuda_graphs: replay captured graphs for steps of one token a request; by default where
             Triton's kernels run, from compute capability 8.0 on.
     """
@@ -48,7 +42,8 @@ class ModelOptions:
     cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
-        _require_counts(self, "max_model_len")
+        require_counts(self, "max_model_len")
+        require_flags(self, "cuda_graphs")
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,8 @@ class CacheOptions:
         gpu_memory_utilization: share of the GPU's memory that the engine may use.
         enable_prefix_caching: keep the blocks of ended requests for those that begin alike.
         kv_cache_dtype: "int8" or "fp8" keeps codes of eight bits and a scale a token and head
-            (`quire.kv.quantized`); by default keys and values have the model's `dtype`.
+            (`quire.kv.quantized`); by default, and for "auto", keys and values have the model's
+            `dtype`.
         kv_window: a query sees the last so many positions, its own among them, and blocks that
             no query sees any more are released; by default all positions.
         kv_sinks: beside its window a query sees the first so many positions.
@@ -87,13 +83,11 @@ class CacheOptions:
             raise QuireError(f"block_size={size!r}: must be a power of two of at least 8")
         if self.num_blocks is not None and (not is_int(self.num_blocks) or self.num_blocks < 2):
             raise QuireError(f"num_blocks={self.num_blocks!r}: must be an integer of at least 2")
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise QuireError(
-                f"gpu_memory_utilization={self.gpu_memory_utilization!r}: must lie in (0, 1]"
-            )
+        require_share(self, "gpu_memory_utilization", zero=False, one=True)
+        require_flags(self, "enable_prefix_caching")
         if self.kv_window is not None:
-            _require_counts(self, "kv_window")
-        _require_counts(self, "kv_sinks", "num_host_blocks", least=0)
+            require_counts(self, "kv_window")
+        require_counts(self, "kv_sinks", "num_host_blocks", least=0)
         if self.kv_sinks > 0 and self.kv_window is None:
             raise QuireError(
                 f"kv_sinks={self.kv_sinks} without kv_window: without a window every position is "
@@ -109,10 +103,12 @@ class CacheOptions:
                 f"num_host_blocks={self.num_host_blocks} with kv_window={self.kv_window}: a prefix "
                 "is found by its blocks in order, and behind a window they are gone; choose one"
             )
+        if self.kv_cache_dtype == "auto":
+            object.__setattr__(self, "kv_cache_dtype", None)
         if self.kv_cache_dtype not in (None, *FORMATS):
             raise QuireError(
                 f"kv_cache_dtype={self.kv_cache_dtype!r}: must be one of {', '.join(FORMATS)}, or "
-                "None for the model's own dtype"
+                "None or 'auto' for the model's own dtype"
             )
 
 
@@ -138,9 +134,9 @@ class SchedulingOptions:
     overlap: bool = False
 
     def __post_init__(self) -> None:
-        _require_counts(self, "max_num_seqs", "max_num_batched_tokens")
-        if not 0 <= self.watermark < 1:
-            raise QuireError(f"watermark={self.watermark!r}: must lie in [0, 1)")
+        require_counts(self, "max_num_seqs", "max_num_batched_tokens")
+        require_share(self, "watermark", zero=True, one=False)
+        require_flags(self, "overlap")
 
 
 class EngineOptions(TypedDict, total=False):
@@ -175,6 +171,12 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         device = self.model.device
+        require_rows(
+            self.scheduling.max_num_seqs,
+            self.model.max_model_len,
+            self.max_blocks_per_request,
+            device,
+        )
         if self.cache.kv_cache_dtype == "fp8" and runs_triton(device):
             major, minor = capability(device)
             if (major, minor) < (8, 9):
@@ -185,10 +187,11 @@ class EngineConfig:
 
     @classmethod
     def of(cls, **options: Any) -> EngineConfig:
-        """Put resolved options, by name, into their groups.
+        """Put options, by name, into their groups; device and dtype are found as for `LLM`.
 
         Raises:
-            QuireError: no option of that name; a value that its group refuses.
+            QuireError: no option of that name; a value that its group refuses; no
+                `max_model_len`, which only a model has a default for.
         """
         unknown = sorted(set(options) - set(EngineOptions.__annotations__))
         if unknown:
@@ -196,6 +199,15 @@ class EngineConfig:
                 f"unknown option {unknown[0]!r}: there are "
                 f"{', '.join(sorted(EngineOptions.__annotations__))}"
             )
+
+        if "max_model_len" not in options:
+            raise QuireError(
+                "max_model_len is missing: give the longest sequence in tokens, or use "
+                "EngineConfig.resolve, which takes it from a model"
+            )
+        device = default_device(options.get("device"))
+        dtype = default_dtype(device, options.get("dtype"))
+        options = {**options, "device": device, "dtype": dtype}
 
         def group(kind: type) -> Any:
             return kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options})
@@ -214,7 +226,6 @@ class EngineConfig:
         resolved = {
             "max_model_len": _max_model_len(options.get("max_model_len"), model),
             "device": device,
-            "dtype": default_dtype(device, options.get("dtype")),
             "overlap": device.type == "cuda" if overlap is None else overlap,
             "cuda_graphs": runs_triton(device) if graphs is None else graphs,
         }
@@ -252,14 +263,19 @@ def default_device(device: str | torch.device | None = None) -> torch.device:
     """Return the device asked for, or the GPU if there is one.
 
     Raises:
-        QuireError: torch knows no such device, or sees none of that number.
+        QuireError: neither a CPU nor a CUDA device; torch sees none of that number.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen: torch.device | None
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError):
-        raise QuireError(f"device={device!r}: must be 'cpu', 'cuda' or 'cuda:<number>'") from None
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda") or str(chosen).startswith("cpu:"):
+        raise QuireError(
+            f"device={device!r}: must be 'cpu', 'cuda' or 'cuda:<number>': quire runs on no other"
+        )
     count = torch.cuda.device_count()
     if chosen.type == "cuda" and (chosen.index or 0) >= count:
         raise QuireError(
@@ -287,6 +303,8 @@ def default_dtype(device: torch.device, dtype: str | torch.dtype | None = None) 
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,
         "float16": torch.float16,
+        "half": torch.float16,  # vLLM's names
+        "float": torch.float32,
     }
     chosen = by_name.get(dtype) if isinstance(dtype, str) else dtype
     if chosen not in by_name.values():

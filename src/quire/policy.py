@@ -124,7 +124,7 @@ def make_policy(name: str) -> SchedulingPolicy:
     Raises:
         QuireError: there is none of that name.
     """
-    if name not in POLICIES:
+    if not isinstance(name, str) or name not in POLICIES:
         raise QuireError(f"policy={name!r}: must be one of {', '.join(POLICIES)}")
     return POLICIES[name]()
 

@@ -335,7 +335,10 @@ def test_no_gpu(
         LLM(checkpoint("qwen2"), device=device)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cudaa", "cuda:x", "", 1.5])
+@pytest.mark.parametrize(
+    "device",
+    ["gpu", "cudaa", "cuda:x", "", 1.5, True, "meta", "mps", "cpu:3", torch.device("meta")],
+)
 def test_unknown_device(device: Any, checkpoint: Callable[[str], Path]) -> None:
     with pytest.raises(QuireError, match=re.escape(f"device={device!r}: must be 'cpu'")):
         LLM(checkpoint("qwen2"), device=device)
@@ -397,8 +400,22 @@ def test_a_cache_too_small_for_one_request(checkpoint: Callable[[str], Path]) ->
         ],
         *[
             ({"gpu_memory_utilization": v}, f"gpu_memory_utilization={v!r}: must lie in (0, 1]")
-            for v in (0, -0.1, 1.5)
+            for v in (0, -0.1, 1.5, NAN)
         ],
+        *[
+            ({name: v}, f"{name}={v!r}: must be a number")
+            for name in ("gpu_memory_utilization", "watermark")
+            for v in ("0.9", None, True, [0.5])
+        ],
+        *[
+            ({name: v}, f"{name}={v!r}: must be True or False")
+            for name in ("enable_prefix_caching", "overlap", "cuda_graphs")
+            for v in ("no", "false", 0, 1, [])
+        ],
+        ({"enable_prefix_caching": None}, "enable_prefix_caching=None: must be True or False"),
+        ({"kv_cache_dtype": ["int8"]}, "kv_cache_dtype=['int8']: must be one of int8, fp8, or"),
+        ({"policy": ["fcfs"]}, "policy=['fcfs']: must be one of fcfs, priority, fair"),
+        ({"policy": None}, "policy=None: must be one of fcfs, priority, fair"),
         ({"policy": "lifo"}, "policy='lifo': must be one of fcfs, priority, fair"),
     ],
 )
@@ -425,6 +442,54 @@ def test_engine_config_alone() -> None:
         )
     with pytest.raises(QuireError, match="unknown option 'max_seqs': there are block_size, cuda_"):
         LLM("quire-mini", max_seqs=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "max_model_len is missing: give the longest sequence"),
+        ({"max_num_seqs": 2}, "max_model_len is missing"),
+        ({"max_model_len": 8, "device": "meta"}, "device='meta': must be 'cpu'"),
+        ({"max_model_len": 8, "dtype": "int4", "device": "cpu"}, "dtype='int4': must be 'auto'"),
+        ({"max_model_len": 8, "overlap": None}, "overlap=None: must be True or False"),
+    ],
+)
+def test_options_alone(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(QuireError, match=re.escape(message)):
+        EngineConfig.of(**options)
+
+
+def test_names_of_device_and_dtype_are_read() -> None:
+    for dtype, read in [("half", torch.float16), ("float", torch.float32), ("auto", torch.float32)]:
+        model = EngineConfig.of(max_model_len=8, device="cpu", dtype=dtype).model
+        assert (model.device, model.dtype) == (torch.device("cpu"), read)
+
+
+def test_the_caches_dtype_auto_is_the_models() -> None:
+    """The name is vLLM's, and its default."""
+    auto = EngineConfig.of(max_model_len=8, device="cpu", dtype="half", kv_cache_dtype="auto")
+    assert auto.cache_dtype == torch.float16
+    assert auto.cache == CacheOptions()
+
+
+def test_more_rows_than_memory_holds(checkpoint: Callable[[str], Path]) -> None:
+    """The most that the message names is taken."""
+    options: dict[str, Any] = {"max_model_len": 64, "device": "cpu"}
+    message = r"max_num_seqs=1000000000: rows of max_model_len=64 tokens take .* at most (\d+), or"
+    with pytest.raises(QuireError, match=message) as caught:
+        LLM(checkpoint("qwen2"), max_num_seqs=10**9, **options)
+    found = re.search(message, str(caught.value))
+    assert found is not None
+    assert EngineConfig.of(max_num_seqs=int(found[1]), **options)
+    with pytest.raises(QuireError, match="max_num_seqs"):
+        EngineConfig.of(max_num_seqs=int(found[1]) + 1, **options)
+
+
+@pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
+def test_the_whole_vocabularys_logprobs(name: str) -> None:
+    """vLLM gives them for -1; the message says what to ask instead."""
+    with pytest.raises(InvalidRequestError, match="for -1, ask for the 100 most probable"):
+        SamplingParams(**{name: -1})
 
 
 def test_every_option_has_a_group() -> None:

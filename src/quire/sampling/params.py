@@ -151,7 +151,11 @@ class SamplingParams:
         )
 
 
-_num_logprobs = values.integer(0, MAX_LOGPROBS, f"None or between 0 and {MAX_LOGPROBS}")
+_LOGPROBS = (
+    f"None or between 0 and {MAX_LOGPROBS}; for log-probabilities of the whole vocabulary, which "
+    f"vLLM gives for -1, ask for the {MAX_LOGPROBS} most probable ones, or run the model yourself"
+)
+_num_logprobs = values.integer(0, MAX_LOGPROBS, _LOGPROBS)
 _READERS: dict[str, values.Reader] = {
     "n": values.integer(1, UNLIMITED, "an integer of at least 1"),
     "temperature": values.number(0, 100),

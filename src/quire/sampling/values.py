@@ -20,6 +20,11 @@ def is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a number; True and False are not meant as numbers."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def plain(value: Any) -> Any:
     """Return the Python number in a scalar of numpy or torch; anything else as it is."""
     return value.item() if getattr(value, "shape", None) == () else value
@@ -47,7 +52,7 @@ def number(low: float, high: float) -> Reader:
 
     def read(name: str, value: Any) -> float:
         found = plain(value)
-        if not _is_number(found) or not low <= found <= high:
+        if not is_number(found) or not low <= found <= high:
             refuse(name, value, f"between {low:g} and {high:g}")
         return found
 
@@ -119,7 +124,7 @@ def biases(name: str, value: Any) -> dict[int, float]:
     if not isinstance(value, Mapping) or _token_ids(value.keys()) is None:
         refuse(name, value, allowed)
     found = {plain(token_id): plain(bias) for token_id, bias in value.items()}
-    if not all(_is_number(bias) and -100 <= bias <= 100 for bias in found.values()):
+    if not all(is_number(bias) and -100 <= bias <= 100 for bias in found.values()):
         refuse(name, value, allowed)
     return found
 
@@ -130,10 +135,6 @@ def functions(name: str, value: Any) -> list[Callable[..., Any]]:
     if not (isinstance(found, list | tuple) and all(callable(function) for function in found)):
         refuse(name, value, "a list of functions")
     return list(found)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _token_ids(value: Any) -> list[int] | None:
