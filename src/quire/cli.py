@@ -15,8 +15,18 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; an error of the caller's is one line on stderr and status 2.
 
     Characters that the terminal's encoding lacks are written as escapes (\\u65e5). Where nobody
-    reads the output any more, the status is that of SIGPIPE, as for other commands.
+    reads the output any more, the status is that of SIGPIPE, as for other commands. A stream
+    that the shell closed (`>&-`) is None to Python: without one for the output nothing is run.
     """
+    if sys.stderr is None:
+        sys.stderr = io.StringIO()  # which nobody reads; print would take None for sys.stdout
+    if sys.stdout is None:
+        print(
+            "quire: standard output is closed, so that there is nowhere to write to: send it to a "
+            "file, or to /dev/null",
+            file=sys.stderr,
+        )
+        return 2
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -129,6 +139,11 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _read_standard_input() -> str:
+    if sys.stdin is None:
+        raise InvalidRequestError(
+            "prompt '-' reads standard input, which is closed: pipe a text into it, or give the "
+            "text as the prompt"
+        )
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from quire.attention.interface import AttentionBackend
 from quire.config import EngineConfig
+from quire.errors import QuireError
 from quire.kv.block_pool import BlockPool
 from quire.kv.kv_cache_manager import KVCacheManager
 from quire.sampling.sampler import Sampler
@@ -20,6 +22,9 @@ class Components:
     Each is a class or a factory, called with the arguments named here:
 
         llm = LLM("quire-mini", components=Components(sampler=MySampler))
+
+    Raises:
+        QuireError: a part that cannot be called with these, such as an instance.
     """
 
     sampler: Callable[[], Sampler] | None = None
@@ -27,3 +32,34 @@ class Components:
     block_pool: Callable[[int], BlockPool] | None = None  # blocks, the null block among them
     kv_cache_manager: Callable[[list[BlockPool], int, bool], KVCacheManager] | None = None
     attention: Callable[[], AttentionBackend] | None = None
+
+    def __post_init__(self) -> None:
+        for name, arguments in _ARGUMENTS.items():
+            part = getattr(self, name)
+            if part is not None and not _takes(part, len(arguments)):
+                raise QuireError(
+                    f"{name}={part!r}: must be a class, or a function that makes one of its kind, "
+                    f"called as {name}({', '.join(arguments)}); give the class, not an instance"
+                )
+
+
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "sampler": (),
+    "scheduler": ("config", "kv_cache_manager"),
+    "block_pool": ("num_blocks",),
+    "kv_cache_manager": ("block_pools", "block_size", "enable_prefix_caching"),
+    "attention": (),
+}
+
+
+def _takes(part: object, count: int) -> bool:
+    """Whether a part can be called with so many arguments; what has no signature is believed."""
+    if not callable(part):
+        return False
+    try:
+        inspect.signature(part).bind(*[None] * count)
+    except ValueError:
+        return True
+    except TypeError:
+        return False
+    return True

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from quire.errors import CheckpointError, InvalidRequestError
+from quire.errors import CheckpointError, InvalidRequestError, QuireError
+from quire.models.config import read_json
 from quire.sampling.params import SamplingParams
 
 # The values that vLLM takes from the file, and what its parameters call them.
@@ -19,7 +19,9 @@ _NAMES = {
 }
 
 
-def default_sampling_params(folder: Path | None, generation_config: str = "auto") -> SamplingParams:
+def default_sampling_params(
+    folder: Path | None, generation_config: str | Path = "auto"
+) -> SamplingParams:
     """Return the parameters of a request that gives none.
 
     Args:
@@ -29,9 +31,15 @@ def default_sampling_params(folder: Path | None, generation_config: str = "auto"
             folder to read the file from. The names are vLLM's.
 
     Raises:
-        CheckpointError: the folder named has no such file, or a value there is none that
-            `SamplingParams` takes.
+        CheckpointError: the folder named has no such file, it is no JSON object, or a value there
+            is none that `SamplingParams` takes.
+        QuireError: `generation_config` is no name.
     """
+    if not isinstance(generation_config, str | Path) or generation_config == "":
+        raise QuireError(
+            f"generation_config={generation_config!r}: must be 'auto' for the checkpoint's own, "
+            "'vllm' for none, or a folder that holds one"
+        )
     if generation_config == "vllm" or (generation_config == "auto" and folder is None):
         return SamplingParams()
     named = generation_config != "auto"
@@ -43,7 +51,7 @@ def default_sampling_params(folder: Path | None, generation_config: str = "auto"
                 "holds one, 'auto' for the checkpoint's own, or 'vllm' for none"
             )
         return SamplingParams()
-    found = json.loads(path.read_text("utf-8"))
+    found = read_json(path)
     try:
         return SamplingParams(
             **{name: found[key] for key, name in _NAMES.items() if found.get(key) is not None}

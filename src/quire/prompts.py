@@ -203,10 +203,16 @@ def _as_ids(given: list[Any], vocab_size: int) -> list[int]:
     token_ids = []
     for position, value in enumerate(given):
         token_id = plain(value)
-        if not (is_int(token_id) and 0 <= token_id < vocab_size):
+        if not is_int(token_id):
+            raise InvalidRequestError(
+                f"token id {_short.repr(value)} at position {position} is of type "
+                f"{type(token_id).__name__}: token ids are integers, this model's in "
+                f"[0, {vocab_size})"
+            )
+        if not 0 <= token_id < vocab_size:
             raise InvalidRequestError(
                 f"token id {_short.repr(value)} at position {position} is outside the vocabulary: "
-                f"this model's ids are integers in [0, {vocab_size})"
+                f"this model's ids lie in [0, {vocab_size})"
             )
         token_ids.append(token_id)
     return token_ids

@@ -20,6 +20,7 @@ from quire import (
     QuireError,
     SamplingParams,
 )
+from quire.arguments import check_arguments
 from quire.components import Components
 from quire.config import (
     CacheOptions,
@@ -33,6 +34,7 @@ from quire.models.config import ModelConfig
 from quire.prompts import TokenizedPrompt
 from quire.request import Request
 from quire.tokenizer import Tokenizer
+from quire.trace import Trace
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 GOOD = [1, 2, 3]
@@ -72,10 +74,16 @@ PROMPTS: dict[str, tuple[Any, str]] = {
     "negative token": ([4, -1], r"token id -1 at position 1 is outside .* \[0, 400\)"),
     "token past the vocabulary": ([VOCAB], r"token id 400 at position 0 is outside"),
     "huge token": ([2**70], r"token id 1180591620717411303424 at position 0"),
-    "float token": ([1, 2.5], r"token id 2\.5 at position 1 .* integers"),
-    "whole float token": ([[1.0]], r"token id 1\.0 at position 0"),
-    "boolean token": ([True, False], r"token id True at position 0"),
-    "no token": ([None], r"token id None at position 0"),
+    "float token": (
+        [1, 2.5],
+        r"token id 2\.5 at position 1 is of type float: token ids are integers",
+    ),
+    "whole float token": (
+        [[1.0]],
+        r"token id 1\.0 at position 0 is of type float: token ids are integers",
+    ),
+    "boolean token": ([True, False], r"token id True at position 0 is of type bool: token ids are"),
+    "no token": ([None], r"token id None at position 0 is of type NoneType: token ids are"),
     "text among ids": ([1, "a"], r"prompt 1: give a string, a list or array of token ids"),
     "a number": (7, r"prompts 7: give a string"),
     "none": (None, r"prompts None: give a string"),
@@ -84,11 +92,11 @@ PROMPTS: dict[str, tuple[Any, str]] = {
     "bytes in a list": ([b"abc"], r"prompt b'abc': give a string"),
     "bytes that could be ids": (bytearray(b"abc"), r"prompts bytearray\(b'abc'\): give"),
     "a set": ({1, 2}, r"prompts \{1, 2\}: give"),
-    "sets in a list": ([{1, 2}], r"token id \{1, 2\} at position 0"),
+    "sets in a list": ([{1, 2}], r"token id \{1, 2\} at position 0 is of type set"),
     "a generator": ((i for i in [1, 2]), r"prompts <generator object .*: give"),
     "half of a character": ("a\ud800", r"'a\\ud800' has '\\ud800' at position 1, half of a surr"),
     "an array of fractions": (np.array([1.0, 2.0]), r"token id 1\.0 at position 0 .* integers"),
-    "an array of truths": (torch.tensor([True]), r"token id True at position 0"),
+    "an array of truths": (torch.tensor([True]), r"token id True at position 0 is of type bool"),
     "a nested array": ([np.zeros((2, 2), int)], r"shape \(2, 2\): token ids are an array of one"),
     "a cube": (np.zeros((1, 1, 1), int), r"prompts array\(\[\[\[0\]\]\]\): give"),
     "a lone number in an array": (np.array(3), r"prompts array\(3\): give"),
@@ -489,7 +497,7 @@ def test_more_rows_than_memory_holds(checkpoint: Callable[[str], Path]) -> None:
 def test_the_whole_vocabularys_logprobs(name: str) -> None:
     """vLLM gives them for -1; the message says what to ask instead."""
     with pytest.raises(InvalidRequestError, match="for -1, ask for the 100 most probable"):
-        SamplingParams(**{name: -1})
+        SamplingParams(**{name: -1})  # type: ignore[arg-type]
 
 
 def test_every_option_has_a_group() -> None:
@@ -501,6 +509,31 @@ def test_every_option_has_a_group() -> None:
         for field in fields(group):
             assert f"    {field.name}: " in (group.__doc__ or ""), field.name
             assert f"`{field.name}`" in (LLM.__doc__ or ""), field.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        *[({"model": v}, f"model={v!r}: must be a shipped") for v in (None, b"quire-mini", "", 5)],
+        ({"components": Components}, "components=<class 'quire.components.Components'>: must be"),
+        ({"components": {}}, "components={}: must be Components"),
+        ({"trace": "x"}, "trace='x': must be a Trace, which you make"),
+        ({"trace": Trace}, "trace=<class 'quire.trace.Trace'>: must be a Trace"),
+    ],
+)
+def test_arguments_of_llm(arguments: dict[str, Any], message: str) -> None:
+    """They are looked at before anything is loaded."""
+    given: dict[str, Any] = {"model": "quire-mini", "components": None, "trace": None}
+    with pytest.raises(QuireError, match=re.escape(message)):
+        check_arguments(**(given | arguments))
+
+
+@pytest.mark.parametrize(
+    "model", ["x", Path("x"), ModelConfig("LlamaForCausalLM", 50, 32, 64, 2, 4, 2, 8, 64)]
+)
+def test_arguments_that_may_be(model: Any) -> None:
+    check_arguments(model, None, None)
+    check_arguments(model, Components(), Trace())
 
 
 def test_a_folder_that_does_not_exist() -> None:

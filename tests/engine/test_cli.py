@@ -154,6 +154,26 @@ def test_standard_input_that_is_no_text(
     assert shown.err.startswith("quire: standard input is no utf-8: byte 0xff at position 1")
 
 
+CLOSED = [
+    (["info", "Qwen/Qwen3-0.6B"], ">&-", "quire: standard output is closed"),
+    (["generate", "x", "--model", DRAFT, "--device", "cpu"], ">&-", "quire: standard output is"),
+    (["generate", "-", "--device", "cpu"], "<&-", "quire: prompt '-' reads standard input, which"),
+    (["info", "Qwen/Qwen3-0.6B", "--batch", "0"], "2>&-", ""),
+]
+
+
+@pytest.mark.parametrize(("arguments", "redirection", "said"), CLOSED)
+def test_a_stream_that_the_shell_closed(arguments: list[str], redirection: str, said: str) -> None:
+    """Python has None for it, which nothing can be written to or read from."""
+    script = f'"$0" -m quire "$@" {redirection}'
+    command = ["bash", "-c", script, sys.executable, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert run.stderr.startswith(said)
+    assert run.stderr.count("\n") == bool(said)
+
+
 def test_info_prints_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "Qwen/Qwen3-0.6B", "--hardware", "h200"]) == 0
     shown = capsys.readouterr().out

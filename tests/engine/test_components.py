@@ -259,6 +259,24 @@ class Forgetful(TokenBudgetScheduler):
         return super().update(output, result)
 
 
+@pytest.mark.parametrize(
+    ("part", "called"),
+    [
+        ({"sampler": TorchSampler()}, r"sampler\(\); give the class, not an instance"),
+        ({"sampler": object()}, r"sampler\(\)"),
+        ({"attention": "torch"}, r"attention\(\)"),
+        ({"scheduler": lambda: None}, r"scheduler\(config, kv_cache_manager\)"),
+        ({"block_pool": LRUBlockPool(4)}, r"block_pool\(num_blocks\)"),
+        ({"kv_cache_manager": lambda pools: None}, r"kv_cache_manager\(block_pools, block_size, "),
+    ],
+)
+def test_a_part_that_cannot_be_called(part: dict[str, Any], called: str) -> None:
+    """Said where the parts are named, and not when the engine is half built."""
+    (name,) = part
+    with pytest.raises(QuireError, match=rf"^{name}=.*: must be a class, .* called as {called}"):
+        Components(**part)
+
+
 def test_a_samplers_exception_comes_through(folder: Path) -> None:
     llm = load(folder, sampler=Broken)
     for _ in range(2):  # and leaves nothing behind

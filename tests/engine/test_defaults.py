@@ -59,8 +59,24 @@ def test_advice_from_elsewhere(tmp_path: Path) -> None:
         folder.mkdir()
         advise(folder, top_k=top_k)
     assert default_sampling_params(own, str(other)).top_k == 2
+    assert default_sampling_params(own, other).top_k == 2
     with pytest.raises(CheckpointError, match=r"generation_config='nowhere': there is no nowhere"):
         default_sampling_params(own, "nowhere")
+
+
+@pytest.mark.parametrize("name", [None, "", 5, ["auto"]])
+def test_advice_from_what_is_no_name(name: Any, tmp_path: Path) -> None:
+    with pytest.raises(QuireError, match=r"generation_config=.*: must be 'auto' .* or a folder"):
+        default_sampling_params(tmp_path, name)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "5"])
+def test_advice_that_cannot_be_read(content: str, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(
+        CheckpointError, match=r"generation_config\.json (is not valid|holds no) JSON"
+    ):
+        default_sampling_params(tmp_path)
 
 
 def test_advice_that_cannot_be_taken(tmp_path: Path) -> None:

@@ -79,9 +79,9 @@ class ModelConfig:
             UnsupportedModelError: an architecture or option that quire lacks.
         """
         folder = Path(folder)
-        raw = _read_json(folder / "config.json")
+        raw = read_json(folder / "config.json")
         generation_path = folder / "generation_config.json"
-        generation = _read_json(generation_path) if generation_path.is_file() else {}
+        generation = read_json(generation_path) if generation_path.is_file() else {}
         config = cls.from_dict(raw, generation)
         if not _named_dtype(raw) and list(folder.glob("*.safetensors")):
             from quire.models.weight_files import stored_dtype  # torch takes seconds to import
@@ -140,7 +140,12 @@ class ModelConfig:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a checkpoint.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds no JSON object.
+    """
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
