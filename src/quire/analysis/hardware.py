@@ -2,7 +2,8 @@
 
 Two ceilings matter for decoding: the bandwidth of the device memory and the rate of dense
 matrix products. Where the book measured a device's ceilings itself, `Hardware.measured()`
-gives those in place of the data sheet's.
+gives those in place of the data sheet's: the bandwidth of a copy and the rate of a square
+product. Work of another shape can pass them by a little, so they are no strict limits.
 """
 
 from __future__ import annotations
