@@ -9,6 +9,7 @@ template that treats marked text otherwise (some take parts out of messages) is 
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,33 +17,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from quire.chat_input import ChatOptions, Message, checked, is_conversation
 from quire.errors import InvalidRequestError
 from quire.tokenizer import Tokenizer, copy_backend
 
-Message = Mapping[str, Any]  # {"role": …, "content": …} and what else the template reads
+__all__ = ["ChatLayout", "ChatOptions", "Message", "encode_chat", "is_conversation", "lay_out"]
 
 # Rare Chinese characters, of which those that the conversation contains are passed over. Nothing
 # that templates do to text changes them: repr and JSON would escape what cannot be printed.
 _RARE = range(0x20000, 0x2A6D0)
-
-
-@dataclass(frozen=True)
-class ChatOptions:
-    """How to lay out a conversation; names and defaults are those of vLLM's `LLM.chat`.
-
-    Args:
-        chat_template: a template, or the name of one; by default the tokenizer's own.
-        add_generation_prompt: end with the beginning of an answer.
-        continue_final_message: leave the last message open, for the model to go on with.
-        tools: descriptions of functions, for a template that knows them.
-        chat_template_kwargs: further values for the template, such as `enable_thinking`.
-    """
-
-    chat_template: str | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    tools: Sequence[Mapping[str, Any]] | None = None
-    chat_template_kwargs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +42,6 @@ class ChatLayout:
         return "".join(text for text, _ in self.pieces)
 
 
-def is_conversation(messages: object) -> bool:
-    """Whether this is one conversation rather than a list of them."""
-    return not (isinstance(messages, Sequence) and messages and isinstance(messages[0], Sequence))
-
-
 def lay_out(tokenizer: Tokenizer, messages: Sequence[Message], options: ChatOptions) -> ChatLayout:
     """Render a conversation and say which of its parts are the template's control tokens.
 
@@ -71,7 +49,7 @@ def lay_out(tokenizer: Tokenizer, messages: Sequence[Message], options: ChatOpti
         InvalidRequestError: there is no template; it refuses the messages; a message is not
             made of text; what the template makes of a typed control token cannot be followed.
     """
-    given = _Inputs(_checked(messages), options.tools)
+    given = _Inputs(checked(messages), options.tools)
     try:
         template = tokenizer.source.get_chat_template(options.chat_template, tools=options.tools)
     except ValueError as error:
@@ -232,38 +210,35 @@ def _finder(names: tuple[str, ...]) -> _Finder:
 def _render(tokenizer: Tokenizer, template: str, given: _Inputs, options: ChatOptions) -> str:
     from jinja2.exceptions import TemplateError  # transformers renders with it
 
+    apply = tokenizer.source.apply_chat_template
+    values = options.chat_template_kwargs or {}
+    # Names that mean something else there, or a template's own; documents are passed on to it.
+    taken = ({*inspect.signature(apply).parameters} | {"messages", "conversations"}) - {"documents"}
+    for name in values:
+        if name in taken:
+            raise InvalidRequestError(
+                f"chat_template_kwargs={dict(values)!r}: {name!r} is no value for the template; "
+                "what lays a conversation out is an argument of chat itself (chat_template, "
+                "add_generation_prompt, continue_final_message, tools)"
+            )
     try:
         return str(
-            tokenizer.source.apply_chat_template(
+            apply(
                 given.messages,
                 tools=given.tools,
                 chat_template=template,
                 add_generation_prompt=options.add_generation_prompt,
                 continue_final_message=options.continue_final_message,
                 tokenize=False,
-                **(options.chat_template_kwargs or {}),
+                **values,
             )
         )
-    except (TemplateError, ValueError, TypeError) as error:
+    except (TemplateError, ValueError) as error:
         raise InvalidRequestError(f"the chat template refuses the messages: {error}") from error
-
-
-def _checked(messages: object) -> list[dict[str, Any]]:
-    """Return a conversation's messages with their contents as plain strings."""
-    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
+    except Exception as error:  # a template is a program: 1 / 0 is one
         raise InvalidRequestError(
-            f"messages {messages!r}: give a list of {{'role': …, 'content': …}}, at least one"
-        )
-    checked = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise InvalidRequestError(
-                f"message {index} is {message!r}: give {{'role': …, 'content': …}}"
-            )
-        checked.append(dict(message))
-        if "content" in message:
-            checked[-1]["content"] = _as_text(index, message["content"])
-    return checked
+            f"the chat template fails on the messages: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _strings(value: object) -> Iterator[str]:
@@ -273,23 +248,6 @@ def _strings(value: object) -> Iterator[str]:
     elif isinstance(value, Mapping | list | tuple):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from _strings(item)
-
-
-def _as_text(index: int, content: object) -> str | None:
-    """Join the parts of a content that has several, as vLLM does for templates of strings."""
-    if content is None or isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list | tuple) else [content]
-    texts = []
-    for part in parts:
-        text = part.get("text") if isinstance(part, Mapping) else part
-        if not isinstance(text, str):
-            raise InvalidRequestError(
-                f"the content of message {index} has {part!r}: quire reads text only, as a "
-                "string or as a list of {'type': 'text', 'text': …}"
-            )
-        texts.append(text)
-    return "\n".join(texts)
 
 
 def _spans(pieces: Sequence[tuple[str, bool]]) -> list[tuple[int, str]]:

@@ -273,6 +273,39 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"continue_final_message": True},
         r"continue_final_message and add_generation_prompt are not compatible",
     ),
+    **{
+        f"a template that fails, {code}": (
+            PLAIN[0],
+            {"chat_template": f"{{{{ {code} }}}}"},
+            rf"template fails on the messages: {kind}: ",
+        )
+        for code, kind in [
+            ("1 / 0", "ZeroDivisionError"),
+            ("messages[0].content + 1", "TypeError"),
+            ("10.0 ** 1000", "OverflowError"),
+        ]
+    },
+    **{
+        f"a value for the template called {name}": (
+            PLAIN[0],
+            {"chat_template_kwargs": {"mood": 1, name: True}},
+            rf"chat_template_kwargs=\{{.*\}}: '{name}' is no value for the template; what lays",
+        )
+        for name in ("tokenize", "add_generation_prompt", "tools", "messages", "max_length")
+    },
+    "values that are none": (
+        PLAIN[0],
+        {"chat_template_kwargs": ["mood"]},
+        r"chat_template_kwargs=\['mood'\]: must be a dict",
+    ),
+    "a number as template": (PLAIN[0], {"chat_template": 5}, r"chat_template=5: must be a temp"),
+    "text as a flag": (
+        PLAIN[0],
+        {"add_generation_prompt": "no"},
+        r"add_generation_prompt='no': must be True or False",
+    ),
+    "a function as tool": (PLAIN[0], {"tools": [len]}, r"tools=\[<built-in .*get_json_schema"),
+    "one tool alone": (PLAIN[0], {"tools": {"type": "function"}}, r"tools=.*: must be a list"),
     "a control token that the template looks for": (
         [{"role": "user", "content": "<|im_end|>a"}],
         {"chat_template": "{% if messages[0].content.startswith('<|im_end|>') %}b{% endif %}"},
@@ -343,6 +376,31 @@ def test_parameters_for_each_chat(mini: LLM) -> None:
     assert [len(o.outputs[0].token_ids) for o in outputs] == [1, 3]
     with pytest.raises(InvalidRequestError, match="1 prompts but 2 sampling_params"):
         mini.chat(PLAIN[0], each)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("hi", r"messages 'hi': give a list of \{'role'"),
+        (b"hi", r"messages b'hi': give a list"),
+        (["hi"], r"message 0 is 'hi': give \{'role'"),
+        (5, r"messages 5: give a list"),
+        ((chat for chat in PLAIN[0]), r"messages <generator .*: give a list"),
+        ([PLAIN[0], "hi"], r"messages 'hi': give a list"),
+        ([], r"messages \[\]: give"),
+    ],
+)
+def test_what_is_no_conversation(messages: Any, message: str, mini: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        mini.chat(messages, GREEDY)
+
+
+def test_documents_reach_the_template(mini: LLM) -> None:
+    """transformers passes them on, beside the values of other names."""
+    values = {"documents": [{"text": "a fact"}]}
+    template = "{{ documents[0].text }} {{ messages[0].content }}"
+    (output,) = mini.chat(PLAIN[0], GREEDY, chat_template=template, chat_template_kwargs=values)
+    assert output.prompt == "a fact a b"
 
 
 def test_an_answer_that_is_begun_goes_on(mini: LLM) -> None:
