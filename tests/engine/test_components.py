@@ -18,6 +18,7 @@ from torch import Tensor
 from quire import LLM, Components, QuireError, SamplingParams, Trace
 from quire.attention.torch_backend import TorchAttention
 from quire.config import EngineConfig
+from quire.kernels.sampling import NO_TOKEN
 from quire.kv.batch import AttentionBatch
 from quire.kv.block_pool import BlockPool, LRUBlockPool
 from quire.kv.kv_cache_manager import KVCacheManager, PagedKVCacheManager
@@ -25,6 +26,7 @@ from quire.messages import SchedulerOutput, StepResult
 from quire.policy import FirstComeFirstServed
 from quire.request import Request
 from quire.sampling import SamplerOutput, SamplingTensors, TorchSampler
+from quire.sampling.sampler import TokenLogprobs, gather_logprobs
 from quire.scheduler import TokenBudgetScheduler
 
 PROMPTS = [[1, 2, 3], [4, 5], [6]]
@@ -291,6 +293,112 @@ def test_a_sampler_without_logprobs(folder: Path, expected: list[list[int]]) -> 
     with pytest.raises(QuireError, match=message):
         llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=8, logprobs=3))
     assert tokens(llm) == expected  # nobody asks: nothing is missing
+
+
+Tokens = Tensor  # int64 [R, 1], the right answer
+WRONG: dict[str, tuple[Callable[[Tokens], Any], str]] = {
+    "nothing": (lambda t: None, r"returned None: a sampler returns SamplerOutput\(tokens\)"),
+    "the tensor itself": (lambda t: t, r"returned a tensor of int64, \[2, 1\], on cpu: a sampler"),
+    "a list": (lambda t: SamplerOutput(t.tolist()), r"tokens as a list: must be a tensor of int64"),
+    "int32": (lambda t: SamplerOutput(t.int()), r"tokens as a tensor of int32, \[2, 1\], on cpu"),
+    "floats": (lambda t: SamplerOutput(t.float()), r"tokens as a tensor of float32"),
+    "past the vocabulary": (
+        lambda t: SamplerOutput(t * 0 + checkpoints.VOCAB_SIZE),
+        rf"token id (\d+) for row 0: must lie in \[0, {checkpoints.VOCAB_SIZE}\)",
+    ),
+    "negative": (lambda t: SamplerOutput(t * 0 - 5), r"token id -5 for row 0: must lie in"),
+    "one row of two": (
+        lambda t: SamplerOutput(t + torch.tensor([[0], [2**40]])),
+        r"token id \d+ for row 1: must lie in",
+    ),
+    "too many accepted": (
+        lambda t: SamplerOutput(t, torch.tensor([1, 2])),
+        r"num_accepted=2 for row 1, which has 1 tokens: must lie in \[1, 1\]",
+    ),
+    "none accepted": (
+        lambda t: SamplerOutput(t, torch.tensor([0, 1])),
+        r"num_accepted=0 for row 0",
+    ),
+    "accepted of one row": (
+        lambda t: SamplerOutput(t, torch.tensor([1])),
+        r"num_accepted as a tensor of int64, \[1\], on cpu: must be a tensor of integers, \[2\]",
+    ),
+    "accepted as a list": (lambda t: SamplerOutput(t, [1, 1]), r"num_accepted as a list: must"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_answer_that_is_wrong(name: str, folder: Path) -> None:
+    """It would be an error of torch's, in another place, or tokens that nobody chose."""
+    change, message = WRONG[name]
+
+    class Slip(TorchSampler):
+        def __call__(self, logits: Tensor, sampling: Any, drafts: Any = None) -> Any:
+            return change(self.choose(logits, sampling)[:, None])
+
+    llm = load(folder, sampler=Slip)
+    with pytest.raises(QuireError, match=f"^Slip returned {message.removeprefix('returned ')}"):
+        llm.generate(PROMPTS, GREEDY)
+    checkpoints.assert_empty(llm)
+
+
+def replaced(part: str, change: Callable[[Tensor], Any]) -> Callable[[TokenLogprobs], Any]:
+    return lambda logprobs: replace(logprobs, **{part: change(getattr(logprobs, part))})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: (1, 2), r"logprobs as a tuple: must be TokenLogprobs"),
+        (replaced("chosen", lambda x: x[:1]), r"logprobs.chosen as a tensor of float32, \[1\], on"),
+        (replaced("chosen", lambda x: x.tolist()), r"logprobs.chosen as a list: must be a tensor"),
+        (replaced("rank", lambda x: x.float()), r"logprobs.rank as a tensor of float32, \[2\]"),
+        (
+            replaced("rank", lambda x: x[:, None]),
+            r"logprobs.rank as .* \[2, 1\], .* \[2\], for 2 r",
+        ),
+        (
+            replaced("top_ids", lambda x: x[:, :1]),
+            r"logprobs.top_ids as .* \[2, 1\], .* \[2, 3\], f",
+        ),
+        (replaced("top_ids", lambda x: x[:1]), r"logprobs.top_ids as .* \[1, 3\], .* \[2, 3\], f"),
+        (replaced("top_values", lambda x: x[:, :2]), r"logprobs.top_values as .* \[2, 2\], on cpu"),
+        (replaced("top_values", lambda x: x[:1]), r"logprobs.top_values as .* \[1, 3\], on cpu"),
+        (replaced("top_values", lambda x: None), r"logprobs.top_values as None: must be a tensor"),
+    ],
+)
+def test_logprobs_that_are_wrong(
+    change: Callable[[TokenLogprobs], Any], message: str, folder: Path
+) -> None:
+    class Slip(TorchSampler):
+        def __call__(self, logits: Tensor, sampling: Any, drafts: Any = None) -> Any:
+            output = super().__call__(logits, sampling, drafts)
+            return SamplerOutput(output.tokens, logprobs=change(output.logprobs))
+
+    llm = load(folder, sampler=Slip)
+    with pytest.raises(QuireError, match=f"^Slip returned {message}"):
+        llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=8, logprobs=3))
+    checkpoints.assert_empty(llm)
+
+
+def test_more_logprobs_than_were_asked_for(folder: Path) -> None:
+    class Generous(TorchSampler):
+        def __call__(self, logits: Tensor, sampling: Any, drafts: Any = None) -> SamplerOutput:
+            tokens = self.choose(logits, sampling)
+            return SamplerOutput(tokens[:, None], logprobs=gather_logprobs(logits, tokens, 9))
+
+    params = SamplingParams(temperature=0, max_tokens=3, logprobs=2)
+    given = load(folder, sampler=Generous).generate(PROMPTS, params)
+    assert [o.outputs for o in given] == [o.outputs for o in load(folder).generate(PROMPTS, params)]
+
+
+def test_a_row_without_a_token_is_no_fault_of_the_sampler(folder: Path) -> None:
+    class Lost(TorchSampler):
+        def __call__(self, logits: Tensor, sampling: Any, drafts: Any = None) -> SamplerOutput:
+            return SamplerOutput(torch.full((len(logits), 1), NO_TOKEN))
+
+    with pytest.raises(QuireError, match="request '0-0' has no next token in step 1"):
+        load(folder, sampler=Lost).generate(PROMPTS, GREEDY)
 
 
 @pytest.mark.parametrize(("sampler", "shape"), [(FewRows, [1, 1]), (Flat, [2])])

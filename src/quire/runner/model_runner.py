@@ -12,12 +12,12 @@ from torch import Tensor
 
 from quire.attention.interface import AttentionBackend
 from quire.config import EngineConfig
-from quire.errors import QuireError
 from quire.kv.batch import HostSequences
 from quire.kv.spec import CacheLayout
 from quire.kv.storage import KVStorage
 from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.models.decoder import Decoder
+from quire.runner.check_sampled import check_sampled
 from quire.runner.decode_graphs import DecodeGraphs, Ending
 from quire.runner.device import Answers, DeviceParts
 from quire.runner.input_batch import InputBatch, TableUpdate
@@ -25,7 +25,6 @@ from quire.runner.pending import PendingStep, PromptScores
 from quire.runner.staging import make_staging
 from quire.sampling.sampler import Drafts, Sampler, SamplerOutput
 from quire.sampling.scoring import score_tokens
-from quire.sampling.tensors import SamplingTensors
 
 
 class ModelRunner:
@@ -156,7 +155,8 @@ class ModelRunner:
         if len(chosen) > len(pending.sampling):
             drafts = Drafts(batch.token_ids[rows, positions], pending.first_rows)
         sampled = sampler(self._parts.model.compute_logits(hidden).float(), tensors, drafts)
-        _check_sampled(sampled, len(pending.sampling), tensors, type(sampler).__name__)
+        vocab_size, name = self._parts.model.config.vocab_size, type(sampler).__name__
+        check_sampled(sampled, len(pending.sampling), tensors, vocab_size, name)
         batch.keep(rows, positions, sampled, drafts)
         pending.reasons = {
             chosen[row][0].request_id: f"request {chosen[row][0].request_id!r}: {reason}"
@@ -233,25 +233,3 @@ def _bytes_a_step(config: EngineConfig, num_groups: int) -> int:
         + a_block * most_blocks
         + 1024
     )
-
-
-def _check_sampled(
-    sampled: SamplerOutput, num_requests: int, tensors: SamplingTensors, name: str
-) -> None:
-    """Raise QuireError for what a swapped sampler forgot, before it does harm elsewhere."""
-    shape, most = list(sampled.tokens.shape), 1 + len(tensors.seeds) - num_requests
-    if len(shape) != 2 or shape[0] != num_requests or not 1 <= shape[1] <= most:
-        raise QuireError(
-            f"{name} returned tokens of shape {shape}: must be [{num_requests}, 1], one row a "
-            "request, or as many columns as tokens can be accepted of one"
-        )
-    if shape[1] > 1 and sampled.num_accepted is None:
-        raise QuireError(
-            f"{name} returned tokens of shape {shape} without num_accepted: say how many of each "
-            "row's tokens count"
-        )
-    if tensors.num_logprobs is not None and sampled.logprobs is None:
-        raise QuireError(
-            f"logprobs={tensors.num_logprobs} was asked for, but {name} returned none: set "
-            "SamplerOutput.logprobs (quire.sampling.sampler.gather_logprobs computes them)"
-        )
