@@ -118,8 +118,8 @@ def _check_logprobs(logprobs: object, num_rows: int, asked: int, num_top: int, n
         if not _fits(value, is_float, shape):
             raise QuireError(
                 f"{name} returned logprobs.{part} as {_kind(value)}: must be a tensor of "
-                f"{'floats' if is_float else 'integers'}, {shape}, for {num_rows} rows of logits and "
-                f"logprobs={asked}"
+                f"{'floats' if is_float else 'integers'}, {shape}, for {num_rows} rows of logits "
+                f"and logprobs={asked}"
             )
 
 
