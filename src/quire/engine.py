@@ -20,6 +20,7 @@ from quire.config import EngineConfig
 from quire.detokenizer import Detokenizer
 from quire.errors import InvalidRequestError, QuireError
 from quire.executor import Executor
+from quire.interrupts import uninterrupted
 from quire.messages import Logprob, SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
 from quire.outputs import RequestOutput
@@ -67,6 +68,7 @@ class LLMEngine:
         """Whether there is work left."""
         return bool(self._handles)
 
+    @uninterrupted()
     def add_request(
         self,
         request_id: str,
@@ -124,6 +126,7 @@ class LLMEngine:
         self._owners |= {sequence.request.request_id: handle for sequence in handle.sequences}
         return handle
 
+    @uninterrupted()
     def abort_request(self, request_id: str) -> RequestOutput | None:
         """Withdraw a prompt and return what it has; an unknown or finished id gives None."""
         handle = self._handles.pop(request_id, None)
@@ -156,6 +159,7 @@ class LLMEngine:
         """
         return [handle.snapshot() for handle in self.advance()]
 
+    @uninterrupted()
     def advance(self) -> list[RequestHandle]:
         """Run one step as `step` does; return the prompts that got a token or failed, uncopied."""
         while len(self._in_flight) < self.config.max_in_flight:

@@ -17,6 +17,7 @@ from quire.components import Components
 from quire.config import EngineConfig, EngineOptions
 from quire.defaults import default_sampling_params
 from quire.errors import InvalidRequestError, QuireError
+from quire.interrupts import uninterrupted
 from quire.models.config import ModelConfig
 from quire.models.loader import resolve_checkpoint
 from quire.outputs import RequestOutput
@@ -247,9 +248,11 @@ class LLM:
         handles: list[RequestHandle] = []
         with self.turn():
             try:
-                for prompt, own in zip(prompts, params, strict=True):
-                    handles.append(self.engine.add_request(str(self._num_requests), prompt, own))
-                    self._num_requests += 1
+                with uninterrupted():  # or a request would run that nobody knows of
+                    for prompt, own in zip(prompts, params, strict=True):
+                        name = str(self._num_requests)
+                        handles.append(self.engine.add_request(name, prompt, own))
+                        self._num_requests += 1
             except BaseException:  # none runs unless all were accepted
                 self._withdrawn.extend(handles)
                 raise
