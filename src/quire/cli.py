@@ -101,10 +101,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 def _generate(args: argparse.Namespace) -> int:
     """Stream one completion to the terminal, then say how fast it came."""
-    from quire.llm import LLM
+    prompt = _read_standard_input() if args.prompt == "-" else args.prompt
+    from quire.llm import LLM  # takes seconds: what cannot be read is said before
     from quire.sampling.params import SamplingParams
 
-    prompt = _read_standard_input() if args.prompt == "-" else args.prompt
     params = SamplingParams(
         max_tokens=args.max_tokens,
         temperature=args.temperature,
