@@ -11,6 +11,7 @@ from typing import Any, Unpack, cast
 
 from tqdm import tqdm
 
+from quire.arguments import check_arguments
 from quire.assembly import build_engine
 from quire.chat import ChatOptions, Message, is_conversation
 from quire.components import Components
@@ -58,11 +59,12 @@ class LLM:
         self,
         model: str | Path | ModelConfig,
         *,
-        generation_config: str = "auto",
+        generation_config: str | Path = "auto",
         components: Components | None = None,
         trace: Trace | None = None,
         **options: Unpack[EngineOptions],
     ) -> None:
+        check_arguments(model, components, trace)
         folder = None if isinstance(model, ModelConfig) else resolve_checkpoint(model)
         model_config = (
             model if isinstance(model, ModelConfig) else ModelConfig.from_folder(folder or "")

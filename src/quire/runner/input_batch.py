@@ -197,7 +197,8 @@ class InputBatch:
             rows, positions: int64 [N], what `sampling_tensors` was given for them.
         """
         # A row without a token (`NO_TOKEN`) ends in an error, but the next step may be queued.
-        tokens = sampled.tokens.clamp(min=0)
+        # So does an id that a swapped sampler made up.
+        tokens = sampled.tokens.clamp(0, self._vocab_size - 1)
         if drafts is None:
             self.token_ids[rows, positions] = tokens[:, 0]
             return
