@@ -161,7 +161,7 @@ class LLMEngine:
 
     @uninterrupted()
     def advance(self) -> list[RequestHandle]:
-        """Run one step as `step` does; return the prompts that got a token or failed, uncopied."""
+        """Run one step; return the prompts that got a token or failed, uncopied."""
         while len(self._in_flight) < self.config.max_in_flight:
             begin = time.perf_counter()
             scheduled = self._scheduler.schedule()
