@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from checkpoints import assert_empty
 from transformers import PreTrainedModel
@@ -14,6 +16,7 @@ from quire import LLM, RequestHandle, RequestOutput, SamplingParams, Trace
 from quire.trace import Decision
 
 Folder = Callable[[str], Path]
+T = TypeVar("T")
 Oracle = Callable[[str], PreTrainedModel]
 
 
@@ -97,3 +100,9 @@ class Preemption:
     def in_prefill(self) -> bool:
         """Whether its prompt was computed in part."""
         return 0 < self.num_computed < self.num_prompt_tokens
+
+
+def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run in a thread of its own: a browser's test may have left a loop running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()

@@ -9,14 +9,14 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import checkpoints
 import pytest
+from runs import run_async
 
 from quire import LLM, AsyncEngine, RequestOutput, SamplingParams
 from quire.async_engine import _Listener
@@ -27,12 +27,6 @@ T = TypeVar("T")
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=90, ignore_eos=True)
 PROMPTS = checkpoints.random_prompts([5, 9, 2, 14, 7, 3], seed=11)
-
-
-def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run in a thread of its own: a browser's test may have left a loop running in this one."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import run_async
 
 from quire import LLM, AsyncEngine, CheckpointError, QuireError, RequestOutput, SamplingParams
 from quire.defaults import default_sampling_params
@@ -100,7 +100,7 @@ def test_it_holds_where_nothing_is_said(text_folder: Path, tmp_path: Path) -> No
         async with AsyncEngine(folder, device="cpu", max_num_seqs=2) as engine:
             return [output async for output in engine.generate("def")][-1]
 
-    assert asyncio.run(served()).outputs[0] == advised
+    assert run_async(served()).outputs[0] == advised
     own = SamplingParams(max_tokens=5, ignore_eos=True)
     assert len(llm.generate("def", own)[0].outputs[0].token_ids) == 5
     neutral = LLM(folder, device="cpu", generation_config="vllm")

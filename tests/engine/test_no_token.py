@@ -13,6 +13,7 @@ from typing import Any
 import checkpoints
 import pytest
 import torch
+from runs import run_async
 from safetensors.torch import load_file, save_file
 
 from quire import LLM, AsyncEngine, QuireError, RequestOutput, SamplingParams, Trace
@@ -205,7 +206,7 @@ def test_other_streams_go_on(checkpoint: Callable[[str], Path]) -> None:
                 assert re.match(MESSAGE, str(error))
             assert await last_of(engine, [1, 2, 3], params) == answer
 
-    asyncio.run(main())
+    run_async(main())
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -241,7 +242,7 @@ def test_a_function_that_raises_costs_its_own_request_alone(
         assert isinstance(good, list)
         return good, bad
 
-    good, bad = asyncio.run(serve())
+    good, bad = run_async(serve())
     assert len(good) == 12
     assert isinstance(bad, QuireError)
     message = rf"request '.*': logits processor .* raised {type(error).__name__}: '?no such state"

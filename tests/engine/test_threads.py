@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import checkpoints
 import pytest
+from runs import run_async
 from torch import Tensor
 from tqdm import tqdm
 
@@ -300,7 +300,7 @@ def test_a_forked_child_is_told(how: str, text_folder: Path) -> None:
         "chat": lambda: llm.chat(
             [{"role": "user", "content": "a"}], chat_template="{{ messages[0].content }}"
         ),
-        "asyncio": lambda: asyncio.run(serve()),
+        "asyncio": lambda: run_async(serve()),
     }
     calls[how]()
     reading, writing = os.pipe()

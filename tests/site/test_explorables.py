@@ -297,7 +297,7 @@ def random_case(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
     if rng.random() < 0.3:
         config["attention_bias"] = True
         config["mlp_bias"] = rng.random() < 0.5
-    if rng.random() < 0.2:
+    if architecture.startswith("Llama") and rng.random() < 0.4:  # elsewhere it has a number
         del config["num_key_value_heads"]
     window = rng.choice([None, 16, 1024, 4096])
     if architecture.startswith("Mistral"):
@@ -306,6 +306,7 @@ def random_case(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
         config["sliding_window"] = window or 64
         if rng.random() < 0.5:
             config["layer_types"] = rng.choices(["full_attention", "sliding_attention"], k=layers)
+            config["use_sliding_window"] = True
         else:
             config["use_sliding_window"] = rng.random() < 0.5
             config["max_window_layers"] = rng.randint(0, layers)

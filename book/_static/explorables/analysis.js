@@ -12,20 +12,31 @@ export function shortDtype(dtype) {
   return name;
 }
 
+// The keys that each architecture reads, and what they are when left out (quire.models.architectures).
+const COMMON = { tie_word_embeddings: false, head_dim: null };
+const QWEN = { ...COMMON, num_key_value_heads: 32, use_sliding_window: false,
+  sliding_window: 4096, max_window_layers: 28, layer_types: null };
 const SWITCHES = {
-  LlamaForCausalLM: {},
-  MistralForCausalLM: { windowedByDefault: true },
-  Qwen2ForCausalLM: { qkvBias: true },
-  Qwen3ForCausalLM: { qkNorm: true },
+  LlamaForCausalLM: { defaults: { ...COMMON, num_key_value_heads: null, attention_bias: false,
+    mlp_bias: false } },
+  MistralForCausalLM: { windowed: true,
+    defaults: { ...COMMON, num_key_value_heads: 8, sliding_window: 4096 } },
+  Qwen2ForCausalLM: { qkvBias: true, defaults: QWEN },
+  Qwen3ForCausalLM: { qkNorm: true, defaults: { ...QWEN, head_dim: 128, attention_bias: false } },
 };
 
+/** A key's value, its default where it is left out; null where the architecture reads no such key. */
+const valueOf = (raw, { defaults }, key) =>
+  (key in defaults ? (key in raw ? raw[key] : defaults[key]) : null);
+
 function slidingWindows(raw, switches) {
-  const layers = raw.num_hidden_layers, window = raw.sliding_window ?? null;
-  if (raw.layer_types?.length) {
-    return raw.layer_types.map((kind) => (kind === "sliding_attention" ? window : null));
-  }
-  if (switches.windowedByDefault) return Array(layers).fill(window);
-  const first = raw.use_sliding_window && window ? raw.max_window_layers ?? 0 : layers;
+  const layers = raw.num_hidden_layers, value = (key) => valueOf(raw, switches, key);
+  const window = value("sliding_window");
+  if (switches.windowed) return Array(layers).fill(window);
+  if (!value("use_sliding_window")) return Array(layers).fill(null);
+  const kinds = value("layer_types");
+  if (kinds) return kinds.map((kind) => (kind === "sliding_attention" ? window : null));
+  const first = value("max_window_layers");
   return Array.from({ length: layers }, (_, layer) => (layer >= first ? window : null));
 }
 
@@ -50,19 +61,20 @@ export function modelConfig(raw) {
       throw new Error(`config.json needs a whole number for “${key}”`);
     }
   }
-  const bias = raw.attention_bias ?? false;
+  const value = (key) => valueOf(raw, switches, key);
+  const bias = Boolean(value("attention_bias"));
   return {
     vocabSize: raw.vocab_size,
     hiddenSize: raw.hidden_size,
     intermediateSize: raw.intermediate_size,
     numLayers: raw.num_hidden_layers,
     numHeads: raw.num_attention_heads,
-    numKvHeads: raw.num_key_value_heads || raw.num_attention_heads,
-    headSize: raw.head_dim || Math.floor(raw.hidden_size / raw.num_attention_heads),
-    tied: raw.tie_word_embeddings ?? false,
+    numKvHeads: value("num_key_value_heads") || raw.num_attention_heads,
+    headSize: value("head_dim") || Math.floor(raw.hidden_size / raw.num_attention_heads),
+    tied: Boolean(value("tie_word_embeddings")),
     qkvBias: Boolean(switches.qkvBias || bias),
     outputBias: bias,
-    mlpBias: raw.mlp_bias ?? false,
+    mlpBias: Boolean(value("mlp_bias")),
     qkNorm: Boolean(switches.qkNorm),
     windowGroups: windowGroups(slidingWindows(raw, switches)),
     dtype: raw.dtype ?? raw.torch_dtype ?? "float32",
