@@ -17,6 +17,7 @@ from quire.kernels.runtime import capability, runs_triton
 from quire.kv.quantized import FORMATS
 from quire.models.config import ModelConfig
 from quire.option_checks import require_counts, require_flags, require_rows, require_share
+from quire.policy import require_policy
 from quire.sampling.params import is_int
 
 
@@ -135,6 +136,7 @@ class SchedulingOptions:
 
     def __post_init__(self) -> None:
         require_counts(self, "max_num_seqs", "max_num_batched_tokens")
+        require_policy(self.policy)
         require_share(self, "watermark", zero=True, one=False)
         require_flags(self, "overlap")
 

@@ -118,14 +118,19 @@ POLICIES: dict[str, Callable[[], SchedulingPolicy]] = {
 }
 
 
+def require_policy(name: object) -> None:
+    """Raise QuireError unless there is a policy of that name."""
+    if not isinstance(name, str) or name not in POLICIES:
+        raise QuireError(f"policy={name!r}: must be one of {', '.join(POLICIES)}")
+
+
 def make_policy(name: str) -> SchedulingPolicy:
     """Return a new policy by its name.
 
     Raises:
         QuireError: there is none of that name.
     """
-    if not isinstance(name, str) or name not in POLICIES:
-        raise QuireError(f"policy={name!r}: must be one of {', '.join(POLICIES)}")
+    require_policy(name)
     return POLICIES[name]()
 
 

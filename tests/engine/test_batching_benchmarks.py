@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from quire import LLM, Trace
 from quire.analysis.queueing import Arrival
-from quire.bench import load, overlap, spike
+from quire.bench import load, overlap, spike, steps
+from quire.bench.measurement import Row
 from quire.components import Components
 from quire.config import EngineConfig
 from quire.kv.kv_cache_manager import KVCacheManager
+from quire.models.config import ModelConfig
+from quire.models.loader import resolve_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -58,6 +63,30 @@ def test_a_row_of_a_load_agrees_with_itself() -> None:
     assert p["requests"] == 20
     assert p["ttft_p50_ms"] <= p["ttft_p99_ms"]
     assert 0 <= p["attainment"] <= 1
+
+
+def context_rows(monkeypatch: pytest.MonkeyPatch, num_blocks: int | None) -> list[Row]:
+    """The rows that vary the context, of quire-mini-draft with 3 requests."""
+    config = ModelConfig.from_folder(resolve_checkpoint("quire-mini-draft"))
+    monkeypatch.setattr(steps, "LLM", partial(LLM, num_blocks=num_blocks))
+    monkeypatch.setattr(steps, "NEWCOMER", 64)
+    rows = steps.run("quire-mini-draft", config, CPU, None, (4,), (16, 256, 512))
+    return [row for row in rows if row.case.startswith(("context", "mixed"))]
+
+
+def test_steps_are_timed_over_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {row.case: row for row in context_rows(monkeypatch, None)}
+    assert list(rows) == ["context-256", "mixed-256", "context-512", "mixed-512"]
+    assert all(row.value > 0 and row.parameters["batch"] == 3 for row in rows.values())
+    assert rows["context-512"].parameters["prompt_tokens"] == 512
+    assert rows["mixed-512"].parameters["context"] == 512
+    assert rows["mixed-512"].parameters["prompt_tokens"] == 64
+    assert rows["mixed-512"].value > rows["context-512"].value  # 64 prompt tokens more
+
+
+def test_a_context_that_has_no_room_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = context_rows(monkeypatch, 3 * (256 + 64 + 16) // 16 + 8)
+    assert [row.case for row in rows] == ["context-256", "mixed-256"]
 
 
 def test_overlap_is_compared_with_waiting() -> None:

@@ -16,6 +16,7 @@ import torch
 
 from quire import LLM, SamplingParams
 from quire.bench import steps
+from quire.bench.decode import Reference
 from quire.cli import main
 
 PROMPT = "def fibonacci(n):\n"
@@ -186,14 +187,26 @@ def test_bench_cpu_compares_and_writes_a_measurement(
 ) -> None:
     arguments = ["bench", "decode", "--device", "cpu", "--tokens", "3", "--model", DRAFT]
     assert main([*arguments, "--threads", "1", "--out", str(tmp_path)]) == 0
-    assert "ratio" in capsys.readouterr().out
+    assert "transformers continuous" in capsys.readouterr().out
     written = json.loads((tmp_path / "decode-cpu.json").read_text("utf-8"))
     assert written["command"] == " ".join(["quire", *arguments, "--threads", "1"])
     rows = {(row["case"], row["metric"]): row for row in written["rows"]}
-    for case in ("batch1", "batch32"):
-        rate = rows[case, "tokens_per_second"]
-        ratio = rate["value"] / rate["baselines"]["transformers"]
-        assert rows[case, "ratio"]["value"] == pytest.approx(ratio)
+    ways = {"one by one", "padded", "continuous"}
+    assert set(rows["batch1", "tokens_per_second"]["baselines"]) == {"transformers"}
+    assert set(rows["batch32", "tokens_per_second"]["baselines"]) == {
+        f"transformers {way}" for way in ways
+    }
+    assert all(rate > 0 for row in rows.values() for rate in row["baselines"].values())
+
+
+def test_transformers_gives_quires_tokens_in_each_of_its_ways() -> None:
+    llm = LLM(DRAFT, device="cpu", dtype="float32", enable_prefix_caching=False)
+    prompts = [[5, 6, 7], [9, 10], [300] * 5]
+    params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+    expected = [list(o.outputs[0].token_ids) for o in llm.generate(prompts, params)]
+    reference = Reference(DRAFT, 6)
+    for way in (reference.one_by_one, reference.padded, reference.continuous):
+        assert sorted(way(prompts)) == sorted(expected)
 
 
 def test_bench_steps_times_prefill_and_decode(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from test_gpu_sampling import samplers
 from test_no_token import MESSAGE, scaled_checkpoint
 from torch import Tensor
 
-from quire import LLM, QuireError, SamplingParams
+from quire import LLM, Components, QuireError, SamplingParams
 from quire.kernels.runtime import runs_triton
 from quire.kernels.sampling import NO_TOKEN
 from quire.runner.decode_graphs import DecodeGraphs, Ending
 from quire.sampling import Penalties, SamplingTensors, TorchSampler
 from quire.sampling.bias import bias_of_rows
 from quire.sampling.processors import shape_logits
+from quire.sampling.sampler import SamplerOutput
 from quire.sampling.scoring import CHUNK_BYTES, score_tokens
 from quire.sampling.trial import sample_with_everything
 
@@ -126,6 +127,49 @@ def test_nan_ends_in_an_error_and_the_device_lives(
     sound = LLM(checkpoint("qwen2"), device=DEVICE, max_num_seqs=4, num_blocks=100)
     (output,) = sound.generate([[1, 2, 3]], params)
     assert len(output.outputs[0].token_ids) == 8
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_an_id_that_a_sampler_made_up_is_named(captured: bool, checkpoint: Folder) -> None:
+    """Where the values are read; the step queued behind it met a token of the vocabulary."""
+
+    class Slip(TorchSampler):
+        def __call__(self, logits: Tensor, sampling: Any, drafts: Any = None) -> SamplerOutput:
+            return SamplerOutput(self.choose(logits, sampling)[:, None] * 0 + 10**6)
+
+    class Captured(Slip):
+        def greedy(self, logits: Tensor) -> Tensor:
+            return logits.argmax(-1) * 0 + 10**6
+
+        def draw(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
+            return self.greedy(logits)
+
+        def __call__(self, logits: Tensor, sampling: Any, drafts: Any = None) -> SamplerOutput:
+            return SamplerOutput(self.choose(logits, sampling)[:, None])
+
+    sampler = Captured if captured else Slip
+    llm = LLM(
+        checkpoint("qwen2"),
+        device=DEVICE,
+        max_num_seqs=4,
+        num_blocks=100,
+        components=Components(sampler=sampler),
+    )
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    message = rf"^{sampler.__name__} returned token id 1000000 for row 0: must lie in \[0, "
+    for _ in range(2):
+        with pytest.raises(QuireError, match=message):
+            llm.generate(random_prompts([3, 17], seed=20), params)
+    torch.cuda.synchronize()  # no kernel read past the embedding
+    assert not llm.engine.has_requests
+
+
+@pytest.mark.whole_gpu
+def test_a_budget_beyond_the_memory_is_named() -> None:
+    """The trial step has 16,384 sequences of 2,048 tokens: one product of the MLP is 137 GB."""
+    options: Any = {"max_num_batched_tokens": 2**25, "max_num_seqs": 2**14, "max_model_len": 2**11}
+    with pytest.raises(QuireError, match="max_num_batched_tokens=33554432 does not fit beside"):
+        LLM("quire-mini", device=DEVICE, **options)
 
 
 def test_a_long_prompt_is_scored_in_little_memory() -> None:

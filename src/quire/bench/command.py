@@ -23,6 +23,7 @@ from quire.bench import (
     overlap,
     peers,
     pitfalls,
+    power,
     spike,
     steps,
 )
@@ -35,13 +36,14 @@ from quire.models.loader import resolve_checkpoint
 TITLES = {
     "engine": "Whole runs of the engine on random weights of real shapes",
     "kernels": "Kernels against torch's best and a copy of the same size",
-    "decode": "Output tokens per second on a CPU, quire against transformers' generate",
+    "decode": "Output tokens per second on a CPU, quire against transformers",
     "steps": "Time of a prefill step over prompt length, of a decode step over batch size",
     "linear": "Matrix products of one decoder layer over the number of tokens at once",
     "cache-blocks": "Unused positions and time of decode attention over the size of a block",
     "cache-prefix": "Time to the first token over the share of the prompt in the cache",
     "cache-offload": "Loading a prefix or a preempted request from host memory or computing it",
     "cache-compression": "Perplexity of held-out text over the size of the KV cache",
+    "power": "What the GPU draws while it decodes, and the energy of a token",
     "pitfalls": "One matrix-vector product timed rightly and with one mistake at a time",
     "spike": "The longest gap between tokens when a long prompt arrives, over the step's budget",
     "overlap": "A decode step with the host's work before it, and behind it",
@@ -61,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="a shipped model or a folder; for steps, linear and engine a model of the catalog, "
-        f"with random weights: {', '.join(catalog_json())} (default: %(default)s; engine, peers: "
+        help="a shipped model or a folder; for steps, linear, power and engine a model of the "
+        f"catalog, with random weights: {', '.join(catalog_json())} (default: %(default)s; engine, peers: "
         f"{' and '.join(engine.MODELS)})",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
@@ -127,6 +129,8 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
     catalogued = catalog_config(args.model)
     if args.name in ("spike", "overlap", "load"):
         return _measure_batching(args.name, catalogued or args.model, device)
+    if args.name == "power":
+        return power.run(catalogued or args.model, device)
     config = catalogued or ModelConfig.from_folder(resolve_checkpoint(args.model))
     if args.name == "linear":
         layers = 4 if device.type == "cuda" else config.num_layers

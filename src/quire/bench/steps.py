@@ -1,14 +1,20 @@
-"""`quire bench steps`: what the engine's steps take, over prompt length and batch size.
+"""`quire bench steps`: what the engine's steps take, over prompt length, batch and context.
 
 The times come from a trace of real runs. A prefill step is what lies between asking the
 scheduler and having the token on the host; a decode step, what lies between its tokens and
 those of the step before, since with overlap a step is scheduled while another runs. Beside
 each stands the limit of `quire.analysis`, the time that the step's bytes or FLOPs need at
 the hardware's ceilings; the measurement's note names these.
+
+Two kinds of rows hold the batch and vary the context. `context-N` is a decode step of requests
+with prompts of N tokens. `mixed-N` is a step in which the same requests decode and one more
+prompt, always as long, is computed; it has no limit. What a token of context costs is the
+slope of such rows (`quire.analysis.queueing.StepTime`).
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 from itertools import pairwise
 
@@ -19,12 +25,15 @@ from quire.bench.measurement import Row
 from quire.errors import NoFreeBlocks
 from quire.llm import LLM
 from quire.models.config import ModelConfig
+from quire.progress import RequestHandle
 from quire.sampling.params import SamplingParams
 from quire.trace import Trace, TraceStep
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PROMPTS = (16, 64, 256, 1024, 4096)
 CONTEXT = 256  # prompt tokens while the batch varies
+CONTEXT_BATCH = 32  # requests that decode while their context varies
+NEWCOMER = 1024  # prompt tokens of who joins them: enough that the GPU, not its host, is busy
 NUM_TOKENS = 32  # decode steps timed
 
 
@@ -36,15 +45,20 @@ def run(
     batches: tuple[int, ...] = BATCHES,
     prompts: tuple[int, ...] = PROMPTS,
 ) -> list[Row]:
-    """Time prefill over prompt length, then decode over batch size."""
+    """Time prefill over prompt length, decode over batch size, then both over context.
+
+    The contexts are the `prompts` of 256 tokens and more; one alone has no slope and is not
+    timed, nor are those for which the cache has no room.
+    """
     trace = Trace()
-    longest = max(max(prompts), CONTEXT) + NUM_TOKENS + 2
+    longest = max(max(prompts), CONTEXT) + 2 * NUM_TOKENS + 2
+    budget = max(batches) * CONTEXT
     llm = LLM(
         model,
         device=device,
         max_model_len=longest,
         max_num_seqs=max(batches),
-        max_num_batched_tokens=max(batches) * CONTEXT,
+        max_num_batched_tokens=budget,
         enable_prefix_caching=False,
         trace=trace,
     )
@@ -64,7 +78,7 @@ def run(
         )
         return list(trace.steps)
 
-    rows = []
+    rows: list[Row] = []
     for prompt_tokens in prompts:
         times = [milliseconds(steps_of(1, prompt_tokens, 1)[0]) for _ in range(6)][1:]
         work = prefill_work(config, 1, prompt_tokens, dtype, dtype)
@@ -78,28 +92,78 @@ def run(
                 _parameters(work, statistics.median(times), 1, prompt_tokens),
             )
         )
-    for batch in batches:
-        steps_of(batch, CONTEXT, 4)
-        steps = steps_of(batch, CONTEXT, NUM_TOKENS + 1)
+
+    def decode_row(case: str, batch: int, context: int) -> Row | None:
+        steps_of(batch, context, 4)
+        steps = steps_of(batch, context, NUM_TOKENS + 1)
         decode = [s for s in steps if s.scheduled.num_tokens == len(s.scheduled.entries) == batch]
         if len(decode) < 2:
+            return None
+        time = statistics.median((b.end - a.end) * 1e3 for a, b in pairwise(decode))
+        work = decode_work(config, batch, context + NUM_TOKENS // 2, dtype, dtype)
+        parameters = _parameters(work, time, batch, context)
+        return Row(case, "ms_per_step", time, "ms", baselines(work, "limit"), parameters)
+
+    for batch in batches:
+        row = decode_row(f"decode-batch{batch}", batch, CONTEXT)
+        if row is None:
             raise NoFreeBlocks(
                 f"{batch} requests of {CONTEXT} tokens never decoded together: the cache has room "
                 "for fewer. Free memory of the device, or stop at a smaller batch (--max-batch)."
             )
-        time = statistics.median((b.end - a.end) * 1e3 for a, b in pairwise(decode))
-        work = decode_work(config, batch, CONTEXT + NUM_TOKENS // 2, dtype, dtype)
-        rows.append(
-            Row(
-                f"decode-batch{batch}",
-                "ms_per_step",
-                time,
-                "ms",
-                baselines(work, "limit"),
-                _parameters(work, time, batch, CONTEXT),
-            )
-        )
+        rows.append(row)
+
+    contexts = [length for length in prompts if length >= CONTEXT]
+    batch = min(CONTEXT_BATCH, max(batches) - 1)  # a seat is left for the newcomer
+    if len(contexts) < 2 or batch < 1:
+        return rows
+    for context in contexts:
+        row = decode_row(f"context-{context}", batch, context)
+        newcomer = min(NEWCOMER, max(contexts), budget - batch)
+        time = mixed_milliseconds(llm, trace, batch, context, newcomer) if row else None
+        if row is None or time is None:
+            break
+        parameters: dict[str, float] = {
+            "batch": batch,
+            "context": context,
+            "prompt_tokens": newcomer,
+        }
+        rows += [row, Row(f"mixed-{context}", "ms_per_step", time, "ms", {}, parameters)]
     return rows
+
+
+def mixed_milliseconds(
+    llm: LLM, trace: Trace, batch: int, context: int, newcomer_tokens: int
+) -> float | None:
+    """Return what a step takes that decodes `batch` requests and computes a newcomer's prompt.
+
+    From token to token of those who decode: the gap that they see. Median of five newcomers,
+    after one that is not counted; None where too few found room beside all the others.
+    """
+    generator = random.Random(context)
+
+    def submit(name: str, length: int, max_tokens: int) -> RequestHandle:
+        ids = [generator.randrange(llm.model_config.vocab_size) for _ in range(length)]
+        params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
+        return llm.engine.add_request(name, ids, params)
+
+    readers = [submit(f"reader-{i}", context, 2 * NUM_TOKENS) for i in range(batch)]
+    while not all(reader.sequences[0].token_times for reader in readers):
+        llm.engine.step()
+    trace.steps.clear()
+    for i in range(6):
+        llm.engine.step()
+        newcomer = submit(f"newcomer-{i}", newcomer_tokens, 1)
+        while not newcomer.finished:
+            llm.engine.step()
+    for reader in readers:
+        llm.engine.abort_request(reader.request_id)
+    gaps = [
+        (after.end - before.end) * 1e3
+        for before, after in pairwise(trace.steps)
+        if after.scheduled.num_tokens == batch + newcomer_tokens
+    ]
+    return statistics.median(gaps[1:]) if len(gaps) > 2 else None
 
 
 def note(hardware: Hardware | None, dtype: torch.dtype) -> str:

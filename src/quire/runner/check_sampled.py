@@ -1,12 +1,11 @@
 """What a swapped sampler returned: faults are named by its class before they do harm elsewhere.
 
-Types and shapes are known without asking the device. Values on a GPU are not, as looking at
-them would make the host wait: `check_values` is for where they are read anyway.
+Types and shapes are known when the step is queued. Values on a GPU are not, as looking at them
+would make the host wait: `check_values` is for where they are read anyway, and until then an
+id that a sampler made up is clamped to the vocabulary (`InputBatch.keep`).
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,14 +19,13 @@ from quire.sampling.tensors import SamplingTensors
 def check_sampled(
     sampled: object, num_requests: int, tensors: SamplingTensors, vocab_size: int, name: str
 ) -> None:
-    """Check the answer of the sampler called `name` for a step of so many requests.
+    """Check types and shapes of what the sampler called `name` returned for so many requests.
 
     Args:
         tensors: what the sampler was given, for N rows of logits.
 
     Raises:
-        QuireError: it is no `SamplerOutput`; a tensor has a wrong type, shape or device; on a
-            CPU also what `check_values` refuses.
+        QuireError: it is no `SamplerOutput`; a tensor has a wrong type, shape or device.
     """
     if not isinstance(sampled, SamplerOutput):
         raise QuireError(
@@ -38,36 +36,36 @@ def check_sampled(
     if tensors.num_logprobs is not None:
         most = min(tensors.num_logprobs, vocab_size)
         _check_logprobs(sampled.logprobs, len(tensors.seeds), tensors.num_logprobs, most, name)
-    if sampled.tokens.device.type == "cpu":
-        counts = sampled.num_accepted
-        check_values(
-            sampled.tokens.tolist(), None if counts is None else counts.tolist(), vocab_size, name
-        )
 
 
-def check_values(
-    tokens: Sequence[Sequence[int]], num_accepted: Sequence[int] | None, vocab_size: int, name: str
-) -> None:
-    """Check the numbers in `SamplerOutput.tokens` and `num_accepted`, as lists.
+def check_values(sampled: SamplerOutput, vocab_size: int, name: str) -> None:
+    """Check the numbers in `SamplerOutput.tokens` and `num_accepted`; waits for the device.
 
     Raises:
         QuireError: more tokens are accepted of a row than it has, or none; an accepted one is
             neither in the vocabulary nor `NO_TOKEN`.
     """
-    for row, token_ids in enumerate(tokens):
-        count = 1 if num_accepted is None else num_accepted[row]
-        if not 1 <= count <= len(token_ids):
-            raise QuireError(
-                f"{name} returned num_accepted={count} for row {row}, which has "
-                f"{len(token_ids)} tokens: must lie in [1, {len(token_ids)}]"
-            )
-        for token_id in token_ids[:count]:
-            if token_id != NO_TOKEN and not 0 <= token_id < vocab_size:
-                raise QuireError(
-                    f"{name} returned token id {token_id} for row {row}: must lie in "
-                    f"[0, {vocab_size}), the vocabulary, or be NO_TOKEN ({NO_TOKEN}) where there "
-                    "is none to choose"
-                )
+    tokens = sampled.tokens.cpu()
+    columns = tokens.shape[1]
+    counts = torch.ones(len(tokens), dtype=torch.int64)
+    if sampled.num_accepted is not None:
+        counts = sampled.num_accepted.cpu()
+    impossible = (counts < 1) | (counts > columns)
+    if impossible.any():
+        row = int(impossible.nonzero()[0])
+        raise QuireError(
+            f"{name} returned num_accepted={int(counts[row])} for row {row}, which has "
+            f"{columns} tokens: must lie in [1, {columns}]"
+        )
+    accepted = torch.arange(columns) < counts[:, None]
+    unknown = accepted & (tokens != NO_TOKEN) & ((tokens < 0) | (tokens >= vocab_size))
+    if unknown.any():
+        row, column = unknown.nonzero()[0].tolist()
+        raise QuireError(
+            f"{name} returned token id {int(tokens[row, column])} for row {row}: must lie in "
+            f"[0, {vocab_size}), the vocabulary, or be NO_TOKEN ({NO_TOKEN}) where there "
+            "is none to choose"
+        )
 
 
 def _check_tokens(

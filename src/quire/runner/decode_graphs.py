@@ -18,7 +18,7 @@ from torch import Tensor
 from quire.kernels.step import DecodeInputs, begin_step
 from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.runner.device import DeviceParts
-from quire.sampling.sampler import GraphSafeSampler
+from quire.sampling.sampler import GraphSafeSampler, SamplerOutput
 
 
 class Ending(Enum):
@@ -144,8 +144,7 @@ class DecodeGraphs:
             sampled = sampler.greedy(logits)
         else:
             sampled = sampler.draw(logits, batch.captured_sampling_tensors(rows, next_positions))
-        # A row without a token (`NO_TOKEN`) ends in an error, but the next step may be queued.
-        batch.token_ids[rows, next_positions] = sampled.clamp(min=0)
+        batch.keep(rows, next_positions, SamplerOutput(sampled[:, None]), None)
         return sampled
 
 

@@ -34,13 +34,20 @@ def default_num_blocks(
     `gpu_memory_utilization` of its memory after a trial step of the largest size.
 
     Raises:
-        QuireError: nothing is left.
+        QuireError: nothing is left, or not even the trial step fits.
     """
     block = bytes_per_block(layout.specs, config.cache.block_size)
     if config.model.device.type != "cuda":
         enough = config.scheduling.max_num_seqs * config.max_blocks_per_request + 1
         return max(min(enough, CPU_BYTES // block), config.max_blocks_per_request + 1)
-    peak = _trial_step(config, model, backend, layout)
+    try:
+        peak = _trial_step(config, model, backend, layout)
+    except torch.OutOfMemoryError as error:
+        raise QuireError(
+            f"a step of max_num_batched_tokens={config.scheduling.max_num_batched_tokens} does not "
+            f"fit beside the weights on {config.model.device}: lower max_num_batched_tokens, or "
+            "choose a smaller model"
+        ) from error
     free, total = torch.cuda.mem_get_info(config.model.device)
     utilization = config.cache.gpu_memory_utilization
     reserved = torch.cuda.memory_reserved(config.model.device)
@@ -69,8 +76,8 @@ def _trial_step(
     torch.cuda.reset_peak_memory_stats(device)
     num_tokens, block_size = config.scheduling.max_num_batched_tokens, config.cache.block_size
     longest = min(config.model.max_model_len, num_tokens)
-    ends = [*range(longest, num_tokens, longest), num_tokens]
-    starts = [0, *ends][: config.scheduling.max_num_seqs + 1]
+    num_sequences = min(-(-num_tokens // longest), config.scheduling.max_num_seqs)
+    starts = [min(i * longest, num_tokens) for i in range(num_sequences + 1)]
     lengths = [end - start for start, end in pairwise(starts)]
     # Every block is the null block: what is written there nobody reads.
     blocks = [0] * config.max_blocks_per_request

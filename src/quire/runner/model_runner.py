@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from quire.kv.spec import CacheLayout
 from quire.kv.storage import KVStorage
 from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.models.decoder import Decoder
-from quire.runner.check_sampled import check_sampled
+from quire.runner.check_sampled import check_sampled, check_values
 from quire.runner.decode_graphs import DecodeGraphs, Ending
 from quire.runner.device import Answers, DeviceParts
 from quire.runner.input_batch import InputBatch, TableUpdate
@@ -62,6 +63,10 @@ class ModelRunner:
         self._answers = Answers(
             config.scheduling.max_num_seqs, config.max_in_flight, config.model.device
         )
+        self._sampler_name = type(sampler).__name__
+        self._check_values = partial(
+            check_values, vocab_size=model.config.vocab_size, name=self._sampler_name
+        )
         self._graphs: DecodeGraphs | None = None
         if config.model.cuda_graphs and config.model.device.type == "cuda" and backend.graph_safe:
             with torch.inference_mode():
@@ -99,7 +104,7 @@ class ModelRunner:
         # The longest first, as attention's programs start in this order: a long one that
         # started last would run on alone.
         entries = sorted(output.entries, key=lambda entry: entry.start, reverse=True)
-        pending = PendingStep(output, entries)
+        pending = PendingStep(output, entries, check=self._check_values)
         ending = self._graphs.ending(entries)
         result = self._graphs.replay(entries, ending)
         if ending is Ending.HIDDEN:
@@ -135,7 +140,12 @@ class ModelRunner:
         step = parts.step_metadata(query_starts, lengths, sequence_rows, positions, slots, host)
         hidden = parts.model(parts.batch.token_ids[rows, positions], parts.storage, step)
 
-        pending = PendingStep(output, sampling, prompt_scores=self._score_prompts(entries, hidden))
+        pending = PendingStep(
+            output,
+            sampling,
+            check=self._check_values,
+            prompt_scores=self._score_prompts(entries, hidden),
+        )
         if sampling:
             chosen = [x.index_select(0, chosen_from) for x in (hidden, rows, positions)]
             self._sample(pending, chosen[0], chosen[1], chosen[2] + 1)
@@ -155,8 +165,8 @@ class ModelRunner:
         if len(chosen) > len(pending.sampling):
             drafts = Drafts(batch.token_ids[rows, positions], pending.first_rows)
         sampled = sampler(self._parts.model.compute_logits(hidden).float(), tensors, drafts)
-        vocab_size, name = self._parts.model.config.vocab_size, type(sampler).__name__
-        check_sampled(sampled, len(pending.sampling), tensors, vocab_size, name)
+        vocab_size = self._parts.model.config.vocab_size
+        check_sampled(sampled, len(pending.sampling), tensors, vocab_size, self._sampler_name)
         batch.keep(rows, positions, sampled, drafts)
         pending.reasons = {
             chosen[row][0].request_id: f"request {chosen[row][0].request_id!r}: {reason}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -31,6 +32,7 @@ class PendingStep:
     output: SchedulerOutput
     sampling: list[ScheduledEntry] = field(default_factory=list)  # who chose a token, in order
     sampled: SamplerOutput | None = None  # on the host once `done` has passed
+    check: Callable[[SamplerOutput], None] = lambda sampled: None  # raises for impossible values
     num_logprobs: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)  # why a request has no token
     prompt_scores: dict[str, PromptScores] = field(default_factory=dict)
@@ -48,13 +50,18 @@ class PendingStep:
             self.sampled = replace(self.sampled, tokens=self.sampled.tokens.clone())
 
     def wait(self) -> StepResult:
-        """Block until the step is done and return what it chose."""
+        """Block until the step is done and return what it chose.
+
+        Raises:
+            QuireError: the sampler's numbers are impossible (`check_values`).
+        """
         if self.done is not None:
             self.done.synchronize()
         token_ids: dict[str, list[int]] = {}
         logprobs: dict[str, list[dict[int, Logprob]]] = {}
         failures: dict[str, str] = {}
         if self.sampled is not None:
+            self.check(self.sampled)
             tokens = self.sampled.tokens.tolist()
             accepted = self.sampled.num_accepted
             counts = [1] * len(tokens) if accepted is None else accepted.tolist()
