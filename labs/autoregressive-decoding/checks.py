@@ -262,6 +262,18 @@ def stops(student: Subject, variant: str) -> None:
     stream.expect("finish", want="")
 
 
+def held_and_partial(student: Subject, variant: str) -> None:
+    """A held byte is shown before a character that is not whole, and cuts off one before it."""
+    stream = student.new("TextStream", [b"()"])
+    stream.expect("push", b"a(", want="a", because="a closing bracket may follow")
+    stream.expect("push", b"\xc3", want="(", because="no stop string begins so; the byte waits")
+    stream.expect("push", b"\xa9", want="é")
+    stream.expect("push", b"\xe2\x82(", want="", because="the bracket is held, so not text yet")
+    stream.expect(
+        "push", b"x", want="\ufffd(x", because="the bracket is text: the character is cut"
+    )
+
+
 def stops_that_overlap(student: Subject, variant: str) -> None:
     """A stop string that begins inside a false start; two that one byte completes; a cut one."""
     stream = student.new("TextStream", [b"aab"])
@@ -419,7 +431,7 @@ def keyed_noise(student: Subject, variant: str) -> None:
 CHECKS = {
     "decode-step": [first_token, unreached, slots, heads, ranks],
     "sampler": [truncation, banned, in_this_order, edges, greedy, draws],
-    "stream": [penalties, characters, stops, stops_that_overlap],
+    "stream": [penalties, characters, stops, held_and_partial, stops_that_overlap],
     "latency": [plain_step, special_step, prediction, growing_cache, noisy_rows],
     "engine": [rows, keyed_noise],
 }

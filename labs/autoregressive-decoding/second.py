@@ -107,12 +107,9 @@ class TextStream:
 
     def _text(self, end, final):
         """Characters of data[:end]; without `final`, those whose bytes are all there."""
-        for tail in range(4):
-            part, waiting = self.data[: end - tail], self.data[end - tail : end]
-            if final:
-                return part.decode("utf-8", "replace")
-            if (not tail or self._may_grow(waiting)) and not self._unfinished(part):
-                return part.decode("utf-8", "replace")
+        waiting = [n for n in (1, 2, 3) if n <= end and self._may_grow(self.data[end - n : end])]
+        if waiting and not final:
+            end -= waiting[0]
         return self.data[:end].decode("utf-8", "replace")
 
     @staticmethod
@@ -125,9 +122,6 @@ class TextStream:
         except UnicodeDecodeError as error:
             return error.reason == "unexpected end of data" and error.start == 0
         return False
-
-    def _unfinished(self, part):
-        return any(self._may_grow(part[-n:]) for n in (1, 2, 3) if len(part) >= n)
 
     def _give(self, end, final):
         text = self._text(end, final)

@@ -178,6 +178,7 @@ def trims(student: Subject, variant: str) -> None:
     server.expect("schedule", want=[["a", 0, 0, 4]])
     server.expect("trim", "a", 2, want=None)
     server.expect_error("ValueError", "trim", "a", 3, because="2 positions are left")
+    server.expect_error("ValueError", "trim", "a", -1)
     server.expect("trim", "a", 0, want=None)
     server.expect("trim", "a", 0, want=None, because="an entry of 0 positions is one still")
     server.expect("update", 1, [], want=[])
@@ -189,10 +190,13 @@ def trims(student: Subject, variant: str) -> None:
 
 
 def _wish(
-    variant: str, name: str, count: int, since: int = 9, decode: bool = False, **more: int
-) -> dict[str, Any]:
+    variant: str, name: str, count: int, since: int = 9, decode: bool = False, start: int = 0,
+    **more: int,
+) -> dict[str, Any]:  # fmt: skip
     """A wish with what the variant's wishes have."""
-    fields: dict[str, Any] = {"request": name, "count": count, "decode": decode, "since": since}
+    fields: dict[str, Any] = {
+        "request": name, "start": start, "count": count, "decode": decode, "since": since,
+    }  # fmt: skip
     if variant == "fair":
         fields |= {"client": name[0], "served": more.get("served", 0)}
     elif variant == "deadline":
@@ -205,14 +209,14 @@ def cuts(student: Subject, variant: str) -> None:
 
     def expect(budget: int, want: list[int], because: str = "") -> None:
         wishes = [_wish(variant, "a", 9)]
-        student.expect("pack", budget, 4, wishes, 10, want=want, because=because)
+        student.expect("pack", budget, 999, 4, wishes, 10, want=want, because=because)
 
     expect(9, [9])
     expect(8, [8], "8 fit, in blocks of 4")
     expect(6, [4], "one block of 4 fits")
     expect(3, [0], "no block of 4 fits")
-    student.expect("pack", 8, 8, [_wish(variant, "a", 30)], 10, want=[8])
-    student.expect("pack", 8, 4, [], 10, want=[], because="nobody wishes anything")
+    student.expect("pack", 8, 999, 8, [_wish(variant, "a", 30)], 10, want=[8])
+    student.expect("pack", 8, 999, 4, [], 10, want=[], because="nobody wishes anything")
 
 
 def decodes(student: Subject, variant: str) -> None:
@@ -221,7 +225,7 @@ def decodes(student: Subject, variant: str) -> None:
     three = [_wish(variant, name, 1, n, decode=True) for name, n in (("c", 8), ("d", 5), ("e", 8))]
 
     def expect(budget: int, want: list[int], because: str = "") -> None:
-        student.expect("pack", budget, 4, [prompt, *three], 10, want=want, because=because)
+        student.expect("pack", budget, 999, 4, [prompt, *three], 10, want=want, because=because)
 
     expect(5, [2, 1, 1, 1])
     expect(4, [0, 1, 1, 1], "1 is left, and the prompt ends with 2")
@@ -235,14 +239,35 @@ def passes_on(student: Subject, variant: str) -> None:
     first = _wish(variant, "a", 9, 1, deadline=15, served=0)
     second = _wish(variant, "b", 3, 9, deadline=19, served=1)
     why = "no block of 4 fits, but b ends with 3"
-    student.expect("pack", 3, 4, [first, second], 10, want=[0, 3], because=why)
+    student.expect("pack", 3, 999, 4, [first, second], 10, want=[0, 3], because=why)
+
+
+def pairs(student: Subject, variant: str) -> None:
+    """A chunk is cut to what the pairs leave; the first of a step may have one block."""
+    # By any variant's rule b comes before c.
+    decode = _wish(variant, "a", 1, 9, decode=True, start=30)
+    first = _wish(variant, "b", 9, 1, start=40, deadline=15)
+    second = _wish(variant, "c", 2, 9, deadline=19)
+
+    def expect(
+        pairs: int, wishes: list[dict[str, Any]], want: list[int], because: str, budget: int = 9
+    ) -> None:
+        student.expect("pack", budget, pairs, 4, wishes, 10, want=want, because=because)
+
+    three = [decode, first, second]
+    expect(200, three, [1, 4, 0], "b may have one block, 170 pairs beside a's 31; none is left")
+    expect(204, three, [1, 4, 2], "31 + 170 + 3 pairs; 8 of b would have 356")
+    expect(203, three, [1, 4, 0], "31 + 170 + 3 are one too many")
+    expect(10, [decode, second], [1, 2], "c is the first prompt, and ends with less than a block")
+    three = [decode, first | {"count": 4}, second | {"count": 12}]
+    expect(237, three, [1, 4, 8], "31 + 170 + 36 pairs; 12 of c would have 78, not 36", 20)
 
 
 def order(student: Subject, variant: str) -> None:
     """The rule of your variant."""
 
     def expect(budget: int, wishes: list[dict[str, Any]], want: list[int], because: str) -> None:
-        student.expect("pack", budget, 4, wishes, 10, want=want, because=because)
+        student.expect("pack", budget, 999, 4, wishes, 10, want=want, because=because)
 
     def wish(*args: Any, **more: Any) -> dict[str, Any]:
         return _wish(variant, *args, **more)
@@ -333,6 +358,6 @@ CHECKS = {
         joins, order_of_entries, shares, ages, seat_until_the_end, taken_back, waits_again, trims,
         stale,
     ],
-    "chunked": [cuts, decodes, passes_on, order],
+    "chunked": [cuts, decodes, passes_on, pairs, order],
     "engine": [blocks, gives_way, comes_again, overtakes, leaves_room],
 }  # fmt: skip

@@ -155,7 +155,7 @@ class Scheduler:
         for entry in self.plans.get(self.now, []):
             job, start, planned = entry
             runs = self.jobs.get(request) is job and job.seat is not None
-            if runs and job.position == start + planned and count <= planned:
+            if runs and job.position == start + planned and 0 <= count <= planned:
                 if count < planned:
                     entry[2] = count
                     job.position = start + count
@@ -187,14 +187,22 @@ class Scheduler:
 
 # %% task="chunked"
 # task: chunked
-def pack(budget: int, block: int, wishes: list[dict], now: int) -> list[int]:
+def pack(budget: int, pairs: int, block: int, wishes: list[dict], now: int) -> list[int]:
     """Return how many tokens each wish gets in step `now`."""
     result = {wish["request"]: 0 for wish in wishes}
     rest = budget
+    used = 0  # pairs
+    none_yet = True  # no prompt has got a token
     for wish in sorted(wishes, key=lambda wish: wish["since"] - now):
         if wish["decode"] and rest > 0:
             result[wish["request"]] = 1
             rest -= 1
+            used += wish["start"] + 1
+
+    def pairs_of(first, after):
+        """Pairs of the positions from `first` up to `after`."""
+        return sum(range(first + 1, after + 1))
+
     prompts = [wish for wish in wishes if not wish["decode"]]
     ### BEGIN VARIANT shortest
     late = [wish for wish in prompts if now - wish["since"] > 7]
@@ -212,11 +220,21 @@ def pack(budget: int, block: int, wishes: list[dict], now: int) -> list[int]:
     ### END VARIANT
     ### BEGIN VARIANT deadline shortest
     for wish in prompts:
-        most = min(wish["count"], rest)
-        if most < wish["count"]:
-            most -= most % block
-        result[wish["request"]] = most
-        rest -= most
+        start, whole = wish["start"], wish["count"]
+        sizes = [
+            size for size in range(1, min(whole, rest) + 1) if size in (whole, size - size % block)
+        ]
+        sizes = [
+            size
+            for size in sizes
+            if used + pairs_of(start, start + size) <= pairs or (none_yet and size <= block)
+        ]
+        if sizes:
+            most = max(sizes)
+            none_yet = False
+            used += pairs_of(start, start + most)
+            result[wish["request"]] = most
+            rest -= most
     ### END VARIANT
     ### BEGIN VARIANT fair
     had = {}
@@ -225,14 +243,20 @@ def pack(budget: int, block: int, wishes: list[dict], now: int) -> list[int]:
         had.setdefault(wish["client"], wish["served"])
         had[wish["client"]] += result[wish["request"]]
         if not wish["decode"]:
-            queues.setdefault(wish["client"], []).append([place, wish["request"], wish["count"]])
+            queues.setdefault(wish["client"], []).append(
+                [place, wish["request"], wish["count"], wish["start"]]
+            )
     while queues:
         client = min(queues, key=lambda client: (had[client], queues[client][0][0]))
         first = queues[client][0]
         piece = min(block, first[2])
-        if piece > rest:
+        more = pairs_of(first[3], first[3] + piece)
+        if piece > rest or not (none_yet or used + more <= pairs):
             del queues[client]
             continue
+        none_yet = False
+        used += more
+        first[3] += piece
         result[first[1]] += piece
         had[client] += piece
         rest -= piece

@@ -117,6 +117,8 @@ def refusals(student: Subject, variant: str) -> None:
     pool.expect_error("ValueError", "acquire", [0], because="0 is no block of the pool")
     pool.expect("release", [2, 1], want=None)
     pool.expect_error("ValueError", "publish", 2, b"2", "ada", because="2 has no reference")
+    why = "2 has no reference, and the name is taken"
+    pool.expect_error("ValueError", "publish", 2, b"one", "ada", because=why)
     pool.expect("acquire", [1], want=None, because="1 is free and has a name")
     pool.expect("num_free", want=2)
     pool.expect("allocate", 2, want=[2, 3], because="1 is held again")
@@ -190,10 +192,10 @@ def pictures(student: Subject, variant: str) -> None:
     """Another picture, or another part of it, changes its blocks' names and those behind them."""
     tokens = [5, 7, 7, 7, 5, 5, 5, 5]
     _numbered(
-        student, [[0, 1, 2, 3], [4, 5, 6, 7], [0, 8]],
+        student, [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 8]],
         (tokens, 2, "", [[1, 4, "cat"]]), (tokens, 2, "", [[1, 4, "dog"]]),
-        ([5, 7, 5, 5], 2, "", [[1, 4, "cat"]]),
-        because="the first block with the cat is the same, whatever follows",
+        ([5, 7, 7, 7, 9, 9], 2, "", [[1, 4, "cat"]]),
+        because="the blocks with the cat are the same, whatever follows",
     )  # fmt: skip
     _numbered(
         student, [[0, 1], [2, 3]],
@@ -347,6 +349,12 @@ def special(student: Subject, variant: str) -> None:
         last.expect("commit", "a", [b"0"], want=None, because="the name is that of a block gone")
         why = "block 2 has no name and one holder"
         last.expect("append", "a", 1, want={"new": [], "copies": []}, because=why)
+        full = _tables(student, variant, 3, 3)
+        _shared_by(full, "a")
+        full.expect("append", "a", 4, want={"new": [2], "copies": []})
+        why = "the token at 6 sees 4, 5 and 6, so block 1 is let go of and serves this very append"
+        full.expect("append", "a", 3, want={"new": [1], "copies": []}, because=why)
+        full.expect("table", "a", want=[0, 2, 1])
 
 
 def _shared_by(tables: Instance, first: str, *others: str) -> None:

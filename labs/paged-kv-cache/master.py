@@ -55,27 +55,52 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 # many long prompts once flushes the cache of one that comes back with the same prompt every
 # minute. The pool here keeps what is used often, and no client may keep more than its quota.
 #
-# **Specification.** A `BlockPool` manages the blocks 1 to `num_blocks - 1`, all of them free at
-# first; a block is free while it has no reference. `allocate` takes `count` free blocks and gives
-# each one reference: first those without a name, the smallest id first, then those with the fewest
-# uses, among equals the one that has been free longest.
+# **Specification.** A `BlockPool` counts the references of the blocks 1 to `num_blocks - 1`, gives
+# out those that have none, and finds a block again by its name. A block is free while it has no
+# reference, and all blocks are free at first.
 #
-# - A block that `allocate` gives out loses its name. If there are too few free blocks, `allocate`
-#   raises `NoFreeBlocks` and takes none.
+# A trace of `BlockPool(5, 1)`, in which `ada` pays for every name and may keep one. A free block
+# that has a name is shown with it and with its uses.
+#
+# | call | returns | held | free |
+# |---|---|---|---|
+# | `allocate(3)` | `[1, 2, 3]` | 1, 2, 3 | 4 |
+# | `publish(1, b"x", "ada")` | `None` | 1, 2, 3 | 4 |
+# | `publish(2, b"y", "ada")` | `None` | 1, 2, 3 | 4 |
+# | `release([3, 1])` | `None` | 2 | 1 (x, 0 uses), 3, 4 |
+# | `acquire([1, 1])` | `None` | 1 twice, 2 | 3, 4 |
+# | `release([1, 1, 2])` | `None` | | 1 (x, 2 uses), 2, 3, 4 |
+# | `allocate(4)` | `[2, 3, 4, 1]` | 1, 2, 3, 4 | |
+#
+# In the sixth call 2 becomes free while 1 is free, too, so one of the two must lose its name: 2,
+# which has fewer uses. In the last call those without a name go first; then 1 loses its name, too.
+#
+# - `allocate` gives each of `count` free blocks one reference and returns them in the order in
+#   which it takes them: first those without a name, the smallest id first, then those with the
+#   fewest uses, among equals the one that has been free longest, counted from when it last became
+#   free.
+# - A block that `allocate` gives out loses its name, and with the name its uses and its client.
+# - If there are too few free blocks, `allocate` raises `NoFreeBlocks` and takes none.
 # - `acquire` adds a reference to each of `blocks`, free or not; a list may name a block twice: two
-#   references. A *use* of a block is an `acquire` of it since it got its name, twice in a list two
-#   uses. A block that is free and has no name cannot be acquired, since nobody knows what it holds.
+#   references.
+# - A block that is free and has no name cannot be acquired, since nobody knows what it holds. One
+#   that is held can, with a name or without.
+# - A *use* of a block is an `acquire` of it since it got its name, twice in a list two uses.
+#   Neither `publish` nor `lookup` is one.
 # - `release` drops one reference of each of `blocks`, in this order; a list may name a block as
-#   often as it has references. A block without references is free and keeps its name.
-# - A client has at most `quota` free blocks with a name: when a release makes them more, the one
-#   that `allocate` would take first among them loses its name, whichever that is.
-# - `publish` names a block that has a reference (`ValueError` if it has none, even if the name is
-#   taken), for the client that pays for it. If the name is taken, or the block has a name already,
-#   nothing changes.
-# - `lookup` returns the block of a name, free or not, or `None`; it is no use of the block.
-#   `references` and `name` say what a block has, `num_free` how many blocks are free.
+#   often as it has references. A block is free from where its last reference is dropped, and keeps
+#   its name.
+# - A client has at most `quota` free blocks with a name. When a block becomes free and makes them
+#   more, in the middle of a list or at its end, the one that `allocate` would take first among them
+#   loses its name, whichever that is, and stays free.
+# - `publish` names a block that has a reference, for the client that pays for it. If the name is
+#   taken, or the block has a name already, nothing changes. A name is never empty.
+# - `lookup` returns the block of a name, free or not, or `None`. `references` and `name` say what a
+#   block of the pool has, `num_free` how many blocks are free.
 # - `acquire`, `release` and `publish` raise `ValueError` when one of their blocks does not allow
-#   it, an id outside the pool included, and then nothing has changed.
+#   it: an id outside the pool; for `acquire` a free block without a name; for `release` fewer
+#   references than the list names; for `publish` no reference, even if the name is taken. Then
+#   nothing has changed.
 #
 # *Sections of the chapter:* *A pool that knows no requests*, *Who is forgotten*.
 #
@@ -207,13 +232,15 @@ labkit.check("pool")
 # the prompt to the end of the block, the salt, and the part of each image that lies among these
 # tokens.
 #
-# - `images` is a list of `[start, end, digest]`: the positions `start` to `end - 1` hold the image
-#   with that digest, a string, its first part at `start`. They are in order and do not overlap;
-#   images with one digest are equal and of one length. An image may reach beyond the end of
-#   `tokens`.
+# - `images` is a list of `[start, end, digest]`, in order, each of at least one position, none
+#   overlapping another: the positions `start` to `end - 1` hold the image with that digest, its
+#   first part at `start`.
+# - Images with one digest are equal and of one length; other digests are other images.
+# - An image may reach beyond the end of `tokens`: only a part of it is there so far.
+# - Where images are, `images` alone says: the placeholder's token may also stand where none is.
 # - What comes after a block's end changes nothing in its name, the rest of an image included.
 # - A token is an integer from -2³¹ to 2³¹ - 1 (some engines mark placeholders by negative ones);
-#   `salt` and the digests are any strings.
+#   `salt` and the digests are any strings that UTF-8 can write, the empty one included.
 # - A hash of 256 bits, such as SHA-256 from `hashlib`, counts as giving different values for
 #   different inputs. Python's `hash` is no such thing: `hash(-1) == hash(-2)`.
 #
@@ -259,59 +286,146 @@ labkit.check("names")
 # room for the next `count` tokens, which are then computed: it adds as few blocks as needed to the
 # end of the table, and a block is written only while it has one reference and no name.
 #
-# - `start` gives a new request an empty table; `free` gives back all that a request has.
+# A trace with blocks of 4 tokens, 1 to 5, in which the rule of your variant plays no part:
+#
+# | call | new | copies | table of a | table of b | free |
+# |---|---|---|---|---|---|
+# | `start("a")` | | | | | 1, 2, 3, 4, 5 |
+# | `append("a", 6)` | `[1, 2]` | `[]` | 1, 2 | | 3, 4, 5 |
+# | `fork("a", "b", 6)` | | | 1, 2 | 1, 2 | 3, 4, 5 |
+# | `append("a", 3)` | `[4]` | `[[2, 3]]` | 1, 3, 4 | 1, 2 | 5 |
+# | `append("b", 1)` | `[]` | `[]` | 1, 3, 4 | 1, 2 | 5 |
+# | `commit("b", [b"x"])` | | | 1, 3, 4 | 1, 2 | 5 |
+# | `free("a")` | | | | 1, 2 | 3, 4, 5 |
+# | `truncate("b", 2)` | | | | 1 | 2, 3, 4, 5 |
+# | `append("b", 3)` | `[3]` | `[[1, 2]]` | | 2, 3 | 1, 4, 5 |
+#
+# `a` writes its seventh token into block 2, which it shares, so it copies 2 to 3. From then on `b`
+# alone holds 2 and writes in place. In the end `b` alone holds 1, but 1 has a name, so `b` copies
+# it to 2.
+#
+# - `start` gives a new request an empty table; `free` gives back all that a request has, and its
+#   id may then begin anew.
 # - `append` returns `{"new": blocks, "copies": [[source, target]]}`: the blocks added at the end,
-#   and the copy that must be made before the step writes. There is at most one: if the last block
-#   has room left for these tokens and may not be written, a new block takes its place in the
-#   table, and the old one is released once all new blocks are taken, since it is copied from.
-#   Otherwise `copies` is empty, and with `count` 0 both are. The copy's target is the first block
-#   that an `append` takes from the pool.
+#   and the copy that must be made before the step writes. There is at most one.
+# - If the last block has room left for these tokens and may not be written, it is copied: a new
+#   block takes its place in the table. Otherwise `copies` is empty, and with `count` 0 both are.
+# - The copy's target is the first block that an `append` takes from the pool. The source is
+#   released once all new blocks are taken, so it is never among the new blocks of this `append`.
+#   From then on the pool may give it out: copies are made in the order in which they are
+#   returned, before the step writes.
 # - If there are too few free blocks for all of this, `append` returns `None` and the table and its
 #   length stay as they are.
 # - `fork` lets a new request, `child`, begin with the first `length` tokens of `parent`, in the
-#   parent's blocks. `truncate` gives up the tokens of a request behind the first `length`, such as
-#   rejected drafts, and with them every block that holds none of the rest. More tokens than there
-#   are raise `ValueError`, and so does a child that exists; then nothing has changed.
-# - `commit` names the first `len(names)` blocks of a table, which are full. A block that has a name
-#   may be in another table tomorrow, so it is never written again, not even by its last holder.
-# - `table` returns the blocks of a request, `num_free` how many blocks are free. Use a `BlockPool`
-#   of your own making with quota 0; its references are the tables that a block is in.
+#   parent's blocks.
+# - `truncate` gives up the tokens of a request behind the first `length`, such as rejected drafts,
+#   and with them every block that holds none of the rest.
+# - For `fork` and `truncate`, more tokens than there are raise `ValueError`, and so does a child
+#   that has a table; then nothing has changed.
+# - `commit` names the first `len(names)` blocks of a table, which are full, in order; where a name
+#   is taken or a block has one, nothing changes, as in task 1. A block that has a name may be in
+#   another table tomorrow, so it is never written again, not even by its last holder.
+# - `table` returns the blocks of a request, `num_free` how many blocks are free.
+# - The blocks are those of a `BlockPool(num_blocks, 0)` that `BlockTables` makes for itself; its
+#   references are the tables that a block is in. With quota 0 a block that is in no table has no
+#   name, so the pool gives out the smallest ids first. The check below runs your own pool of task
+#   1; grading puts the reference's in its place, so call it by the methods of its starter alone.
 #
 # One more rule belongs to your variant of this lab.
 #
 # ### BEGIN VARIANT window
 # **Your model** has a *sliding window*: a token sees the latest `window` tokens, itself included,
-# `window` at least 1. `append` first, also with count 0, lets go of the blocks that no token from
-# position `length` on sees, with the length from before this call: each is replaced by 0 in the
-# table and released, and may serve this very append. So the block of positions `i * block_size` to
-# `(i + 1) * block_size - 1` goes when `(i + 1) * block_size <= length - window + 1`. What was let
-# go of stays so when `append` returns `None`, and `commit` passes over it. `fork` and `truncate`
-# raise `ValueError`, and nothing has changed, if the new table would hold a 0 where the token at
-# position `length` looks or is written.
+# `window` at least 1. A trace, after `start("a")`, with blocks of 2 tokens, 1 to 4, and a window
+# of 3:
+#
+# | call | new | copies | table of a | table of b | free |
+# |---|---|---|---|---|---|
+# | `append("a", 5)` | `[1, 2, 3]` | `[]` | 1, 2, 3 | | 4 |
+# | `append("a", 1)` | `[]` | `[]` | 0, 2, 3 | | 1, 4 |
+# | `fork("a", "b", 6)` | | | 0, 2, 3 | 0, 2, 3 | 1, 4 |
+# | `truncate("b", 3)` | `ValueError` | | 0, 2, 3 | 0, 2, 3 | 1, 4 |
+# | `truncate("b", 4)` | | | 0, 2, 3 | 0, 2 | 1, 4 |
+# | `append("a", 7)` | `None` | | 0, 0, 3 | 0, 2 | 1, 4 |
+#
+# The token at 5 sees 3, 4 and 5, so the block of 0 and 1 goes. The next token of a `b` of three
+# tokens would look at 1, which is gone; that of a `b` of four looks at 2, 3 and 4. In the end `a`
+# needs four blocks and gets none. But its next token, at 6, sees nothing of block 2, so `a` has let
+# go of it; `b` holds it still.
+#
+# - `append` first, also with `count` 0, lets go of the blocks that no token from position `length`
+#   on sees, with the length from before this call: each is replaced by 0 in the table and released,
+#   and may serve this very `append`.
+# - So the block of positions `i * block_size` to `(i + 1) * block_size - 1` goes when
+#   `(i + 1) * block_size <= length - window + 1`.
+# - What was let go of stays so when `append` returns `None`.
+# - `commit` passes over a 0 and the name in its place.
+# - `fork` and `truncate` raise `ValueError`, and nothing has changed, if the new table would hold a
+#   0 where the token at position `length` looks or is written. Other zeros are taken over.
 #
 # *Sections of the chapter:* *Four samples, one prompt*; *Fewer tokens*, on its second page.
 # ### END VARIANT
 # ### BEGIN VARIANT swap
 # **Your engine** *swaps* requests out to `num_host_blocks` blocks of host memory, numbered from 0.
-# `swap_out` moves the blocks that this table alone holds, to the free host blocks with the smallest
-# numbers, and returns the moves in the order of the table, `[block, host block]`; each moved block
-# is replaced by 0 in the table and released, and a block that moves loses its name. A block that
-# another table holds stays where it is, since moving it would free nothing. `swap_in` gives every 0
-# a new block and returns the moves in the order of the table, `[host block, block]`; the host
-# blocks are free again. Both return `None`, and nothing has changed, when there is too little room.
-# A request with nothing to move is swapped out all the same. One that is swapped out can only be
-# swapped in or freed: `append`, `fork` from it, `truncate`, `commit` and `swap_out` raise
-# `ValueError`, and so does `swap_in` of one that is not.
+# A trace, after `start("a")`, with blocks of 2 tokens, 1 to 4, and two host blocks:
+#
+# | call | returns | table of a | table of b | free | free on the host |
+# |---|---|---|---|---|---|
+# | `append("a", 3)` | `{"new": [1, 2], "copies": []}` | 1, 2 | | 3, 4 | 0, 1 |
+# | `fork("a", "b", 2)` | `None` | 1, 2 | 1 | 3, 4 | 0, 1 |
+# | `swap_out("a")` | `[[2, 0]]` | 1, 0 | 1 | 2, 3, 4 | 1 |
+# | `append("a", 1)` | `ValueError` | 1, 0 | 1 | 2, 3, 4 | 1 |
+# | `append("b", 5)` | `{"new": [2, 3, 4], "copies": []}` | 1, 0 | 1, 2, 3, 4 | | 1 |
+# | `swap_in("a")` | `None` | 1, 0 | 1, 2, 3, 4 | | 1 |
+# | `truncate("b", 4)` | `None` | 1, 0 | 1, 2 | 3, 4 | 1 |
+# | `swap_in("a")` | `[[0, 3]]` | 1, 3 | 1, 2 | 4 | 0, 1 |
+#
+# Block 1 stays where it is, since `b` holds it, too. The second `swap_in` finds room for one block.
+#
+# - `swap_out` moves the blocks that this table alone holds to the free host blocks with the
+#   smallest numbers, both in order, and returns the moves in the order of the table,
+#   `[block, host block]`.
+# - Each moved block is replaced by 0 in the table and released, and a block that moves loses its
+#   name.
+# - A block that another table holds stays where it is, since moving it would free nothing. It stays
+#   there, too, when the other table ends before this one is swapped in.
+# - `swap_in` gives every 0 a new block, in the order of the table and of the pool, and returns the
+#   moves in this order, `[host block, block]`; the host blocks are free again.
+# - Both return `None`, and nothing has changed, when there is too little room.
+# - A request with nothing to move is swapped out all the same, and in again; both return `[]`.
+# - One that is swapped out can only be swapped in, freed or looked at with `table`: `append`,
+#   `fork` from it, `truncate`, `commit` and `swap_out` raise `ValueError`, and so does `swap_in` of
+#   one that is not. Then nothing has changed.
+# - `free` of one that is swapped out frees its host blocks, too.
 #
 # *Sections of the chapter:* *Four samples, one prompt*; *A second tier*, on its second page.
 # ### END VARIANT
 # ### BEGIN VARIANT beam
-# **Your engine** searches with *beams*. `reorder` takes requests, `beams`, and for each of them the
-# one of `beams` that it continues from, `parents`: every beam gets the table and length that its
-# parent had before the call, all at once, without a copy and without a new block; a parent may be
-# chosen often or not at all. `append_all` appends `count` tokens to each of `beams`, in this order,
-# and returns what `append` gives for each, in a list; if one of these appends would give `None`,
-# `append_all` returns `None` and nothing has changed.
+# **Your engine** searches with *beams*. A trace, after `start("a")`, with blocks of 2 tokens, 1 to
+# 5:
+#
+# | call | new | copies | table of a | table of b | free |
+# |---|---|---|---|---|---|
+# | `append("a", 3)` | `[1, 2]` | `[]` | 1, 2 | | 3, 4, 5 |
+# | `fork("a", "b", 3)` | | | 1, 2 | 1, 2 | 3, 4, 5 |
+# | `append_all(["a", "b"], 1)` | `[], []` | `[[2, 3]], []` | 1, 3 | 1, 2 | 4, 5 |
+# | `append_all(["a", "b"], 3)` | `None` | | 1, 3 | 1, 2 | 4, 5 |
+# | `reorder(["a", "b"], ["b", "a"])` | | | 1, 2 | 1, 3 | 4, 5 |
+# | `reorder(["a", "b"], ["b", "b"])` | | | 1, 3 | 1, 3 | 2, 4, 5 |
+# | `append_all(["a", "b"], 1)` | `[2], [4]` | `[], []` | 1, 3, 2 | 1, 3, 4 | 5 |
+#
+# In the third call `b` writes its fourth token in place, because `a` has left block 2 by then. The
+# fourth call needs four blocks and finds two, so not even `a` gets its two. In the sixth nobody
+# continues from block 2, which is free from then on.
+#
+# - `reorder` takes requests, `beams`, and for each of them the one of `beams` that it continues
+#   from, `parents`. No beam is twice in `beams`; a parent may be chosen often or not at all.
+# - Every beam gets the table and the length that its parent had before the call, all at once,
+#   without a copy and without a new block. A block that no table holds any more is free.
+# - `append_all` appends `count` tokens to each of `beams`, in this order, and returns what `append`
+#   gives for each, in a list. Each finds what those before it have left: the last holder of a block
+#   writes in place, and a source that no table holds any more, since even its last holder copied
+#   it for its name, may be given out to a later one.
+# - If one of these appends would give `None`, `append_all` returns `None` and nothing has changed.
 #
 # *Section of the chapter:* *Four samples, one prompt*.
 # ### END VARIANT
@@ -557,26 +671,51 @@ labkit.check("tables")
 # for room, and tells it what was computed and when a request has ended. The cell after the check
 # puts your class in that place.
 #
-# **Specification.** A `Cache` keeps a block table for each request over one `BlockPool`.
-# `match_prefix` begins a request: its table gets the longest chain of blocks, from the first on,
-# that the pool finds under the names of the request's tokens, with a reference to each of these and
-# to no other; it returns how many tokens they hold. `reserve` makes room for the tokens at
-# positions `start` to `start + count - 1`: it adds as few blocks as needed to the table and returns
-# them, or `None` when too few are free, and then nothing has changed.
+# **Specification.** A `Cache` keeps a block table for each request over one `BlockPool`, in which
+# requests find one another's blocks. `match_prefix` begins a request with the blocks that are
+# there, `reserve` makes room for more, `commit` names what is complete and `free` ends a request.
 #
+# A trace with blocks of 2 tokens, 1 to 5, and a quota of 9; `T` is `[1, 2, 3, 4, 5]`. `named` are
+# the blocks that have a name:
+#
+# | call | returns | table of a | table of b | named | free |
+# |---|---|---|---|---|---|
+# | `match_prefix("a", T, "", [], "ada")` | `0` | | | | 1, 2, 3, 4, 5 |
+# | `reserve("a", 0, 3)` | `[1, 2]` | 1, 2 | | | 3, 4, 5 |
+# | `commit("a", T, 3)` | `None` | 1, 2 | | 1 | 3, 4, 5 |
+# | `reserve("a", 3, 4)` | `[3, 4]` | 1, 2, 3, 4 | | 1 | 5 |
+# | `commit("a", T, 7)` | `None` | 1, 2, 3, 4 | | 1, 2 | 5 |
+# | `free("a")` | `None` | | | 1, 2 | 1, 2, 3, 4, 5 |
+# | `match_prefix("b", T[:4], "", [], "bob")` | `2` | | 1 | 1, 2 | 2, 3, 4, 5 |
+#
+# At the first `commit` five tokens are known and three computed, the first piece of a prompt: the
+# token at position 3 is known and lies in block 2, but its key is not there yet. At the second one
+# seven positions are computed and five tokens known: positions 5 and 6 hold drafts, say, that may
+# yet be rejected. In the end the four tokens of `b` are all cached, but one must be left to
+# compute, so block 2 is not used.
+#
+# - `match_prefix` gives the request a table, the longest chain of blocks, from the first on, that
+#   the pool finds under the names of the request's tokens, with a reference to each of these and to
+#   no other; it returns how many tokens they hold.
 # - A match leaves at least one token to compute, since the next token is sampled from the last
 #   one's output.
 # - A match does not end inside an image, which is encoded whole or not at all: the chain is
 #   shortened to where no image is cut.
+# - `reserve` makes room for the tokens at positions `start` to `start + count - 1`: it adds as few
+#   blocks as needed to the table and returns them, or `None` when too few are free, and then
+#   nothing has changed.
 # - `commit` publishes the blocks whose tokens are all computed and all known, for the request's
-#   client: `num_computed` tokens are computed, `tokens` are known, and either may be more. It may
-#   publish all such blocks of the request on each call, or only those since the last call.
+#   client, the one of its `match_prefix`: the first `num_computed` tokens are computed, `tokens`
+#   are known, and either may be more.
+# - `commit` may publish all such blocks of the request on each call, or only those since the last
+#   call.
 # - `free` releases a request's blocks from the last to the first, so that among equals the
 #   beginning of a prompt stays longest. A request without a table is left alone, and one that was
 #   freed may begin anew.
 # - `table` returns a request's blocks, `num_free` how many blocks nobody holds.
-#
-# Your own `BlockPool` and `block_names` are called here, by the methods of their starters alone.
+# - The check, the cells below and one hidden test run your own `BlockPool` and `block_names`; the
+#   other tests put the reference's in their place, so call them by the methods of their starters
+#   alone.
 #
 # *Section of the chapter:* *The same beginning twice*.
 #
@@ -740,8 +879,8 @@ print("greedy tokens equal quire's on", len(PROMPTS), "prompts")
 # then never again, the first one beside the conversations. The cell prints, for quire's cache and
 # for yours with several quotas, how many of each client's prompt tokens were found in the cache,
 # how many tokens were computed in all, the most blocks that were held in one step, and how many
-# tokens the requests of that step had for each block held. A block has room for 8. The cell
-# takes a few minutes on two cores.
+# tokens the requests of that step had for each block held. A block has room for 8. The cell takes
+# less than a minute on two cores.
 
 # %%
 TURNS, CONVERSATIONS, TEXTS, NUM_BLOCKS = 4, 3, 3, 96
@@ -821,14 +960,14 @@ for quota in (0, 20, 30, 40, NUM_BLOCKS):
 # %% [markdown]
 # Explain what you measured, in nine to twelve short sentences with your numbers:
 #
-# 1. Compare quire's cache with yours at the quota that is best for `chat`. Which client gains,
-#    which pays, and which blocks does each cache throw away first, so that it comes out this way?
-# 2. A text of `scan` fills 20 blocks, and yet a quota of 40 finds hardly one text again that was
-#    sent a moment before. Which blocks have the places, and why do they keep them? Change one
-#    rule of the specification so that `scan` gains and `chat` does not lose, compared with your
-#    cache at quota 40, and say what the change may cost; measuring it is optional.
-# 3. Why can a block hold more than 8 tokens here, why not with quota 0, and why do the other quotas
-#    make no difference to the blocks held?
+# 1. Compare quire's cache with yours at the quota that is best for `chat`: who gains, who pays?
+# 2. Which blocks does each of these two caches throw away first, so that it comes out this way?
+# 3. In the last row the quota is as large as the cache, and the pool still gives out first what was
+#    used least. Which blocks of `chat` go there before which blocks of `scan`, so that `chat` finds
+#    much less than at its best quota, and why does counting uses not save them?
+# 4. Change one rule of the specification, not the quota, so that in this last row `chat` finds more
+#    and `scan` does not lose. Say what the change may cost; measuring it is optional.
+# 5. Why can a block hold more than 8 tokens here, and why not with quota 0?
 
 # %% [markdown] written="explain"
 # <!-- written: explain -->
@@ -837,17 +976,18 @@ for quota in (0, 20, 30, 40, NUM_BLOCKS):
 # from 48 % to 11 %, and the engine computes 3,946 tokens where quire computed 2,786: `scan` and the
 # machine pay. quire gives out the block that has been free longest, so the three texts of 20 blocks
 # that pass between two turns of a conversation push its blocks out. Mine gives out first what was
-# used least, and the beginning that the conversations share was used by each of them. `scan` finds
-# little because uses are never forgotten. The first two texts were found once, so their 40 blocks
-# have one use each and fill the quota. A new text has none when it is released and loses its names
-# at once, although the old ones are never asked for again. I would halve the uses of a client's
-# blocks whenever one of them loses its name: after a few texts an old one is then no better than a
-# new one and, being older, goes first. The price is that a conversation which pauses for long loses
-# its lead as well. In the fullest step 66 blocks were held for 8.4 tokens each, because the shared
-# beginning lies in one set of blocks and counts in three tables. With quota 0 nothing is left to be
-# found, so the three requests, which begin in the same step, each compute it: 72 blocks hold 7.7
-# tokens each, the last one of each table being partly empty. Any other quota keeps that beginning,
-# and what is cached but free is not held, so the hits change and the blocks held do not.
+# used least, and the beginning that the conversations share was used by each of them; a new text of
+# `scan` has no use, and its names go within the quota, before those of older texts with one use.
+# With a quota of 96 `chat` finds 49 %. The blocks of its latest turn have no use, because they are
+# found for the first time in the next turn. Every text of `scan` was found once, a moment after it
+# was sent, so its blocks have one use each and stay, although nobody asks for them again. Counting
+# takes a past use for one to come, and no count ever ends. I would halve the uses of all blocks,
+# rounded down, whenever `allocate` takes a named one: then a text's one use is gone soon, and the
+# older block goes. The price is that the conversations' shared beginning loses its lead as well
+# when nobody asks for it in a while. In the fullest step 66 blocks were held for 8.4 tokens each,
+# because the shared beginning lies in one set of blocks and counts in three tables. With quota 0
+# nothing is left to be found, so the three requests, which begin in the same step, each compute it:
+# 72 blocks hold 7.7 tokens each, the last one of each table being partly empty.
 # ### END SOLUTION
 
 # %% [markdown]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from types import ModuleType
+from typing import Any
 
 import pytest
 from lab_suite import LabSuite
 
 from labkit.author.build import build_notebook
 from labkit.gpu.frontier import MARK, cell_of
+from labkit.grading.cells import reference_cells
 from labkit.reader.lab import import_folder, labs_folder, load_lab
 from labkit.reader.subject import Wrong
 
@@ -50,6 +52,70 @@ def test_every_task_names_sections_that_the_chapter_has() -> None:
         named = re.findall(r"\*([^*]+)\*", line[1])
         assert named
         assert set(named) <= set(headings)
+
+
+def _task_texts(variant: str | None = None) -> list[str]:
+    cells = build_notebook(load_lab("batching"), variant)["cells"]
+    return [cell["source"] for cell in cells if re.match(r"## Task \d", cell["source"])]
+
+
+def _classes(file: str) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    for source in reference_cells(load_lab("batching"), None, file).values():
+        exec(source, names)
+    return names
+
+
+@pytest.mark.parametrize("file", ["master.py", "second.py"])
+def test_the_traces_are_what_the_solutions_return(file: str) -> None:
+    """Each row of a table of calls, from the one that makes the object on."""
+    names, calls, free = _classes(file), 0, 0
+    for text in _task_texts():
+        made: Any = None
+        for line in re.findall(r"^\| `.*\|$", text, re.M):
+            call, returned, *more = [part.strip() for part in line.strip("|").split(" | ")]
+            if re.match(r"`[A-Z]", call):
+                made = eval(call.strip("`"), dict(names))
+            elif re.match(r"`\w+\(", call):
+                got = eval(f"made.{call.strip('`')}", {"made": made})
+                assert got == eval(returned.strip("`")), line
+                calls += 1
+                if hasattr(made, "num_free"):
+                    assert made.num_free() == int(more[0]), line
+                    free += 1
+    assert (calls, free) == (8 + 10 + 11 + 6, 6)
+
+
+@pytest.mark.parametrize("file", ["master.py", "second.py"])
+@pytest.mark.parametrize("variant", ["shortest", "fair", "deadline"])
+def test_the_packing_of_the_text_is_what_the_solutions_return(file: str, variant: str) -> None:
+    """Budget, pairs, block and the numbers of each wish are read from the table."""
+    (text,) = (t for t in _task_texts(variant) if t.startswith("## Task 3"))
+    numbers = re.search(r"`budget` (\d+), `pairs` (\d+), `block` (\d+)", text)
+    assert numbers
+    budget, pairs, block = map(int, numbers.groups())
+    names: dict[str, Any] = {}
+    lab = load_lab("batching")
+    exec(reference_cells(lab, variant, file)["chunked"], names)
+    wishes: list[dict[str, Any]] = []
+    gets, left = [], ""
+    rows = re.findall(r"^\| (a|b|c|)[, |].*\|$", text, re.M)
+    assert "".join(rows) == ("abcb" if variant == "fair" else "abc")
+    for line in re.findall(r"^\| (?:a|b|c),.*\|$", text, re.M):
+        _, sizes, _, _, got, left = [part.strip() for part in line.strip("|").split("|")]
+        start, count = map(int, sizes.split(","))
+        more = {"since": 1, "client": len(wishes), "served": 0, "deadline": 40 + len(wishes)}
+        name = line[2]
+        wishes.append(
+            {"request": name, "start": start, "count": count, "decode": name == "a"} | more
+        )
+        gets.append(int(got) if got else block)
+    assert names["pack"](budget, pairs, block, wishes, 10) == gets == [1, 4, 0]
+    assert names["pack"](budget, 300, block, wishes, 10) == [1, 4, 2]
+    attended = [
+        sum(range(w["start"] + 1, w["start"] + 1 + n)) for w, n in zip(wishes, gets, strict=True)
+    ]
+    assert left == f"{budget - sum(gets)}, {pairs - sum(attended)}"
 
 
 @pytest.fixture(scope="module")

@@ -227,7 +227,12 @@ def test_the_labs_reference_is_as_fast_as_itself(
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("(slot >= 0)[:, None]", "(slot >= -1)[:, None]", "outside of its output|written that no"),
+        # What it writes before its output, and over the last row, depends on who is last.
+        (
+            "(slot >= 0)[:, None]",
+            "(slot >= -1)[:, None]",
+            "outside of its output|written that no|were never written",
+        ),
         ("(slot >= 0)[:, None]", "(slot > 40)[:, None]", "were never written"),
         ("value_cache + target, values", "value_cache + target, keys", "at index .*: expected"),
         ("cdiv(num_tokens, 4)", "cdiv(num_tokens, 5)", "were never written"),

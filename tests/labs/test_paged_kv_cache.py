@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
 import pytest
 from lab_suite import LabSuite
 
+from labkit.author.build import build_notebook
 from labkit.gpu.frontier import KERNEL_MARK, MARK, cell_of, compile_cell
 from labkit.gpu.runner import Device
 from labkit.grading.cells import reference_cells
@@ -45,6 +48,93 @@ class Policy(LeastRecent):
 
 class TestPagedKVCache(LabSuite):
     slug = "paged-kv-cache"
+
+
+T = [1, 2, 3, 4, 5]  # as in the trace of task 4
+
+
+def _made(variant: str) -> list[tuple[str, tuple[int, ...]]]:
+    """What the starter's traces trace, in their order; the variant's own rule in the third."""
+    out_of_the_way: dict[str, tuple[int, ...]] = {"window": (1000,), "swap": (0,), "beam": ()}
+    own = {"window": (5, 2, 3), "swap": (5, 2, 2), "beam": (6, 2)}[variant]
+    tables = [(6, 4, *out_of_the_way[variant]), own]
+    return [("BlockPool", (5, 1)), *(("BlockTables", one) for one in tables), ("Cache", (6, 2, 9))]
+
+
+def _traces(variant: str) -> list[list[dict[str, str]]]:
+    """Tables of a starter whose first column is a call: each row by its column's heading."""
+    sources = [cell["source"] for cell in build_notebook(load_lab("paged-kv-cache"), variant).cells]
+    traces: list[list[dict[str, str]]] = []
+    heads: list[str] | None = None
+    for line in "\n".join(sources).split("\n"):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| call |"):
+            heads = cells
+            traces.append([])
+        elif heads and line.startswith("| `"):
+            traces[-1].append(dict(zip(heads, cells, strict=True)))
+        elif not line.startswith("|"):
+            heads = None
+    return traces
+
+
+def _listed(blocks: Iterable[Any]) -> str:
+    return ", ".join(map(str, blocks))
+
+
+def _answer(made: Any, row: dict[str, str]) -> dict[str, str]:
+    """Make a row's call; return what its columns for the answer must say.
+
+    Where appends have a column for each part of their answer, `None` stands in the first, and what
+    answers nothing leaves both empty.
+    """
+    call = row["call"].strip("`")
+    try:
+        answer = eval(f"made.{call}", {"made": made, "T": T})
+        said = repr(answer).replace("'", '"')
+    except ValueError:
+        answer, said = None, "ValueError"
+    if "returns" in row:
+        return {"returns": f"`{said}`"}
+    if answer is None:
+        silent = said == "None" and not call.startswith("append")
+        return {"new": "" if silent else f"`{said}`", "copies": ""}
+    parts = answer if isinstance(answer, list) else [answer]
+    return {key: f"`{_listed(part[key] for part in parts)}`" for key in ("new", "copies")}
+
+
+def _state(made: Any, row: dict[str, str]) -> dict[str, str]:
+    """What a row's other columns must say after its call, by what the reference holds."""
+    pool = made if hasattr(made, "allocate") else made._pool
+    free, labels = sorted(pool._free), pool._labels
+    if made is pool:
+        named = {block: f" ({name.decode()}, {n} uses)" for block, (name, _, n) in labels.items()}
+        times = {1: "", 2: " twice"}
+        held = {block: times[n] for block, n in pool._references.items() if n > 0}
+        return {
+            "held": _listed(f"{block}{words}" for block, words in held.items()),
+            "free": _listed(f"{block}{named.get(block, '')}" for block in free),
+        }
+    said = {f"table of {request}": _listed(made._tables.get(request, [])) for request in "ab"}
+    said |= {"free": _listed(free), "named": _listed(sorted(labels))}
+    said["free on the host"] = _listed(sorted(getattr(made, "_host", [])))
+    return {head: words for head, words in said.items() if head in row}
+
+
+@pytest.mark.parametrize("variant", ["window", "swap", "beam"])
+def test_the_worked_traces_are_the_references(variant: str) -> None:
+    lab = load_lab("paged-kv-cache")
+    namespace: dict[str, Any] = {}
+    for source in [lab.given, *reference_cells(lab, variant).values()]:
+        exec(source, namespace)
+    traces = _traces(variant)
+    for (name, arguments), trace in zip(_made(variant), traces, strict=True):
+        made = namespace[name](*arguments)
+        if name == "BlockTables" and "start" not in trace[0]["call"]:
+            made.start("a")
+        assert 5 <= len(trace) <= 9
+        for row in trace:
+            assert row == {"call": row["call"], **_answer(made, row), **_state(made, row)}
 
 
 @pytest.fixture(scope="module")

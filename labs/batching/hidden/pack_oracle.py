@@ -7,7 +7,14 @@ from typing import Any
 Wish = dict[str, Any]
 
 
-def pack(variant: str, budget: int, block: int, wishes: list[Wish], now: int) -> list[int]:
+def pairs_of(wish: Wish, given: int) -> int:
+    """Every position of the first `given` that a wish may get sees itself and all before it."""
+    return sum(wish["start"] + i + 1 for i in range(given))
+
+
+def pack(
+    variant: str, budget: int, pairs: int, block: int, wishes: list[Wish], now: int
+) -> list[int]:
     """What `pack` must return."""
     given = {wish["request"]: 0 for wish in wishes}
     left = budget
@@ -19,12 +26,16 @@ def pack(variant: str, budget: int, block: int, wishes: list[Wish], now: int) ->
         given[wish["request"]], left = 1, left - 1
     prompts = [wish for wish in wishes if not wish["decode"]]
     if variant == "fair":
-        _deal(left, block, wishes, prompts, given)
+        _deal(left, pairs, block, wishes, prompts, given)
     else:
         order = _by_deadline if variant == "deadline" else _by_length
         for wish in order(budget, prompts, now):
+            begun = any(given[w["request"]] for w in prompts)
+            spent = sum(pairs_of(w, given[w["request"]]) for w in wishes)
             sizes = [n for n in range(left + 1) if n % block == 0 or n == wish["count"]]
-            size = max(n for n in sizes if n <= wish["count"])
+            sizes = [n for n in sizes if n <= wish["count"]]
+            fit = [n for n in sizes if n == 0 or spent + pairs_of(wish, n) <= pairs]
+            size = max(fit if begun else [*fit, *(n for n in sizes if n <= block)])
             given[wish["request"]], left = size, left - size
     return [given[wish["request"]] for wish in wishes]
 
@@ -45,8 +56,9 @@ def _by_deadline(budget: int, prompts: list[Wish], now: int) -> list[Wish]:
 
 
 def _deal(
-    left: int, block: int, wishes: list[Wish], prompts: list[Wish], given: dict[str, int]
-) -> None:
+    left: int, pairs: int, block: int, wishes: list[Wish], prompts: list[Wish],
+    given: dict[str, int],
+) -> None:  # fmt: skip
     clients = {wish["client"]: int(wish["served"]) for wish in wishes}
 
     def tokens(client: str) -> int:
@@ -60,7 +72,11 @@ def _deal(
         fewest = min(tokens(wish["client"]) for wish in open_)
         wish = next(wish for wish in open_ if tokens(wish["client"]) == fewest)
         turn = min(block, wish["count"] - given[wish["request"]])
-        if turn <= left:
+        before = given[wish["request"]]
+        begun = any(given[w["request"]] for w in prompts)
+        spent = sum(pairs_of(w, given[w["request"]]) for w in wishes)
+        more = pairs_of(wish, before + turn) - pairs_of(wish, before)
+        if turn <= left and (not begun or spent + more <= pairs):
             given[wish["request"]] += turn
             left -= turn
         else:

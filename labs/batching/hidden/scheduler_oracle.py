@@ -105,6 +105,8 @@ class SchedulerOracle:
         life = self._life(name)
         if life is None or self.calls not in life.entries or self.calls not in self.planned:
             raise ValueError(name)
+        if count < 0:
+            raise ValueError(count)
         end, tokens = life.entries.pop(self.calls)
         start = life.end
         life.entries[self.calls] = (min(end, start + count), tokens)

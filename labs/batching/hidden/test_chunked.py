@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from .pack_oracle import pack
 
 NOW = 40
+MANY = 1 << 40  # pairs that bound nothing
 RULES = {
     "shortest": "the fewest tokens left first, but whoever has waited 8 steps or more before all",
     "fair": "each turn is of the client with the fewest tokens, this step's and decodes included",
@@ -15,38 +16,40 @@ RULES = {
 }
 
 
-def wish(i, count, decode=False, waited=1, client=0, deadline=50, served=0):
+def wish(i, count, decode=False, waited=1, client=0, deadline=50, served=0, start=0):
     """One wish; `served` is of the client, so all of one client must agree."""
     return {
-        "request": f"r{i}", "count": count, "decode": decode, "since": NOW - waited,
+        "request": f"r{i}", "start": start, "count": count, "decode": decode,
+        "since": NOW - waited,
         "client": "ABC"[client], "served": served, "deadline": deadline,
     }  # fmt: skip
 
 
-def _judge(student, variant, budget, block, wishes, because=""):
-    fields = {"request", "count", "decode", "since"}
+def _judge(student, variant, budget, block, wishes, because="", pairs=MANY):
+    fields = {"request", "start", "count", "decode", "since"}
     fields |= {"fair": {"client", "served"}, "deadline": {"deadline"}}.get(variant, set())
     shown = [{key: value for key, value in w.items() if key in fields} for w in wishes]
-    want = pack(variant, budget, block, wishes, NOW)
+    want = pack(variant, budget, pairs, block, wishes, NOW)
     student.expect(
-        "pack", budget, block, shown, NOW, want=want, because=because,
-        said=lambda: _said(budget, block, shown),
+        "pack", budget, pairs, block, shown, NOW, want=want, because=because,
+        said=lambda: _said(budget, pairs, block, shown),
     )  # fmt: skip
 
 
-def _said(budget, block, shown):
+def _said(budget, pairs, block, shown):
     """The call in words: of each wish its count and whatever decides its turn."""
     parts = []
     for w in shown:
-        rest = [f"{k} {w[k]}" for k in ("since", "client", "served", "deadline") if k in w]
+        rest = [f"{k} {w[k]}" for k in ("start", "since", "client", "served", "deadline") if k in w]
         parts.append(f"{'decode' if w['decode'] else w['count']} ({', '.join(rest)})")
-    return f"pack({budget}, {block}, wishes, {NOW}) with the wishes " + "; ".join(parts)
+    return f"pack({budget}, {pairs}, {block}, wishes, {NOW}) with the wishes " + "; ".join(parts)
 
 
 @st.composite
 def steps(drawn, most_decodes=4, blocks=(1, 2, 4), waits=7, least_budget=0, soonest=30):
     """A budget, a block and wishes whose decodes are among the prompts."""
     served = [drawn(st.integers(0, 20)) for _ in range(3)]
+    block = drawn(st.sampled_from(blocks))
     number = drawn(st.integers(0, most_decodes))
     wishes = []
     for i in range(number + drawn(st.integers(1, 5))):
@@ -56,11 +59,12 @@ def steps(drawn, most_decodes=4, blocks=(1, 2, 4), waits=7, least_budget=0, soon
                 i, 1 if i < number else drawn(st.integers(1, 20)), i < number,
                 drawn(st.integers(1, waits)), client,
                 NOW + drawn(st.integers(soonest, soonest + 5)), served[client],
+                drawn(st.integers(0, 30)) if i < number else block * drawn(st.integers(0, 9)),
             )
         )  # fmt: skip
     order = drawn(st.permutations(range(len(wishes))))
     budget = drawn(st.integers(max(1, number, least_budget), 30))
-    return budget, drawn(st.sampled_from(blocks)), [wishes[i] for i in order]
+    return budget, block, [wishes[i] for i in order]
 
 
 @given(step=steps(blocks=(1,)))
@@ -114,6 +118,53 @@ def test_no_head_of_line(student, variant, lengths, budget):
     _judge(student, variant, budget, 4, wishes)
 
 
+@given(
+    step=steps(most_decodes=2, blocks=(2, 4), least_budget=8), pairs=st.integers(1, 400)
+)  # fmt: skip
+@example(step=(30, 4, [wish(0, 8), wish(1, 9, start=20, waited=2)]), pairs=10 + 36 + 90 - 1)
+@example(step=(30, 4, [wish(0, 8), wish(1, 8, start=20, waited=2)]), pairs=10 + 36 + 90)
+@example(step=(30, 4, [wish(0, 4), wish(1, 8, start=20), wish(2, 9)]), pairs=60)
+@example(
+    step=(30, 2, [wish(0, 1, True, start=30), wish(1, 5), wish(2, 9, client=1)]), pairs=31 + 3 + 15
+)
+@example(
+    step=(30, 2, [wish(0, 1, True, start=30), wish(1, 5), wish(2, 9, client=1)]),
+    pairs=31 + 3 + 15 - 1,
+)
+@example(step=(1, 2, [wish(0, 1, True, start=90), wish(1, 1, True, start=9)]), pairs=50)
+def test_pairs(student, variant, step, pairs):
+    """A chunk far into its prompt has more pairs; what decodes and other chunks have counts."""
+    budget, block, wishes = step
+    first = wish(8, block, waited=9, deadline=NOW + 1, client=2)  # so that a prompt has begun
+    if not any(w["client"] == "C" for w in wishes):
+        wishes = [first, *wishes]
+    _judge(student, variant, budget, block, wishes, pairs=pairs)
+
+
+@given(
+    start=st.integers(1, 20), block=st.sampled_from((2, 4)), count=st.integers(1, 12),
+    budget=st.integers(1, 14), pairs=st.integers(1, 90), decodes=st.integers(0, 2),
+    other=st.tuples(st.integers(0, 5), st.integers(1, 20)),
+)  # fmt: skip
+@example(start=9, block=4, count=9, budget=14, pairs=1, decodes=0, other=(0, 20))
+@example(start=9, block=4, count=3, budget=3, pairs=1, decodes=0, other=(0, 20))
+@example(start=9, block=4, count=9, budget=3, pairs=1, decodes=0, other=(0, 20))
+@example(start=9, block=4, count=9, budget=14, pairs=1, decodes=2, other=(0, 20))
+@example(start=1, block=2, count=9, budget=14, pairs=30, decodes=0, other=(0, 20))
+@example(start=9, block=4, count=9, budget=3, pairs=1, decodes=0, other=(5, 3))
+def test_one_block_for_a_start(
+    student, variant, start, block, count, budget, pairs, decodes, other
+):  # fmt: skip
+    """A prompt far into its text goes on, block by block, and its pairs count for the others."""
+    wishes = [wish(i, 1, True, start=50) for i in range(decodes)]
+    wishes.append(wish(5, count, waited=20, deadline=NOW + 4, client=1, start=block * start))
+    begins, size = other
+    wishes.append(
+        wish(6, size, waited=15, deadline=NOW + 9, client=2, served=4, start=block * begins)
+    )
+    _judge(student, variant, budget + decodes, block, wishes, pairs=pairs)
+
+
 @given(step=steps(most_decodes=3, waits=12, least_budget=6, soonest=-1))
 @example(step=(4, 2, [wish(0, 6, waited=7), wish(1, 5, waited=7), wish(2, 9, waited=8, client=1)]))
 @example(step=(4, 4, [wish(0, 9, deadline=42), wish(1, 8, deadline=41), wish(2, 4, deadline=40)]))
@@ -128,9 +179,12 @@ def test_rule_of_the_variant(student, variant, step):
     _judge(student, variant, *step, because=f"the rule of your variant: {RULES[variant]}")
 
 
-@given(step=steps(most_decodes=6, waits=30, soonest=-1), less=st.integers(0, 4))
-def test_any_step(student, variant, step, less):
+@given(
+    step=steps(most_decodes=6, waits=30, soonest=-1), less=st.integers(0, 4),
+    pairs=st.integers(1, 900),
+)  # fmt: skip
+def test_any_step(student, variant, step, less, pairs):
     """Any step, a budget smaller than the number of decodes included."""
     budget, block, wishes = step
-    _judge(student, variant, max(1, budget - less), block, wishes)
+    _judge(student, variant, max(1, budget - less), block, wishes, pairs=pairs)
     _judge(student, variant, budget, block, [], because="nobody wishes anything")

@@ -208,6 +208,7 @@ def test_trimmed(student, variant, day, ahead):
     name, _, _, count = (steps.plan() or [["nobody", 0, 0, 0]])[0]
     steps.call("trim", name, count + 1)
     steps.call("trim", "nobody", 0)
+    steps.call("trim", name, -1, because="no entry has fewer than 0 positions")
     steps.call("trim", name, count // 2)
     steps.call("trim", name, count // 2 + 1)  # more than the first has left
     for number in (0, 0, 1):

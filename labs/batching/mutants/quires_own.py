@@ -139,7 +139,7 @@ class Scheduler:
 
 # %% task="chunked"
 # task: chunked
-def pack(budget: int, block: int, wishes: list[dict], now: int) -> list[int]:
+def pack(budget: int, pairs: int, block: int, wishes: list[dict], now: int) -> list[int]:
     """In order of admission, each as far as the budget goes."""
     given = []
     for wish in wishes:

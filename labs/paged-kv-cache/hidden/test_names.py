@@ -75,7 +75,7 @@ def test_tokens_and_what_precedes_them(student, variant, tokens, at, more, block
 
 
 def test_nothing_runs_together(student, variant, seed):
-    """Large and negative token ids, one token and two, a salt and tokens, a digest and its part."""
+    """Large and negative token ids, one token and two, salts, digests and what stands beside."""
     rng = random.Random(seed)
     big = [rng.randrange(100_000, 150_000) for _ in range(4)]
     _judge(
@@ -89,6 +89,10 @@ def test_nothing_runs_together(student, variant, seed):
         pairs = ([1, base], [2, 0], [base, 1], [0, 2])
         _judge(student, *((tokens, 2, "", []) for tokens in pairs))
     _judge(student, *((tokens, 2, salt, []) for salt, tokens in _salted(1 + rng.randrange(8))))
+    long = "".join(rng.choices("0123456789abcdef", k=70))  # alike but for the last, or the first
+    salts = [long + "0", long + "1", "0" + long, "1" + long]
+    _judge(student, *(([1, 2, 3, 4], 2, salt, []) for salt in salts))
+    _judge(student, *(([7] * 4, 2, "", [[0, 4, digest]]) for digest in salts))
     part = 1 + rng.randrange(8)  # of the image "a1", and part 10 + part of the image "a"
     _judge(
         student, ([7] * 20, 1, "", [[0, 20, "a"]]), ([7] * 20, 1, "", [[0, 20, "a1"]]),
@@ -113,7 +117,9 @@ def _salted(digit):
 @given(tokens=TOKENS, one=st.sampled_from(["", "a", "1"]), other=st.sampled_from(["", "a", "0"]))
 def test_salt(student, variant, tokens, one, other):
     """Prompts under two salts share nothing, at any depth."""
-    images = [[1, 4, "cat"]] if len(tokens) > 3 else []
+    images = []
+    if len(tokens) > 3:
+        tokens, images = [tokens[0], 7, 7, 7, *tokens[4:]], [[1, 4, "cat"]]
     _judge(
         student, (tokens, 2, one, images), (tokens, 2, other, images), (tokens * 2, 2, one, images)
     )
@@ -139,6 +145,7 @@ def prompts_with_images(draw):
 @given(one=prompts_with_images(), other=prompts_with_images(), block_size=SIZES)
 @example(one=([7] * 8, [[0, 3, "cat"]]), other=([7] * 8, [[0, 3, "dog"]]), block_size=2)
 @example(one=([7] * 8, [[1, 4, "cat"]]), other=([7] * 8, [[2, 5, "cat"]]), block_size=4)
+@example(one=([7] * 8, [[0, 3, "cat"]]), other=([7] * 8, [[1, 4, "cat"]]), block_size=4)
 @example(
     one=([7] * 8, [[0, 3, "cat"], [3, 6, "dog"]]), other=([7] * 8, [[0, 3, "cat"]]), block_size=3
 )

@@ -98,8 +98,12 @@ def test_free_since_the_last_time(student, variant, order, again):
         pool.call("allocate", 1)
 
 
-@given(order=PERMUTATIONS, uses=USES, quota=st.integers(0, 3), one_client=st.booleans())
-def test_quota(student, variant, order, uses, quota, one_client):
+@given(
+    order=PERMUTATIONS, uses=USES, quota=st.integers(0, 3), one_client=st.booleans(),
+    at_once=st.booleans(),
+)  # fmt: skip
+@example(order=[0, 1, 2, 3, 4, 5], uses=[3, 2, 2, 1, 0, 0], quota=1, one_client=True, at_once=True)
+def test_quota(student, variant, order, uses, quota, one_client, at_once):
     """A client keeps at most its quota of free named blocks: those that would go last."""
     pool = _pool(student, 9, quota)
     blocks = _named(pool, 6, CLIENTS[:1] if one_client else CLIENTS)
@@ -107,8 +111,8 @@ def test_quota(student, variant, order, uses, quota, one_client):
         for _ in range(uses[i]):
             pool.call("acquire", [block])
             pool.call("release", [block])
-    for i in order:
-        pool.call("release", [blocks[i]])
+    for released in [order] if at_once else [[i] for i in order]:
+        pool.call("release", [blocks[i] for i in released])
         pool.call("num_free", because="a block without its name is free all the same")
         for j in range(6):
             pool.call("lookup", b"n%d" % j)
@@ -220,6 +224,7 @@ def test_refuses(student, variant):
     for block in (three, 5, 0, 6):
         pool.call("publish", block, b"n1", "ada", because="it has no reference")
         pool.call("lookup", b"n1")
+        pool.call("publish", block, b"n0", "ada", because="no reference, and the name is taken")
     pool.call("allocate", 3, because="a refused acquire is no use")
 
 

@@ -185,6 +185,10 @@ def _window(student, variant):
     full.call("append", "a", 9, because="too full: None, but the token at 6 sees 4, 5, 6 alone")
     _compare_all(full)
     full.call("append", "a", 4, because="the blocks that were let go of serve it")
+    very = _tables(student, variant, 4, 2, special=3)
+    _begun(very, "a", 6)
+    very.call("append", "a", 4, because="blocks 0 and 1 go and serve this very append")
+    _compare_all(very)
     named = _tables(student, variant, 8, 2, special=3)
     _begun(named, "a", 7)
     named.call("append", "a", 0, because="the token at 7 sees 5, 6, 7: blocks 0 and 1 go")
@@ -219,6 +223,8 @@ def _swap(student, variant):
     for name, args in (
         ("append", ("a", 1)), ("fork", ("a", "c", 1)), ("truncate", ("a", 1)),
         ("commit", ("a", [b"x"])), ("swap_out", ("a",)), ("swap_in", ("b",)),
+        ("append", ("a", 0)), ("fork", ("a", "c", 0)), ("truncate", ("a", 6)),
+        ("commit", ("a", [])),
     ):  # fmt: skip
         tables.call(name, *args, because="a is swapped out, b is not")
     tables.call("swap_out", "b", because="two blocks to move, one host block free")
@@ -250,6 +256,10 @@ def _swap(student, variant):
     shared.call("append", "a", 1, because="a is swapped out all the same")
     shared.call("swap_out", "a")
     shared.call("swap_in", "a")
+    shared.call("swap_out", "a")
+    shared.call("free", "b", because="a's block stays where it is, though a alone holds it now")
+    _compare_all(shared)
+    shared.call("swap_in", "a", because="nothing had moved")
     shared.call("append", "a", 1)
     _compare_all(shared)
     for request in ("c", "d"):
@@ -311,6 +321,16 @@ def _beam(student, variant):
     full.call("free", "c")
     full.call("append_all", ["a", "b"], 1)
     _compare_all(full)
+    left = _tables(student, variant, 5, 2)
+    for beam in beams:
+        _begun(left, beam, 2)
+    left.call("commit", "a", [b"x"])
+    left.call("truncate", "a", 1)
+    left.call("append_all", ["b", "a"], 1, because="b takes the free block, none is left for a")
+    left.call("append_all", beams, 1, because="a leaves block 1 to b, and c finds none")
+    _compare_all(left)
+    left.call("append_all", ["a", "b"], 1, because="a leaves block 1, which is free for b")
+    _compare_all(left)
 
 
 OPERATION = st.tuples(*(st.integers(0, n) for n in (8, 3, 3, 13)))
