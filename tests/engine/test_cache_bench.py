@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from runs import Folder, Run
 
-from quire import LLM, QuireError, SamplingParams
-from quire.bench import cache_blocks, cache_offload, cache_prefix
+from quire import LLM, Components, QuireError, SamplingParams
+from quire.analysis.heavy_hitters import HeavyHitterAttention
+from quire.attention.interface import AttentionBackend
+from quire.bench import cache_blocks, cache_compression, cache_offload, cache_prefix
+from quire.bench.cache_compression import (
+    ChangedCache,
+    ChangedHeavyHitters,
+    ratio_interval,
+    rotated_codes,
+    to_codes,
+)
 from quire.bench.perplexity import heldout_texts, nats_per_token, perplexity
 
 CPU = torch.device("cpu")
@@ -79,3 +94,81 @@ def test_held_out_texts_are_whole_and_different() -> None:
     assert len({tuple(text) for text in texts}) == 5
     with pytest.raises(QuireError, match="1000 asked"):
         heldout_texts(llm, 1000, 64)
+
+
+def nats(folder: Path, attention: Callable[[], AttentionBackend], **options: Any) -> float:
+    run = Run.of(
+        folder,
+        components=Components(attention=attention),
+        enable_prefix_caching=False,
+        **options,
+    )
+    return nats_per_token(run.llm, [list(range(1, 60)), list(range(70, 20, -1))])
+
+
+def in_codes(x: torch.Tensor) -> torch.Tensor:
+    return to_codes(x, 127)
+
+
+def test_a_window_of_codes_is_both(checkpoint: Folder) -> None:
+    """The component that rounds, behind the engine's window, is the engine's INT8 window."""
+    folder = checkpoint("llama3-scaled")
+    options: dict[str, Any] = {"kv_window": 20, "kv_sinks": 4}
+    emulated = nats(folder, partial(ChangedCache, in_codes), **options)
+    served = Run.of(folder, kv_cache_dtype="int8", enable_prefix_caching=False, **options)
+    texts = [list(range(1, 60)), list(range(70, 20, -1))]
+    assert emulated == pytest.approx(nats_per_token(served.llm, texts), abs=1e-4)
+    exact = nats(folder, partial(ChangedCache, lambda x: x), **options)
+    assert emulated != pytest.approx(exact, abs=1e-6)
+    assert exact != pytest.approx(nats(folder, partial(ChangedCache, lambda x: x)), abs=1e-4)
+
+
+def test_heavy_hitters_of_codes_are_both(checkpoint: Folder) -> None:
+    folder = checkpoint("llama3-scaled")
+    same = nats(folder, partial(ChangedHeavyHitters, 6, 6, lambda x: x))
+    assert same == pytest.approx(nats(folder, partial(HeavyHitterAttention, 6, 6)), abs=1e-6)
+    everything = nats(folder, partial(ChangedHeavyHitters, 30, 30, in_codes))
+    assert everything == pytest.approx(nats(folder, partial(ChangedCache, in_codes)), abs=1e-4)
+
+
+def test_a_rotation_spreads_what_one_channel_holds() -> None:
+    x = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rotated_codes(x, 2**20), x, atol=1e-4, rtol=0)
+    x[:, 3] *= 30
+    assert (rotated_codes(x, 7) - x).norm() < 0.6 * (to_codes(x, 7) - x).norm()
+
+
+def test_an_interval_is_of_texts_in_pairs() -> None:
+    hard = torch.tensor([0.5, 3.0, 1.0, 2.0])
+    low, high = ratio_interval(hard + 0.1, hard)  # what makes a text hard cancels
+    assert low == pytest.approx(math.exp(0.1))
+    assert high == pytest.approx(math.exp(0.1))
+    differences = torch.tensor([0.0, 0.1] * 50)  # a mean of 0.05, standard error 0.005
+    low, high = ratio_interval(differences, torch.zeros(100))
+    assert math.log(low) == pytest.approx(0.05 - 1.96 * 0.005, abs=1e-3)
+    assert math.log(high) == pytest.approx(0.05 + 1.96 * 0.005, abs=1e-3)
+    assert (low, high) == ratio_interval(differences, torch.zeros(100))
+
+
+def test_what_is_compared_is_run() -> None:
+    cases = {variant.case for variant in cache_compression.variants(64, 2)}
+    assert {case for pair in cache_compression.COMPARED for case in pair} <= cases
+
+
+def test_rows_of_compression(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = cache_compression.variants(64, 1)
+    few = [v for v in every if v.case in ("float32", "int4", "window-512", "int8-sinks-512")]
+    monkeypatch.setattr(cache_compression, "variants", lambda *sizes: few)
+    rows = {row.case: row for row in cache_compression.run("quire-mini-draft", CPU, num_texts=2)}
+    size = {case: row.parameters.get("bytes_per_text") for case, row in rows.items()}
+    full = size["float32"]
+    assert full == 1024 * 2 * 2 * 1 * 64 * 4  # tokens, K and V, layers, heads, elements, bytes
+    assert size["int4"] == full * 4.5 / 32
+    assert size["int8-sinks-512"] == full / 2 * 8.5 / 32
+    for case in ("int4", "window-512", "int8-sinks-512"):
+        ratio = rows[case].value / rows[case].baselines["float32"]
+        assert rows[case].parameters["ratio_low"] <= ratio <= rows[case].parameters["ratio_high"]
+    compared = rows["int8-sinks-512 to int4"]
+    assert compared.value == pytest.approx(rows["int8-sinks-512"].value / rows["int4"].value)
+    assert compared.parameters["low"] <= compared.value <= compared.parameters["high"]
+    assert "h2o-512 to window-512" not in rows

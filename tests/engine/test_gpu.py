@@ -328,11 +328,10 @@ def test_a_device_that_is_not_there() -> None:
         LLM("quire-mini-draft", device="cuda:99")
 
 
+@pytest.mark.two_gpus
 @pytest.mark.parametrize("mode", ["graphs", "kernel by kernel", "torch"])
 def test_a_second_gpu(mode: str, checkpoint: Folder, oracle: Oracle) -> None:
     """The engine computes where it was told to, whichever GPU the calling thread is on."""
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
     before = torch.cuda.memory_allocated(0)
     run = Run.of(checkpoint("qwen2"), "cuda:1", **SIZES, **MODES[mode])
     prompts = random_prompts([5, 17, 40], seed=74)

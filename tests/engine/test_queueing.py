@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,11 +23,13 @@ from quire.analysis.queueing import (
     poisson_arrivals,
     serve,
 )
+from quire.bench import steps
 from quire.bench.replay import TIMELINE, replay
 from quire.errors import QuireError
 from quire.resources import load_measurement
 
-STEP_TIME = StepTime.from_rows(load_measurement("steps-qwen3-8b-h200")["rows"])
+# With a cached token of 35 ns wherever the file has no rows over context.
+STEP_TIME = StepTime.from_rows(load_measurement("steps-qwen3-8b-h200")["rows"], 35e-9)
 LENGTHS = [(20, 5), (150, 12), (300, 3), (40, 25), (8, 1)]
 
 
@@ -152,6 +155,56 @@ def test_interpolation() -> None:
     assert [interpolate(points, x) for x in (0, 1, 2, 3, 4, 5, 9)] == [2, 2, 4, 6, 5.5, 5, 5]
     assert interpolate(points[:2], 4) == 8
     assert interpolate(points[:1], 7) == 2
+
+
+POINTS = [
+    {"case": "prefill-16", "value": 10.0, "parameters": {"prompt_tokens": 16}},
+    {"case": "prefill-256", "value": 20.0, "parameters": {"prompt_tokens": 256}},
+    {"case": "decode-batch1", "value": 4.0, "parameters": {"batch": 1, "prompt_tokens": 256}},
+    {"case": "decode-batch3", "value": 6.0, "parameters": {"batch": 3, "prompt_tokens": 256}},
+]
+
+
+def over_context(decode_ms: list[float], mixed_ms: list[float]) -> list[dict[str, Any]]:
+    """Rows as `quire bench steps` writes them, for 10 requests at 256, 1,256, … tokens."""
+    rows = []
+    for i, value in enumerate(decode_ms):
+        parameters = {"batch": 10, "prompt_tokens": 256 + 1000 * i}
+        rows.append({"case": f"context-{i}", "value": value, "parameters": parameters})
+    for i, value in enumerate(mixed_ms):
+        parameters = {"batch": 10, "context": 256 + 1000 * i, "prompt_tokens": 1024}
+        rows.append({"case": f"mixed-{i}", "value": value, "parameters": parameters})
+    return rows
+
+
+def test_a_cached_token_takes_the_slope_of_the_rows_over_context() -> None:
+    rows = POINTS + over_context([5.0, 6.0, 7.0], [20.0, 23.0])
+    time = StepTime.from_rows(rows, token_seconds=9.0)
+    assert time.decode_token == pytest.approx(1e-3 / 10_000)
+    assert time.mixed_token == pytest.approx(3e-3 / 10_000)
+    assert (len(time.decode), len(time.mixed)) == (2, 2)  # these rows are no points
+
+
+def test_without_rows_over_context_a_cached_token_takes_what_is_given() -> None:
+    time = StepTime.from_rows(POINTS, token_seconds=9.0)
+    assert (time.decode_token, time.mixed_token) == (9.0, 9.0)
+    # One row has no slope, and a falling line counts as a flat one.
+    one = StepTime.from_rows(POINTS + over_context([5.0], [20.0, 19.0]), token_seconds=9.0)
+    assert (one.decode_token, one.mixed_token) == (9.0, 0.0)
+    assert StepTime.from_rows(POINTS).decode_token == 0
+
+
+def test_a_step_takes_longer_by_the_cached_tokens_that_the_measured_one_did_not_read() -> None:
+    time = StepTime.from_rows(POINTS + over_context([5.0, 6.0], [20.0, 22.0]))
+    assert time.context == steps.CONTEXT + steps.NUM_TOKENS // 2
+    as_measured = [(i, time.context - 1, 1) for i in range(3)]  # the new token is one of them
+    assert time.seconds(as_measured) == pytest.approx(6e-3)
+    longer = [(0, time.context + 9_999, 1), *as_measured[1:]]
+    assert time.seconds(longer) == pytest.approx(6e-3 + 1e-3)
+    assert time.seconds([(0, 0, 1), *as_measured[1:]]) < 6e-3
+    assert time.seconds([(0, 0, 256)]) == pytest.approx(20e-3)  # a prompt alone, as measured
+    mixed = [(0, 4_000, 1), (1, 6_000, 255)]  # a decode and a later chunk
+    assert time.seconds(mixed) == pytest.approx(20e-3 + 2e-3)
 
 
 def test_percentiles_are_values_that_occurred() -> None:

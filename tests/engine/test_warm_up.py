@@ -10,10 +10,12 @@ import pytest
 import torch
 from checkpoints import random_prompts
 from runs import Folder
+from torch import Tensor
 
-from quire import LLM, SamplingParams
+from quire import LLM, Components, QuireError, SamplingParams
 from quire.kernels.runtime import compilations
 from quire.runner.warm_up import warm_up
+from quire.sampling.sampler import SamplerOutput, TorchSampler
 
 PARAMS = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=0)
 
@@ -35,10 +37,25 @@ def test_nothing_is_left_behind(options: dict[str, Any], checkpoint: Folder) -> 
     expected = [o.outputs for o in LLM(checkpoint("qwen2"), **options).generate(prompts, PARAMS)]
     llm = LLM(checkpoint("qwen2"), **options)
     worker = llm.engine.executor.worker  # type: ignore[attr-defined]
-    warm_up(worker.runner, llm.config, worker._layout.num_groups)
+    warm_up(worker.runner, llm.config, worker._layout.num_groups, gives_logprobs=True)
     for kv in worker.runner._parts.storage.layers:
         assert all(torch.isfinite(x.float()).all() for x in kv.tensors)
     assert [o.outputs for o in llm.generate(prompts, PARAMS)] == expected
+
+
+def test_a_swapped_sampler_is_not_asked_for_logprobs(checkpoint: Folder) -> None:
+    """No request may ever want them, and then it need not have any."""
+
+    class Silent(TorchSampler):
+        def __call__(self, logits: Tensor, sampling: Any, drafts: Any = None) -> SamplerOutput:
+            return SamplerOutput(self.choose(logits, sampling)[:, None])
+
+    llm = LLM(checkpoint("qwen2"), device="cpu", components=Components(sampler=Silent))
+    worker = llm.engine.executor.worker  # type: ignore[attr-defined]
+    groups = worker._layout.num_groups
+    warm_up(worker.runner, llm.config, groups, gives_logprobs=worker._gives_logprobs)
+    with pytest.raises(QuireError, match="logprobs=5 was asked for, but Silent returned none"):
+        warm_up(worker.runner, llm.config, groups, gives_logprobs=True)
 
 
 @pytest.mark.gpu

@@ -46,8 +46,9 @@ def three(value: float) -> str:
 def test_simulator_equals_queueing(page: Page, base: str, data: dict[str, Any]) -> None:
     """60 loads: every step's entries and every figure that the explorer shows."""
     rng = random.Random(0)
-    points = data["load-explorer"]["step_time"]
-    step_time = StepTime(*(tuple(map(tuple, points[kind])) for kind in ("decode", "mixed")))
+    tokens = {"decode_token": 3e-7, "mixed_token": 2e-7}  # apart, and large enough to be seen
+    points = data["load-explorer"]["step_time"] | tokens
+    step_time = StepTime(**points)
     cases = []
     for seed in range(60):
         lengths = [(rng.randint(1, 900), rng.randint(1, 40)) for _ in range(8)]
@@ -104,7 +105,7 @@ def test_simulator_equals_queueing(page: Page, base: str, data: dict[str, Any]) 
 def test_load_form(open_explorable: OpenExplorable, data: dict[str, Any]) -> None:
     load = data["load-explorer"]
     scenario = load["scenario"]
-    step_time = StepTime(load["step_time"]["decode"], load["step_time"]["mixed"])
+    step_time = StepTime(**load["step_time"])
 
     def run(workload: str, rate: float, seats: int, budget: int) -> Run:
         arrivals = [Arrival(*row) for row in load["workloads"][workload]]

@@ -1,10 +1,10 @@
 """A discrete-event model of a server under load: who is scheduled when, and what users see.
 
 Requests arrive at given times. A *server* decides each step's work; the clock moves on by
-what such a step was measured to take. `SchedulerModel` makes the decisions of quire's own
-scheduler in forty lines of counting, so that a thousand requests take milliseconds; the
-engine itself can stand in its place (`quire.bench.replay`), and a test holds the two equal
-step by step. Nothing is random here: the same arrivals give the same run.
+what a step of that size and that context takes, by a measurement. `SchedulerModel` makes the
+decisions of quire's own scheduler in forty lines of counting, so that a thousand requests
+take milliseconds; the engine itself can stand in its place (`quire.bench.replay`), and a test
+holds the two equal step by step. Nothing is random here: the same arrivals give the same run.
 
 The cache is taken to be large enough, so nobody is preempted. The explorable "Load" runs
 these very formulas in the browser. See the chapter "Batching".
@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from statistics import linear_regression
 from typing import Any, Protocol
 
 Entry = tuple[int, int, int]  # request, first position computed, number of positions
@@ -58,32 +59,64 @@ def at_rate(arrivals: Iterable[Arrival], rate: float) -> list[Arrival]:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step, by straight lines between measured points.
+    """Seconds of a step: straight lines between measured points, then the cached tokens it reads.
 
     A step in which every request computes one position is timed by its requests (it may be
-    a captured graph), any other by its positions. The caches' lengths are those of the
-    measurement: a much longer context takes longer than this says.
+    a captured graph), any other by its positions. The points were measured at one context:
+    each request of a decode step attended to `context` tokens, and the prompt of a mixed step
+    to itself alone. Every cached token that a step reads beyond those takes `decode_token` or
+    `mixed_token` seconds more; one that it does not read takes as much less.
+
+    Left out: a chunk of a prompt does arithmetic, too, for each token before it.
     """
 
     decode: Points  # over requests
     mixed: Points  # over positions
+    decode_token: float = 0.0
+    mixed_token: float = 0.0
+    context: int = 272  # `quire bench steps`: 256 prompt tokens and half of 32 outputs
 
     @classmethod
-    def from_rows(cls, rows: Iterable[dict[str, Any]]) -> StepTime:
-        """Read the rows of a `quire bench steps` measurement."""
-        points: dict[str, list[tuple[float, float]]] = {"decode": [], "prefill": []}
+    def from_rows(cls, rows: Iterable[dict[str, Any]], token_seconds: float = 0.0) -> StepTime:
+        """Read the rows of a `quire bench steps` measurement.
+
+        What a cached token takes is the slope of the rows that vary the context. Where there
+        are none it is `token_seconds`, such as its bytes over the bandwidth.
+        """
+        points: dict[str, list[tuple[float, float]]] = {
+            kind: [] for kind in ("decode", "prefill", "context", "mixed")
+        }
         for row in rows:
-            kind = row["case"].partition("-")[0]
-            size = row["parameters"]["batch" if kind == "decode" else "prompt_tokens"]
+            kind, parameters = row["case"].partition("-")[0], row["parameters"]
+            if kind == "context":  # a step's cached tokens; their number's offset moves no slope
+                size = parameters["batch"] * parameters["prompt_tokens"]
+            elif kind == "mixed":
+                size = parameters["batch"] * parameters["context"]
+            else:
+                size = parameters["batch" if kind == "decode" else "prompt_tokens"]
             points[kind].append((size, row["value"] / 1e3))
-        return cls(tuple(sorted(points["decode"])), tuple(sorted(points["prefill"])))
+        return cls(
+            tuple(sorted(points["decode"])),
+            tuple(sorted(points["prefill"])),
+            slope(points["context"], token_seconds),
+            slope(points["mixed"], token_seconds),
+        )
 
     def seconds(self, entries: Sequence[Entry]) -> float:
         """Return what a step with these entries takes."""
         num_tokens = sum(count for _, _, count in entries)
+        cached = sum(start for _, start, _ in entries)
         if num_tokens == len(entries):
-            return interpolate(self.decode, num_tokens)
-        return interpolate(self.mixed, num_tokens)
+            beyond = cached + num_tokens * (1 - self.context)
+            return interpolate(self.decode, num_tokens) + self.decode_token * beyond
+        return interpolate(self.mixed, num_tokens) + self.mixed_token * cached
+
+
+def slope(points: Sequence[tuple[float, float]], default: float) -> float:
+    """Return the slope of the line nearest to the points, at least 0; `default` below two."""
+    if len(points) < 2:
+        return default
+    return max(linear_regression(*zip(*points, strict=True)).slope, 0.0)
 
 
 def interpolate(points: Points, size: float) -> float:

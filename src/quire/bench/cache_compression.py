@@ -1,8 +1,10 @@
 """`quire bench cache-compression`: what a smaller cache costs in perplexity.
 
 Every variant scores the same held-out text with the same weights; perplexity is counted from
-the position on at which the smallest window has lost something. Variants that the engine
-serves are its own options; the others are components, made to be judged.
+the position on at which the largest window has lost something. Variants that the engine serves
+are its own options; the others are components, made to be judged. Fewer tokens are kept at
+several precisions, since the two savings multiply and a window at float32 is no fair opponent
+of codes. Each cost has an interval from a bootstrap over the texts.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import gc
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,10 +33,25 @@ from quire.llm import LLM
 from quire.sampling.params import SamplingParams
 
 LENGTH = 1024  # tokens of a text
-NUM_TEXTS = 16
+NUM_TEXTS = 64
 SINKS = 4
 SPEED_MODEL = "Qwen3-0.6B"
 BUDGETS = (512, 256, 128, 64)  # tokens kept of 1,024
+HEAVY_BUDGETS = (512, 128)  # token after token, three times as slow as a window
+RESAMPLES = 10_000
+COMPARED = (  # two caches each, whose perplexities a page puts side by side
+    ("h2o-512", "window-512"),
+    ("sinks-512", "window-512"),
+    ("int8-h2o-512", "int8-sinks-512"),
+    ("int8-sinks-512", "int4"),
+    ("int8-window-512", "int4"),
+    ("int4-sinks-512", "int8-sinks-256"),
+    ("int4-rotated-sinks-512", "int8-sinks-256"),
+    ("int4-rotated-sinks-256", "int8-sinks-128"),
+    ("int8-sinks-512", "int4-rotated"),
+    ("int4-rotated", "int4"),
+    ("int3-rotated", "int3"),
+)
 
 Change = Callable[[Tensor], Tensor]  # of keys or values [num_tokens, num_kv_heads, head_size]
 
@@ -63,6 +81,27 @@ class ChangedCache(TorchAttention):
         return super().forward(query, kv, metadata, scale)
 
 
+class ChangedHeavyHitters(HeavyHitterAttention):
+    """Heavy hitters of a cache that holds something else than what was written."""
+
+    def __init__(self, heavy: int, recent: int, change: Change) -> None:
+        super().__init__(heavy, recent)
+        self._change = change
+
+    def forward(
+        self,
+        query: Tensor,
+        kv: LayerKV,
+        metadata: TorchMetadata,
+        scale: float,
+        fresh_kv: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Choose among changed keys, and attend over them."""
+        assert fresh_kv is not None
+        changed = self._change(fresh_kv[0]), self._change(fresh_kv[1])
+        return super().forward(query, kv, metadata, scale, changed)
+
+
 @dataclass(frozen=True)
 class Variant:
     """A cache to judge: bits an element with its share of a scale, tokens kept of a text."""
@@ -81,6 +120,22 @@ def to_codes(x: Tensor, largest: int) -> Tensor:
     return (x / scale).round() * scale
 
 
+def rotated_codes(x: Tensor, largest: int) -> Tensor:
+    """Round vectors in a randomly rotated basis, and rotate back.
+
+    Queries turned the same way would give the same scores, so that an engine rotates both and
+    never back (QuaRot, Ashkboos et al. 2024).
+    """
+    size = x.shape[-1]
+    noise = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    rotation = torch.linalg.qr(noise).Q.to(x)
+    return to_codes(x @ rotation, largest) @ rotation.T
+
+
+def _to_bfloat16(x: Tensor) -> Tensor:
+    return x.bfloat16().to(x.dtype)
+
+
 def merge_heads(x: Tensor) -> Tensor:
     """Put the mean of all KV heads in place of each."""
     return x.mean(1, keepdim=True).expand_as(x)
@@ -91,7 +146,7 @@ def variants(head_size: int, num_kv_heads: int) -> list[Variant]:
     scale_bits = 8 * SCALE_BYTES / head_size
     full = [
         Variant("float32", 32),
-        Variant("bfloat16", 16, attention=lambda: ChangedCache(lambda x: x.bfloat16().to(x.dtype))),
+        Variant("bfloat16", 16, attention=lambda: ChangedCache(_to_bfloat16)),
         Variant("int8", 8 + scale_bits, options={"kv_cache_dtype": "int8"}),
         Variant("fp8", 8 + scale_bits, options={"kv_cache_dtype": "fp8"}),
         Variant(
@@ -102,29 +157,55 @@ def variants(head_size: int, num_kv_heads: int) -> list[Variant]:
         Variant("int4", 4 + scale_bits, attention=lambda: ChangedCache(lambda x: to_codes(x, 7))),
         Variant("int3", 3 + scale_bits, attention=lambda: ChangedCache(lambda x: to_codes(x, 3))),
         Variant(
+            "int4-rotated",
+            4 + scale_bits,
+            attention=lambda: ChangedCache(lambda x: rotated_codes(x, 7)),
+        ),
+        Variant(
+            "int3-rotated",
+            3 + scale_bits,
+            attention=lambda: ChangedCache(lambda x: rotated_codes(x, 3)),
+        ),
+        Variant(
             "kv-heads-merged",
             32,
             kv_heads=1 / num_kv_heads,
             attention=lambda: ChangedCache(merge_heads),
         ),
     ]
-    for budget in BUDGETS:
-        full += [
-            Variant(f"window-{budget}", 32, budget, options={"kv_window": budget}),
-            Variant(
-                f"sinks-{budget}",
-                32,
-                budget,
-                options={"kv_window": budget - SINKS, "kv_sinks": SINKS},
-            ),
-            Variant(
-                f"h2o-{budget}",
-                32,
-                budget,
-                attention=lambda half=budget // 2: HeavyHitterAttention(half, half),  # type: ignore[misc]
-            ),
+    return full + [variant for budget in BUDGETS for variant in _fewer_tokens(budget, scale_bits)]
+
+
+def _fewer_tokens(budget: int, scale_bits: float) -> list[Variant]:
+    """Return the caches that keep `budget` tokens, at several precisions."""
+    window: dict[str, Any] = {"kv_window": budget}
+    sinks: dict[str, Any] = {"kv_window": budget - SINKS, "kv_sinks": SINKS}
+    eight, in_codes = 8 + scale_bits, {"kv_cache_dtype": "int8"}
+    kept = [
+        Variant(f"window-{budget}", 32, budget, options=window),
+        Variant(f"sinks-{budget}", 32, budget, options=sinks),
+        Variant(f"int8-sinks-{budget}", eight, budget, options=sinks | in_codes),
+    ]
+    changes: dict[str, tuple[float, Change]] = {
+        "bfloat16": (16, _to_bfloat16),
+        "int4": (4 + scale_bits, lambda x: to_codes(x, 7)),
+        "int4-rotated": (4 + scale_bits, lambda x: rotated_codes(x, 7)),
+    }
+    if budget > BUDGETS[-1]:
+        for name, (bits, change) in changes.items():
+            cache = partial(ChangedCache, change)
+            kept.append(Variant(f"{name}-sinks-{budget}", bits, budget, 1.0, sinks, cache))
+    half = budget // 2
+    if budget in HEAVY_BUDGETS:
+        heavy = partial(HeavyHitterAttention, half, half)
+        kept.append(Variant(f"h2o-{budget}", 32, budget, attention=heavy))
+    if budget == BUDGETS[0]:
+        of_codes = partial(ChangedHeavyHitters, half, half, lambda x: to_codes(x, 127))
+        kept += [
+            Variant(f"int8-window-{budget}", eight, budget, options=window | in_codes),
+            Variant(f"int8-h2o-{budget}", eight, budget, attention=of_codes),
         ]
-    return full
+    return kept
 
 
 def run(model: str, device: torch.device, num_texts: int = NUM_TEXTS) -> list[Row]:
@@ -133,13 +214,15 @@ def run(model: str, device: torch.device, num_texts: int = NUM_TEXTS) -> list[Ro
     On a GPU only what its kernels serve, and how fast a model of real size decodes with it.
     """
     rows: list[Row] = []
-    exact: float | None = None
+    found: dict[str, Tensor] = {}
     texts: list[list[int]] = []
     for variant in _variants_of(model, device):
         llm = _load(model, device, variant)
         texts = texts or heldout_texts(llm, num_texts, LENGTH)
-        nats = nats_per_token(llm, texts, max(BUDGETS))
-        exact = nats if exact is None else exact
+        nats = torch.tensor([nats_per_token(llm, [text], max(BUDGETS)) for text in texts])
+        found[variant.case] = nats
+        exact = found["float32"]
+        low, high = ratio_interval(nats, exact)
         config = llm.model_config
         elements = 2 * config.num_layers * config.num_kv_heads * config.head_size
         num_bytes = variant.tokens * elements * variant.kv_heads * variant.bits / 8
@@ -147,21 +230,63 @@ def run(model: str, device: torch.device, num_texts: int = NUM_TEXTS) -> list[Ro
             Row(
                 variant.case,
                 "perplexity",
-                perplexity(nats),
+                perplexity(float(nats.mean())),
                 "1",
-                {"float32": perplexity(exact)},
+                {"float32": perplexity(float(exact.mean()))},
                 {
                     "bits_per_element": variant.bits,
                     "tokens_kept": variant.tokens,
                     "bytes_per_text": num_bytes,
-                    "nats_per_token": nats,
+                    "nats_per_token": float(nats.mean()),
+                    "ratio_low": low,  # of the perplexity to float32's: 95 %
+                    "ratio_high": high,
                     "texts": num_texts,
                     "text_tokens": LENGTH,
                 },
             )
         )
         del llm
+    rows += _comparisons(found)
     return rows + speed_rows(device) if device.type == "cuda" else rows
+
+
+def ratio_interval(nats: Tensor, others: Tensor, seed: int = 0) -> tuple[float, float]:
+    """Return where the ratio of two perplexities lies with 95 % confidence, over such texts.
+
+    `nats` and `others` [num_texts] are of the same texts, a token. A bootstrap draws whole
+    texts, since the tokens of one are not independent; both caches see the same draw, so that
+    what makes a text hard for both cancels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(nats), (RESAMPLES, len(nats)), generator=generator)
+    ratios = (nats - others).double()[drawn].mean(1).exp()
+    low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _comparisons(found: dict[str, Tensor]) -> list[Row]:
+    rows = []
+    for case, other in COMPARED:
+        if case not in found or other not in found:  # on a GPU: not served by its kernels
+            continue
+        nats, others = found[case], found[other]
+        low, high = ratio_interval(nats, others)
+        rows.append(
+            Row(
+                f"{case} to {other}",
+                "perplexity_ratio",
+                perplexity(float((nats - others).mean())),
+                "1",
+                {},
+                {
+                    "low": low,
+                    "high": high,
+                    "texts": len(nats),
+                    "texts_better": int((nats < others).sum()),
+                },
+            )
+        )
+    return rows
 
 
 def speed_rows(device: torch.device) -> list[Row]:

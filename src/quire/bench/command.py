@@ -64,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=DEFAULT_MODEL,
         help="a shipped model or a folder; for steps, linear, power and engine a model of the "
-        f"catalog, with random weights: {', '.join(catalog_json())} (default: %(default)s; engine, peers: "
-        f"{' and '.join(engine.MODELS)})",
+        f"catalog, with random weights: {', '.join(catalog_json())} (default: %(default)s; "
+        f"engine, peers: {' and '.join(engine.MODELS)})",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
     parser.add_argument("--tokens", type=int, default=256, help="decode: output tokens")

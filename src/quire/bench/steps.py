@@ -137,8 +137,9 @@ def mixed_milliseconds(
 ) -> float | None:
     """Return what a step takes that decodes `batch` requests and computes a newcomer's prompt.
 
-    From token to token of those who decode: the gap that they see. Median of five newcomers,
-    after one that is not counted; None where too few found room beside all the others.
+    With overlap, launching it delays the answer of the step before, so the time is that of both
+    less a plain decode step's. Median of five newcomers, after one that is not counted; None
+    where too few found room beside all the others.
     """
     generator = random.Random(context)
 
@@ -152,18 +153,24 @@ def mixed_milliseconds(
         llm.engine.step()
     trace.steps.clear()
     for i in range(6):
-        llm.engine.step()
+        for _ in range(4):  # who decode, alone
+            llm.engine.step()
         newcomer = submit(f"newcomer-{i}", newcomer_tokens, 1)
         while not newcomer.finished:
             llm.engine.step()
     for reader in readers:
         llm.engine.abort_request(reader.request_id)
-    gaps = [
-        (after.end - before.end) * 1e3
-        for before, after in pairwise(trace.steps)
-        if after.scheduled.num_tokens == batch + newcomer_tokens
-    ]
-    return statistics.median(gaps[1:]) if len(gaps) > 2 else None
+    mixed, plain = [], []
+    for i in range(2, len(trace.steps)):
+        first, second, third = trace.steps[i - 2 : i + 1]
+        sizes = [step.scheduled.num_tokens for step in (first, second, third)]
+        if sizes == [batch, batch, batch + newcomer_tokens]:
+            mixed.append((third.end - first.end) * 1e3)
+        elif sizes == [batch, batch, batch]:
+            plain.append((third.end - second.end) * 1e3)
+    if len(mixed) < 3 or not plain:
+        return None
+    return statistics.median(mixed[1:]) - statistics.median(plain)
 
 
 def note(hardware: Hardware | None, dtype: torch.dtype) -> str:

@@ -22,7 +22,8 @@ from quire.sampling.params import SamplingParams
 GREEDY = SamplingParams(temperature=0)
 DRAWN = SamplingParams(temperature=0.8, top_k=40, top_p=0.9, min_p=0.01)
 # What logits are shaped and scored with is torch's, which loads its kernels at their first use.
-SHAPED = SamplingParams(temperature=0, repetition_penalty=1.1, logprobs=5, prompt_logprobs=5)
+SHAPED = SamplingParams(temperature=0, repetition_penalty=1.1, prompt_logprobs=5)
+SCORED = SamplingParams(temperature=0, logprobs=5)
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,21 @@ class Piece:
     params: SamplingParams = GREEDY
 
 
-def warm_up(runner: ModelRunner, config: EngineConfig, num_groups: int) -> None:
-    """Run every kind of step; returns when the device has done them."""
-    for number, pieces in enumerate(_steps(config)):
+def warm_up(
+    runner: ModelRunner, config: EngineConfig, num_groups: int, *, gives_logprobs: bool
+) -> None:
+    """Run every kind of step; returns when the device has done them.
+
+    Args:
+        gives_logprobs: whether the sampler can be asked for log-probabilities; a swapped one
+            may leave them out, as long as no request wants them.
+    """
+    for number, pieces in enumerate(_steps(config, gives_logprobs)):
         runner.execute(_message(number, pieces, config, num_groups))
         runner.settle(())  # nobody reads the tokens; of a model that overflows there are none
 
 
-def _steps(config: EngineConfig) -> Iterator[list[Piece]]:
+def _steps(config: EngineConfig, gives_logprobs: bool) -> Iterator[list[Piece]]:
     most_requests = config.scheduling.max_num_seqs
     budget = config.scheduling.max_num_batched_tokens
     longest = min(config.model.max_model_len - 1, budget)
@@ -53,6 +61,8 @@ def _steps(config: EngineConfig) -> Iterator[list[Piece]]:
         yield [Piece(0, 2, DRAWN)] * num_rows
         yield [Piece(0, 2)] * num_rows
     yield [Piece(0, min(4, longest), SHAPED)]
+    if gives_logprobs:
+        yield [Piece(0, min(4, longest), SCORED)]
     # A norm of many rows is launched in another way than one of a few.
     num_prompts = min(-(-(MANY_ROWS + 1) // longest), most_requests, budget // longest)
     yield [Piece(0, longest if num_prompts > 1 else min(MANY_ROWS + 1, longest))] * num_prompts

@@ -56,6 +56,7 @@ class Worker:
         self._backend = (components.attention or _default_attention(device))()
         _require_served(config, self._backend, layout)
         self._sampler = (components.sampler or _default_sampler(device))()
+        self._gives_logprobs = components.sampler is None
         self._model = Decoder(
             model_config, self._backend, config.model.max_model_len, config.model.dtype, device
         )
@@ -94,7 +95,12 @@ class Worker:
             config, self._model, storage, self._backend, self._sampler, self._layout
         )
         if runs_triton(config.model.device):
-            warm_up(self.runner, config, self._layout.num_groups)
+            warm_up(
+                self.runner,
+                config,
+                self._layout.num_groups,
+                gives_logprobs=self._gives_logprobs,
+            )
 
 
 def _require_served(config: EngineConfig, backend: AttentionBackend, layout: CacheLayout) -> None:
