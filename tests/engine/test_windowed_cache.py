@@ -56,11 +56,19 @@ def manager_of(llm: LLM) -> WindowedKVCacheManager:
     return manager
 
 
-@pytest.mark.parametrize(("window", "sinks"), [(1, 0), (8, 0), (19, 3), (16, 8), (40, 17)])
-def test_what_is_held_follows_the_window(window: int, sinks: int, checkpoint: Folder) -> None:
-    """At every step exactly the blocks with a position in sinks or window are held."""
+@pytest.mark.parametrize("num_prompt_tokens", [50, 20, 3])
+@pytest.mark.parametrize(
+    ("window", "sinks"), [(1, 0), (8, 0), (19, 3), (16, 8), (40, 17), (64, 0), (100, 9)]
+)
+def test_what_is_held_follows_the_window(
+    window: int, sinks: int, num_prompt_tokens: int, checkpoint: Folder
+) -> None:
+    """At every step exactly the blocks with a position in sinks or window are held.
+
+    Also while the text is shorter than the window, of which nothing is given back.
+    """
     run = Run.of(checkpoint("llama3-scaled"), kv_window=window, kv_sinks=sinks, **SIZES)
-    (prompt,) = random_prompts([50], seed=2)
+    (prompt,) = random_prompts([num_prompt_tokens], seed=2)
     handle = run.add(prompt, GREEDY)
     manager = manager_of(run.llm)
     while not handle.finished:

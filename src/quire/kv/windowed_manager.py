@@ -52,7 +52,7 @@ class WindowedKVCacheManager(PagedKVCacheManager):
         ):
             if window is None:
                 continue
-            end = (num_known + 1 - window) // self._block_size
+            end = max(0, num_known + 1 - window) // self._block_size
             unseen = slice(passed[group], end)
             released = [block for block in blocks[unseen] if block != NULL_BLOCK]
             pool.release(released)
