@@ -384,6 +384,8 @@ def test_recorded_limits_are_those_of_the_measured_ceilings(name: str, model: st
     assert f"--model {model} " in record["command"]
     assert steps.note(device, torch.bfloat16) in record["note"]
     for row in record["rows"]:
+        if row["case"].startswith("mixed"):
+            continue  # a prompt beside readers is held against no limit
         prompt, batch = int(row["parameters"]["prompt_tokens"]), int(row["parameters"]["batch"])
         work = (
             prefill_work(config, batch, prompt, "bf16", "bf16")

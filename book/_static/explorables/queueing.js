@@ -13,11 +13,17 @@ export function interpolate(points, size) {
   return size > x1 ? y1 + Math.max(slope, 0) * (size - x1) : y0 + slope * (size - x0);
 }
 
-/** Seconds of a step with these entries, [request, start, number of positions] each. */
+/** Seconds of a step with these entries, [request, start, number of positions] each:
+ * its size's, and those of the cached tokens that it reads beyond the measured step's. */
 export function stepSeconds(stepTime, entries) {
-  let numTokens = 0;
-  for (const [, , count] of entries) numTokens += count;
-  return interpolate(numTokens === entries.length ? stepTime.decode : stepTime.mixed, numTokens);
+  let numTokens = 0, cached = 0;
+  for (const [, start, count] of entries) {
+    numTokens += count;
+    cached += start;
+  }
+  if (numTokens > entries.length) return interpolate(stepTime.mixed, numTokens) + stepTime.mixed_token * cached;
+  const beyond = cached + numTokens * (1 - stepTime.context);
+  return interpolate(stepTime.decode, numTokens) + stepTime.decode_token * beyond;
 }
 
 /** The decisions of the engine's scheduler where the cache has room. */
