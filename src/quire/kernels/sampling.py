@@ -80,7 +80,7 @@ def sample_torch(
     if top_k is not None or top_p is not None:
         scaled = apply_top_k_top_p(scaled, top_k, top_p)
     race = exponential(seeds, positions, Purpose.TOKEN, width=logits.shape[-1])
-    # argmax(p / E), in logarithms so that a low temperature cannot underflow.
+    # argmax(p / ε), in logarithms so that a low temperature cannot underflow.
     drawn = scaled - race.log()
     return greedy_torch(torch.where(temperature[:, None] == 0, logits, drawn))
 
