@@ -13,12 +13,10 @@ import torch
 from runs import Folder, Run
 
 from quire import LLM, Components, QuireError, SamplingParams
-from quire.analysis.heavy_hitters import HeavyHitterAttention
 from quire.attention.interface import AttentionBackend
 from quire.bench import cache_blocks, cache_compression, cache_offload, cache_prefix
 from quire.bench.cache_compression import (
     ChangedCache,
-    ChangedHeavyHitters,
     ratio_interval,
     rotated_codes,
     to_codes,
@@ -123,19 +121,13 @@ def test_a_window_of_codes_is_both(checkpoint: Folder) -> None:
     assert exact != pytest.approx(nats(folder, partial(ChangedCache, lambda x: x)), abs=1e-4)
 
 
-def test_heavy_hitters_of_codes_are_both(checkpoint: Folder) -> None:
-    folder = checkpoint("llama3-scaled")
-    same = nats(folder, partial(ChangedHeavyHitters, 6, 6, lambda x: x))
-    assert same == pytest.approx(nats(folder, partial(HeavyHitterAttention, 6, 6)), abs=1e-6)
-    everything = nats(folder, partial(ChangedHeavyHitters, 30, 30, in_codes))
-    assert everything == pytest.approx(nats(folder, partial(ChangedCache, in_codes)), abs=1e-4)
-
-
 def test_a_rotation_spreads_what_one_channel_holds() -> None:
     x = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(rotated_codes(x, 2**20), x, atol=1e-4, rtol=0)
     x[:, 3] *= 30
-    assert (rotated_codes(x, 7) - x).norm() < 0.6 * (to_codes(x, 7) - x).norm()
+    for seed in range(cache_compression.ROTATIONS):
+        assert (rotated_codes(x, 7, seed) - x).norm() < 0.6 * (to_codes(x, 7) - x).norm()
+    assert not torch.equal(rotated_codes(x, 7, 0), rotated_codes(x, 7, 1))
 
 
 def test_an_interval_is_of_texts_in_pairs() -> None:
@@ -155,20 +147,32 @@ def test_what_is_compared_is_run() -> None:
     assert {case for pair in cache_compression.COMPARED for case in pair} <= cases
 
 
+def test_windows_of_equal_bytes_are_of_equal_bytes() -> None:
+    """Eight bits with fewer tokens have the bytes of four bits, to half a token."""
+    bits = {v.case: v.bits * v.tokens for v in cache_compression.variants(64, 2)}
+    for eight, four in (("int8-sinks-542", "int4"), ("int8-sinks-271", "int4-sinks-512")):
+        assert abs(bits[eight] - bits[four]) <= 8.5 / 2
+
+
 def test_rows_of_compression(monkeypatch: pytest.MonkeyPatch) -> None:
     every = cache_compression.variants(64, 1)
-    few = [v for v in every if v.case in ("float32", "int4", "window-512", "int8-sinks-512")]
+    cases = ("float32", "int4", "int4-rotated", "window-512", "int8-sinks-542")
+    few = [v for v in every if v.case in cases]
     monkeypatch.setattr(cache_compression, "variants", lambda *sizes: few)
     rows = {row.case: row for row in cache_compression.run("quire-mini-draft", CPU, num_texts=2)}
     size = {case: row.parameters.get("bytes_per_text") for case, row in rows.items()}
     full = size["float32"]
     assert full == 1024 * 2 * 2 * 1 * 64 * 4  # tokens, K and V, layers, heads, elements, bytes
     assert size["int4"] == full * 4.5 / 32
-    assert size["int8-sinks-512"] == full / 2 * 8.5 / 32
-    for case in ("int4", "window-512", "int8-sinks-512"):
+    assert size["int8-sinks-542"] == full * 542 / 1024 * 8.5 / 32
+    for case in cases[1:]:
         ratio = rows[case].value / rows[case].baselines["float32"]
         assert rows[case].parameters["ratio_low"] <= ratio <= rows[case].parameters["ratio_high"]
-    compared = rows["int8-sinks-512 to int4"]
-    assert compared.value == pytest.approx(rows["int8-sinks-512"].value / rows["int4"].value)
+    rotated = rows["int4-rotated"]
+    assert rotated.parameters["rotations"] == cache_compression.ROTATIONS
+    assert rotated.parameters["lowest"] < rotated.value < rotated.parameters["highest"]
+    assert "rotations" not in rows["int4"].parameters
+    compared = rows["int8-sinks-542 to int4"]
+    assert compared.value == pytest.approx(rows["int8-sinks-542"].value / rows["int4"].value)
     assert compared.parameters["low"] <= compared.value <= compared.parameters["high"]
     assert "h2o-512 to window-512" not in rows

@@ -467,3 +467,11 @@ def test_the_recorded_run_holds_six_works_and_their_runs() -> None:
             assert row.baselines
     settings = {row.setting for row in rows if row.version == "0.33.0"}
     assert settings == {setting.name for setting in SETTINGS}
+
+
+def test_the_recorded_weights_of_8_and_4_bits_stand_in_no_comparison() -> None:
+    """They ran on another machine: rows of works of their own, which quire has not run."""
+    rows = [PeerRow(**row) for row in load_measurement("peers-h200")["rows"]]
+    narrow = {f"qwen3-8b-{form}-{load}" for form in ("fp8", "awq") for load in WORKS}
+    assert narrow <= {row.work for row in rows}
+    assert not narrow & {comparison.work for comparison in compare(rows)}

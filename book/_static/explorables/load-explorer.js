@@ -31,9 +31,11 @@ class LoadExplorer extends Explorable {
     const median = (rate) => percentile(this.serve({ ...s, rate }).ttfts(), 0.5);
     const before = median(s.rate);
     this.app.append(this.gate({
-      question: `Qwen3-8B on one GPU, at most ${s.max_num_seqs} requests at once. At ${s.rate} chat requests ` +
-        `a second, half of them have their first token within ${ms(before)}. Within how many ` +
-        `milliseconds does half of them have it at ${s.loaded_rate} a second?`,
+      question: `Qwen3-8B on one ${data.clock.split(",")[0]}, ${s.max_num_seqs} seats, at most ` +
+        `${number(s.budget)} tokens a step. ${data.workloads[s.workload].length} requests arrive at random, of ` +
+        `${this.lengths(data.workloads[s.workload])}. At ${s.rate} a second, half of them have their first ` +
+        `token within ${ms(before)}. Within how many milliseconds does half of them have it at ` +
+        `${s.loaded_rate} a second?`,
       label: "Median time to first token, ms",
       reveal: (guess) => {
         const after = median(s.loaded_rate);

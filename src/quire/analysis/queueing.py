@@ -304,13 +304,17 @@ class SchedulerModel:
         self._waiting: list[_Tracked] = []  # in order of arrival
         self._running: list[_Tracked] = []  # in order of admission
         self._served: dict[str, int] = {}  # positions computed, by client
+        self._last_left = 0  # positions of the client that left last
 
     def add(self, index: int, arrival: Arrival) -> None:
-        """Queue a request; a client who was away starts level with those present."""
-        present = {tracked.arrival.client for tracked in self._waiting + self._running}
+        """Queue a request; a client who was away starts level with those present.
+
+        Where nobody is present, it starts at the count of the client that left last.
+        """
+        present = self._clients()
         if arrival.client not in present:
-            least = min((self._served[client] for client in present), default=0)
-            self._served[arrival.client] = max(self._served.get(arrival.client, 0), least)
+            level = min((self._served[client] for client in present), default=self._last_left)
+            self._served[arrival.client] = max(self._served.get(arrival.client, 0), level)
         self._waiting.append(_Tracked(index, arrival, arrival.prompt_tokens))
 
     def step(self) -> list[Entry]:
@@ -339,7 +343,12 @@ class SchedulerModel:
             tracked.num_tokens += 1
             if tracked.num_tokens == arrival.prompt_tokens + arrival.output_tokens:
                 self._running.remove(tracked)
+                if arrival.client not in self._clients():
+                    self._last_left = self._served[arrival.client]
         return entry
+
+    def _clients(self) -> set[str]:
+        return {tracked.arrival.client for tracked in self._waiting + self._running}
 
     def _rank(self, tracked: _Tracked) -> float:
         if self._policy == "fair":

@@ -4,7 +4,8 @@ Every variant scores the same held-out text with the same weights; perplexity is
 the position on at which the largest window has lost something. Variants that the engine serves
 are its own options; the others are components, made to be judged. Fewer tokens are kept at
 several precisions, since the two savings multiply and a window at float32 is no fair opponent
-of codes. Each cost has an interval from a bootstrap over the texts.
+of codes, and two caches are compared at equal bytes. Each cost has an interval from a bootstrap
+over the texts. What is rotated is judged with several random rotations, and their mean counts.
 """
 
 from __future__ import annotations
@@ -38,22 +39,23 @@ SINKS = 4
 SPEED_MODEL = "Qwen3-0.6B"
 BUDGETS = (512, 256, 128, 64)  # tokens kept of 1,024
 HEAVY_BUDGETS = (512, 128)  # token after token, three times as slow as a window
+EQUAL_BUDGETS = (542, 271)  # at 8.5 bits the bytes of 1,024 and of 512 tokens at 4.5 bits
+ROTATIONS = 3
 RESAMPLES = 10_000
 COMPARED = (  # two caches each, whose perplexities a page puts side by side
     ("h2o-512", "window-512"),
+    ("h2o-128", "window-128"),
     ("sinks-512", "window-512"),
-    ("int8-h2o-512", "int8-sinks-512"),
-    ("int8-sinks-512", "int4"),
-    ("int8-window-512", "int4"),
-    ("int4-sinks-512", "int8-sinks-256"),
-    ("int4-rotated-sinks-512", "int8-sinks-256"),
-    ("int4-rotated-sinks-256", "int8-sinks-128"),
-    ("int8-sinks-512", "int4-rotated"),
+    ("int8-sinks-542", "int4"),
+    ("int8-sinks-542", "int4-rotated"),
+    ("int4-sinks-512", "int8-sinks-271"),
+    ("int4-rotated-sinks-512", "int8-sinks-271"),
     ("int4-rotated", "int4"),
     ("int3-rotated", "int3"),
 )
 
 Change = Callable[[Tensor], Tensor]  # of keys or values [num_tokens, num_kv_heads, head_size]
+Attention = Callable[[], AttentionBackend]
 
 
 class ChangedCache(TorchAttention):
@@ -81,27 +83,6 @@ class ChangedCache(TorchAttention):
         return super().forward(query, kv, metadata, scale)
 
 
-class ChangedHeavyHitters(HeavyHitterAttention):
-    """Heavy hitters of a cache that holds something else than what was written."""
-
-    def __init__(self, heavy: int, recent: int, change: Change) -> None:
-        super().__init__(heavy, recent)
-        self._change = change
-
-    def forward(
-        self,
-        query: Tensor,
-        kv: LayerKV,
-        metadata: TorchMetadata,
-        scale: float,
-        fresh_kv: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Choose among changed keys, and attend over them."""
-        assert fresh_kv is not None
-        changed = self._change(fresh_kv[0]), self._change(fresh_kv[1])
-        return super().forward(query, kv, metadata, scale, changed)
-
-
 @dataclass(frozen=True)
 class Variant:
     """A cache to judge: bits an element with its share of a scale, tokens kept of a text."""
@@ -111,7 +92,8 @@ class Variant:
     tokens: int = LENGTH
     kv_heads: float = 1.0  # share of the model's
     options: dict[str, Any] = field(default_factory=dict)
-    attention: Callable[[], AttentionBackend] | None = None
+    attention: Attention | None = None
+    others: tuple[Attention, ...] = ()  # the same with other rotations
 
 
 def to_codes(x: Tensor, largest: int) -> Tensor:
@@ -120,16 +102,23 @@ def to_codes(x: Tensor, largest: int) -> Tensor:
     return (x / scale).round() * scale
 
 
-def rotated_codes(x: Tensor, largest: int) -> Tensor:
-    """Round vectors in a randomly rotated basis, and rotate back.
+def rotated_codes(x: Tensor, largest: int, seed: int = 0) -> Tensor:
+    """Round vectors in a basis that `seed` rotates, and rotate back.
 
     Queries turned the same way would give the same scores, so that an engine rotates both and
     never back (QuaRot, Ashkboos et al. 2024).
     """
     size = x.shape[-1]
-    noise = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(size, size, generator=torch.Generator().manual_seed(seed))
     rotation = torch.linalg.qr(noise).Q.to(x)
     return to_codes(x @ rotation, largest) @ rotation.T
+
+
+def _rotations(largest: int) -> tuple[Attention, ...]:
+    return tuple(
+        partial(ChangedCache, partial(rotated_codes, largest=largest, seed=seed))
+        for seed in range(ROTATIONS)
+    )
 
 
 def _to_bfloat16(x: Tensor) -> Tensor:
@@ -144,6 +133,8 @@ def merge_heads(x: Tensor) -> Tensor:
 def variants(head_size: int, num_kv_heads: int) -> list[Variant]:
     """Return what is compared, for a model of these sizes."""
     scale_bits = 8 * SCALE_BYTES / head_size
+    four, *four_again = _rotations(7)
+    three, *three_again = _rotations(3)
     full = [
         Variant("float32", 32),
         Variant("bfloat16", 16, attention=lambda: ChangedCache(_to_bfloat16)),
@@ -156,16 +147,8 @@ def variants(head_size: int, num_kv_heads: int) -> list[Variant]:
         ),
         Variant("int4", 4 + scale_bits, attention=lambda: ChangedCache(lambda x: to_codes(x, 7))),
         Variant("int3", 3 + scale_bits, attention=lambda: ChangedCache(lambda x: to_codes(x, 3))),
-        Variant(
-            "int4-rotated",
-            4 + scale_bits,
-            attention=lambda: ChangedCache(lambda x: rotated_codes(x, 7)),
-        ),
-        Variant(
-            "int3-rotated",
-            3 + scale_bits,
-            attention=lambda: ChangedCache(lambda x: rotated_codes(x, 3)),
-        ),
+        Variant("int4-rotated", 4 + scale_bits, attention=four, others=tuple(four_again)),
+        Variant("int3-rotated", 3 + scale_bits, attention=three, others=tuple(three_again)),
         Variant(
             "kv-heads-merged",
             32,
@@ -173,38 +156,38 @@ def variants(head_size: int, num_kv_heads: int) -> list[Variant]:
             attention=lambda: ChangedCache(merge_heads),
         ),
     ]
-    return full + [variant for budget in BUDGETS for variant in _fewer_tokens(budget, scale_bits)]
+    eight = 8 + scale_bits
+    equal = [
+        Variant(f"int8-sinks-{n}", eight, n, options=_sinks(n) | {"kv_cache_dtype": "int8"})
+        for n in (*EQUAL_BUDGETS, *BUDGETS)
+    ]
+    fewer = [variant for budget in BUDGETS for variant in _fewer_tokens(budget, scale_bits)]
+    return full + equal + fewer
+
+
+def _sinks(tokens: int) -> dict[str, Any]:
+    return {"kv_window": tokens - SINKS, "kv_sinks": SINKS}
 
 
 def _fewer_tokens(budget: int, scale_bits: float) -> list[Variant]:
     """Return the caches that keep `budget` tokens, at several precisions."""
-    window: dict[str, Any] = {"kv_window": budget}
-    sinks: dict[str, Any] = {"kv_window": budget - SINKS, "kv_sinks": SINKS}
-    eight, in_codes = 8 + scale_bits, {"kv_cache_dtype": "int8"}
+    sinks = _sinks(budget)
     kept = [
-        Variant(f"window-{budget}", 32, budget, options=window),
+        Variant(f"window-{budget}", 32, budget, options={"kv_window": budget}),
         Variant(f"sinks-{budget}", 32, budget, options=sinks),
-        Variant(f"int8-sinks-{budget}", eight, budget, options=sinks | in_codes),
     ]
-    changes: dict[str, tuple[float, Change]] = {
-        "bfloat16": (16, _to_bfloat16),
-        "int4": (4 + scale_bits, lambda x: to_codes(x, 7)),
-        "int4-rotated": (4 + scale_bits, lambda x: rotated_codes(x, 7)),
-    }
     if budget > BUDGETS[-1]:
-        for name, (bits, change) in changes.items():
-            cache = partial(ChangedCache, change)
-            kept.append(Variant(f"{name}-sinks-{budget}", bits, budget, 1.0, sinks, cache))
-    half = budget // 2
+        changes: dict[str, tuple[float, tuple[Attention, ...]]] = {
+            "bfloat16": (16, (partial(ChangedCache, _to_bfloat16),)),
+            "int4": (4 + scale_bits, (partial(ChangedCache, partial(to_codes, largest=7)),)),
+            "int4-rotated": (4 + scale_bits, _rotations(7)),
+        }
+        for name, (bits, (first, *others)) in changes.items():
+            case = f"{name}-sinks-{budget}"
+            kept.append(Variant(case, bits, budget, 1.0, sinks, first, tuple(others)))
     if budget in HEAVY_BUDGETS:
-        heavy = partial(HeavyHitterAttention, half, half)
+        heavy = partial(HeavyHitterAttention, budget // 2, budget // 2)
         kept.append(Variant(f"h2o-{budget}", 32, budget, attention=heavy))
-    if budget == BUDGETS[0]:
-        of_codes = partial(ChangedHeavyHitters, half, half, lambda x: to_codes(x, 127))
-        kept += [
-            Variant(f"int8-window-{budget}", eight, budget, options=window | in_codes),
-            Variant(f"int8-h2o-{budget}", eight, budget, attention=of_codes),
-        ]
     return kept
 
 
@@ -217,15 +200,23 @@ def run(model: str, device: torch.device, num_texts: int = NUM_TEXTS) -> list[Ro
     found: dict[str, Tensor] = {}
     texts: list[list[int]] = []
     for variant in _variants_of(model, device):
-        llm = _load(model, device, variant)
-        texts = texts or heldout_texts(llm, num_texts, LENGTH)
-        nats = torch.tensor([nats_per_token(llm, [text], max(BUDGETS)) for text in texts])
-        found[variant.case] = nats
+        each = []
+        for attention in (variant.attention, *variant.others):
+            llm = _load(model, device, variant.options, attention)
+            texts = texts or heldout_texts(llm, num_texts, LENGTH)
+            each.append([nats_per_token(llm, [text], max(BUDGETS)) for text in texts])
+        runs = torch.tensor(each)  # [num_rotations or 1, num_texts]
+        found[variant.case] = nats = runs.mean(0)
         exact = found["float32"]
         low, high = ratio_interval(nats, exact)
         config = llm.model_config
         elements = 2 * config.num_layers * config.num_kv_heads * config.head_size
         num_bytes = variant.tokens * elements * variant.kv_heads * variant.bits / 8
+        spread = {
+            "rotations": len(runs),
+            "lowest": perplexity(float(runs.mean(1).min())),
+            "highest": perplexity(float(runs.mean(1).max())),
+        }
         rows.append(
             Row(
                 variant.case,
@@ -242,7 +233,8 @@ def run(model: str, device: torch.device, num_texts: int = NUM_TEXTS) -> list[Ro
                     "ratio_high": high,
                     "texts": num_texts,
                     "text_tokens": LENGTH,
-                },
+                }
+                | (spread if variant.others else {}),
             )
         )
         del llm
@@ -332,7 +324,9 @@ def _variants_of(model: str, device: torch.device) -> list[Variant]:
     return [v for v in every if device.type == "cpu" or v.attention is None]
 
 
-def _load(model: str, device: torch.device, variant: Variant) -> LLM:
+def _load(
+    model: str, device: torch.device, options: dict[str, Any], attention: Attention | None
+) -> LLM:
     return LLM(
         model,
         device=device,
@@ -343,6 +337,6 @@ def _load(model: str, device: torch.device, variant: Variant) -> LLM:
         num_blocks=2 * LENGTH // 16,
         enable_prefix_caching=False,
         cuda_graphs=False,
-        components=Components(attention=variant.attention),
-        **variant.options,
+        components=Components(attention=attention),
+        **options,
     )

@@ -18,7 +18,7 @@ class KVCacheSpec:
     num_kv_heads: int
     head_size: int
     dtype: torch.dtype
-    window: int | None = None  # tokens a query may look back on; None: all of them
+    window: int | None = None  # tokens a query sees, itself among them; None: all
 
     @property
     def bytes_per_token(self) -> int:
