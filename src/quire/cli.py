@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 import time
@@ -97,6 +98,18 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", default=[], help="may be repeated")
     parser.add_argument("--device")
     parser.add_argument("--dtype")
+    parser.add_argument(
+        "--speculative-config",
+        type=_json,
+        help="""who guesses tokens ahead, as JSON: '{"method": "ngram"}'""",
+    )
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from None
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -115,7 +128,12 @@ def _generate(args: argparse.Namespace) -> int:
         seed=args.seed,
         stop=args.stop,
     )
-    llm = LLM(args.model, device=args.device, dtype=args.dtype)
+    llm = LLM(
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        speculative_config=args.speculative_config,
+    )
     begin = time.perf_counter()
     shown = None
     for output in llm.stream(prompt, params):

@@ -13,6 +13,8 @@ from quire.kv.block_pool import BlockPool
 from quire.kv.kv_cache_manager import KVCacheManager
 from quire.sampling.sampler import Sampler
 from quire.scheduler import Scheduler
+from quire.speculation.config import SpeculativeConfig
+from quire.speculation.proposer import Proposer
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Components:
     block_pool: Callable[[int], BlockPool] | None = None  # blocks, the null block among them
     kv_cache_manager: Callable[[list[BlockPool], int, bool], KVCacheManager] | None = None
     attention: Callable[[], AttentionBackend] | None = None
+    proposer: Callable[[SpeculativeConfig], Proposer] | None = None  # where there is a config
 
     def __post_init__(self) -> None:
         for name, arguments in _ARGUMENTS.items():
@@ -49,6 +52,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "block_pool": ("num_blocks",),
     "kv_cache_manager": ("block_pools", "block_size", "enable_prefix_caching"),
     "attention": (),
+    "proposer": ("speculative_config",),
 }
 
 

@@ -7,6 +7,7 @@ resolved by `EngineConfig.resolve`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict
 
@@ -19,6 +20,7 @@ from quire.models.config import ModelConfig
 from quire.option_checks import require_counts, require_flags, require_rows, require_share
 from quire.policy import require_policy
 from quire.sampling.params import is_int
+from quire.speculation.config import SpeculativeConfig
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,10 @@ class SchedulingOptions:
 
 
 class EngineOptions(TypedDict, total=False):
-    """The options of `LLM`: the fields of the groups above, as a caller may give them."""
+    """The options of `LLM`: the fields of the groups above, as a caller may give them.
+
+    `speculative_config` is a dict of what `quire.speculation.SpeculativeConfig` describes.
+    """
 
     max_model_len: int | None
     device: str | torch.device | None
@@ -161,6 +166,7 @@ class EngineOptions(TypedDict, total=False):
     policy: str
     watermark: float
     overlap: bool | None
+    speculative_config: Mapping[str, Any] | SpeculativeConfig | None
 
 
 @dataclass(frozen=True)
@@ -170,9 +176,15 @@ class EngineConfig:
     model: ModelOptions
     cache: CacheOptions = CacheOptions()
     scheduling: SchedulingOptions = SchedulingOptions()
+    speculation: SpeculativeConfig | None = None
 
     def __post_init__(self) -> None:
         device = self.model.device
+        if self.speculation is not None and self.scheduling.overlap:
+            raise QuireError(
+                f"overlap=True with speculative_config method={self.speculation.method!r}: it "
+                "guesses from the tokens of a step that has ended; leave overlap out"
+            )
         require_rows(
             self.scheduling.max_num_seqs,
             self.model.max_model_len,
@@ -214,7 +226,8 @@ class EngineConfig:
         def group(kind: type) -> Any:
             return kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options})
 
-        return cls(group(ModelOptions), group(CacheOptions), group(SchedulingOptions))
+        speculation = SpeculativeConfig.of(options.get("speculative_config"))
+        return cls(group(ModelOptions), group(CacheOptions), group(SchedulingOptions), speculation)
 
     @classmethod
     def resolve(cls, model: ModelConfig, options: EngineOptions) -> EngineConfig:
@@ -228,7 +241,7 @@ class EngineConfig:
         resolved = {
             "max_model_len": _max_model_len(options.get("max_model_len"), model),
             "device": device,
-            "overlap": device.type == "cuda" if overlap is None else overlap,
+            "overlap": _overlaps(device, options) if overlap is None else overlap,
             "cuda_graphs": runs_triton(device) if graphs is None else graphs,
         }
         return cls.of(**{**options, **resolved})
@@ -248,6 +261,11 @@ class EngineConfig:
     def max_blocks_per_request(self) -> int:
         """Blocks of the longest sequence."""
         return -(-self.model.max_model_len // self.cache.block_size)
+
+
+def _overlaps(device: torch.device, options: EngineOptions) -> bool:
+    """Whether steps overlap by default: on a GPU, unless the next step waits for guesses."""
+    return device.type == "cuda" and options.get("speculative_config") is None
 
 
 def _max_model_len(asked: int | None, model: ModelConfig) -> int:

@@ -7,6 +7,7 @@ same trace opens in a timeline viewer, as a Chrome trace.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,6 +58,21 @@ class Trace:
         """Return whom each step admitted, copied blocks for, preempted and saw ended."""
         rows: dict[str, int] = {}
         return [decision for step in self.steps for decision in _decisions(step.scheduled, rows)]
+
+    def acceptance(self) -> list[tuple[int, int]]:
+        """Return how many guesses each position behind a request's last token had, and kept.
+
+        The first pair is of the position right behind it. A guess counts as kept if the step
+        gave its token, also where the text ended before it.
+        """
+        drafted: Counter[int] = Counter()
+        kept: Counter[int] = Counter()
+        for step in self.steps:
+            for entry in step.scheduled.entries:
+                told = step.result.token_ids.get(entry.request_id, ())
+                drafted.update(range(entry.num_draft_tokens))
+                kept.update(range(min(entry.num_draft_tokens, max(0, len(told) - 1))))
+        return [(drafted[i], kept[i]) for i in range(len(drafted))]
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the trace as plain lists and dicts; times start at 0."""

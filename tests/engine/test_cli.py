@@ -226,3 +226,17 @@ def test_bench_steps_says_when_a_batch_does_not_fit(
     command = ["bench", "steps", "--device", "cpu", "--max-batch", "2", "--model", DRAFT]
     assert main([*command, "--threads", "1"]) == 2
     assert "2 requests of 256 tokens never decoded together" in capsys.readouterr().err
+
+
+def test_generate_guesses_ahead_and_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", PROMPT, "--max-tokens", "30", "--device", "cpu", "--model", DRAFT]
+    assert main(arguments) == 0
+    plain = capsys.readouterr().out
+    assert main([*arguments, "--speculative-config", '{"method": "ngram"}']) == 0
+    assert capsys.readouterr().out == plain
+
+
+def test_a_speculative_config_that_is_no_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", PROMPT, "--speculative-config", "{method: ngram}"])
+    assert "'{method: ngram}' is no JSON" in capsys.readouterr().err

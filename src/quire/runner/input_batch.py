@@ -24,8 +24,9 @@ from quire.sampling.bias import (
     pack_words,
     send,
 )
+from quire.sampling.drafts import Drafts
 from quire.sampling.params import SamplingParams
-from quire.sampling.sampler import Drafts, SamplerOutput
+from quire.sampling.sampler import SamplerOutput
 from quire.sampling.tensors import Penalties, RowFunction, SamplingTensors
 
 TableUpdate = NDArray[np.int64]  # [3, n]: row, column, block

@@ -24,8 +24,11 @@ from quire.runner.device import Answers, DeviceParts
 from quire.runner.input_batch import InputBatch, TableUpdate
 from quire.runner.pending import PendingStep, PromptScores
 from quire.runner.staging import make_staging
-from quire.sampling.sampler import Drafts, Sampler, SamplerOutput
+from quire.sampling.drafts import Drafts
+from quire.sampling.sampler import Sampler, SamplerOutput
 from quire.sampling.scoring import score_tokens
+from quire.speculation.host import HostDrafting
+from quire.speculation.proposer import Proposer
 
 
 class ModelRunner:
@@ -43,8 +46,13 @@ class ModelRunner:
         backend: AttentionBackend,
         sampler: Sampler,
         layout: CacheLayout,
+        proposer: Proposer | None = None,
     ) -> None:
-        """Make the rows and buffers, and capture graphs where they are asked for."""
+        """Make the rows and buffers, and capture graphs where they are asked for.
+
+        Args:
+            proposer: guesses tokens for the steps that follow, where the config speculates.
+        """
         num_groups = layout.num_groups
         self._parts = DeviceParts(
             config=config,
@@ -63,6 +71,10 @@ class ModelRunner:
         self._answers = Answers(
             config.scheduling.max_num_seqs, config.max_in_flight, config.model.device
         )
+        self._drafting: HostDrafting | None = None
+        if config.speculation is not None and proposer is not None:
+            num_guesses = config.speculation.num_speculative_tokens
+            self._drafting = HostDrafting(proposer, num_guesses, self._parts.batch.token_ids)
         self._sampler_name = type(sampler).__name__
         self._check_values = partial(
             check_values, vocab_size=model.config.vocab_size, name=self._sampler_name
@@ -76,6 +88,8 @@ class ModelRunner:
     def execute(self, output: SchedulerOutput) -> PendingStep:
         """Queue one step: forward pass, logits, sampling. Returns without waiting."""
         updates = self._parts.batch.update(output)
+        if self._drafting is not None:
+            self._drafting.begin(output.new_requests)
         if output.transfers:
             assert self._parts.storage.host is not None, "transfers without num_host_blocks"
             self._parts.storage.host.carry_out(output.transfers)
@@ -104,7 +118,7 @@ class ModelRunner:
         # The longest first, as attention's programs start in this order: a long one that
         # started last would run on alone.
         entries = sorted(output.entries, key=lambda entry: entry.start, reverse=True)
-        pending = PendingStep(output, entries, check=self._check_values)
+        pending = PendingStep(output, entries, check=self._check_values, drafting=self._drafting)
         ending = self._graphs.ending(entries)
         result = self._graphs.replay(entries, ending)
         if ending is Ending.HIDDEN:
@@ -144,6 +158,7 @@ class ModelRunner:
             output,
             sampling,
             check=self._check_values,
+            drafting=self._drafting,
             prompt_scores=self._score_prompts(entries, hidden),
         )
         if sampling:

@@ -13,6 +13,7 @@ from torch import Tensor
 from quire.kernels.sampling import NO_TOKEN
 from quire.messages import Logprob, PromptLogprobs, ScheduledEntry, SchedulerOutput, StepResult
 from quire.sampling.sampler import SamplerOutput, TokenLogprobs
+from quire.speculation.host import HostDrafting
 
 
 @dataclass
@@ -33,6 +34,7 @@ class PendingStep:
     sampling: list[ScheduledEntry] = field(default_factory=list)  # who chose a token, in order
     sampled: SamplerOutput | None = None  # on the host once `done` has passed
     check: Callable[[SamplerOutput], None] = lambda sampled: None  # raises for impossible values
+    drafting: HostDrafting | None = None  # guesses what follows, once the tokens are known
     num_logprobs: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)  # why a request has no token
     prompt_scores: dict[str, PromptScores] = field(default_factory=dict)
@@ -79,7 +81,14 @@ class PendingStep:
             prompt_logprobs[request_id] = _read_scores(scores)
             if any(math.isnan(value) for value in scores.values.chosen.tolist()):
                 failures[request_id] = _no_scores(request_id, self.output.step, scores.start)
-        return StepResult(self.output.step, token_ids, logprobs, prompt_logprobs, failures)
+        num_draft_tokens = {} if self.drafting is None else self._guess(self.drafting, token_ids)
+        return StepResult(
+            self.output.step, token_ids, logprobs, prompt_logprobs, failures, num_draft_tokens
+        )
+
+    def _guess(self, drafting: HostDrafting, told: dict[str, list[int]]) -> dict[str, int]:
+        entries = [entry for entry in self.sampling if told.get(entry.request_id)]
+        return drafting.propose(entries, told)
 
     def _read_logprobs(
         self, values: TokenLogprobs, token_ids: dict[str, list[int]]

@@ -26,6 +26,8 @@ from quire.runner.memory import default_num_blocks
 from quire.runner.model_runner import ModelRunner
 from quire.runner.warm_up import warm_up
 from quire.sampling.sampler import Sampler, TorchSampler
+from quire.speculation.factory import make_proposer
+from quire.speculation.proposer import Proposer
 
 
 class Worker:
@@ -57,6 +59,9 @@ class Worker:
         _require_served(config, self._backend, layout)
         self._sampler = (components.sampler or _default_sampler(device))()
         self._gives_logprobs = components.sampler is None
+        self._proposer: Proposer | None = None
+        if config.speculation is not None:
+            self._proposer = (components.proposer or make_proposer)(config.speculation)
         self._model = Decoder(
             model_config, self._backend, config.model.max_model_len, config.model.dtype, device
         )
@@ -92,7 +97,13 @@ class Worker:
         if config.cache.num_host_blocks > 0:
             storage.host = HostBlocks(storage, self._layout.groups, config.cache.num_host_blocks)
         self.runner = ModelRunner(
-            config, self._model, storage, self._backend, self._sampler, self._layout
+            config,
+            self._model,
+            storage,
+            self._backend,
+            self._sampler,
+            self._layout,
+            self._proposer,
         )
         if runs_triton(config.model.device):
             warm_up(

@@ -67,6 +67,8 @@ class SamplingParams:
         prompt_logprobs: the same for each prompt token but the first.
         detokenize: make text of the output; without it there is no text and no stop string.
         skip_special_tokens: leave special tokens out of the text.
+        speculate: take part where the engine speculates (`speculative_config`); without it no
+            tokens are guessed for this request.
 
     Raises:
         InvalidRequestError: a value outside its range; the message names both.
@@ -96,6 +98,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    speculate: bool = True
 
     def __post_init__(self) -> None:
         for name, read in _READERS.items():

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from quire.kernels.sampling import greedy_torch, sample_torch
+from quire.sampling.drafts import Drafts
 from quire.sampling.processors import shape_logits
 from quire.sampling.tensors import SamplingTensors
+from quire.speculation.coupled import accept_equal
 
 
 @dataclass
@@ -24,18 +26,6 @@ class TokenLogprobs:
     rank: Tensor  # int64 [R]
     top_ids: Tensor  # int64 [R, K]
     top_values: Tensor  # float32 [R, K]
-
-
-@dataclass
-class Drafts:
-    """What a step's rows of logits were told would come next. N rows, R requests.
-
-    The rows [first_rows[r], first_rows[r + 1]) are request r's: one for each of its drafts, in
-    order, and one behind them.
-    """
-
-    tokens: Tensor  # int64 [N], the draft at each row's position; anything in a request's last row
-    first_rows: list[int]  # R + 1 numbers
 
 
 @dataclass
@@ -83,22 +73,22 @@ class GraphSafeSampler(Protocol):
 
 
 class TorchSampler:
-    """The reference sampler: exact, in torch, on any device."""
+    """The reference sampler: exact, in torch, on any device; drafts are judged coupled."""
 
     def __call__(
         self, logits: Tensor, sampling: SamplingTensors, drafts: Drafts | None = None
     ) -> SamplerOutput:
-        """Choose from `logits`, float32 [R, V]; `drafts` must be None here."""
-        if drafts is not None:
-            raise NotImplementedError("TorchSampler verifies no drafts; use a rejection sampler")
+        """Choose from `logits`, float32 [N, V]."""
         tokens = self.choose(logits, sampling)
         logprobs = None
         if sampling.num_logprobs is not None:
             logprobs = gather_logprobs(logits, tokens, sampling.num_logprobs)
-        return SamplerOutput(tokens[:, None], logprobs=logprobs)
+        if drafts is None:
+            return SamplerOutput(tokens[:, None], logprobs=logprobs)
+        return SamplerOutput(*accept_equal(tokens, drafts), logprobs)
 
     def choose(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
-        """Return the next token of each row, int64 [R]; `NO_TOKEN` where there is none."""
+        """Return the next token of each row, int64 [N]; `NO_TOKEN` where there is none."""
         logits = shape_logits(logits, sampling)
         if sampling.all_greedy:
             return greedy_torch(logits)

@@ -1,0 +1,87 @@
+"""`HostDrafting`: after each step, guesses from the tokens that the host has just read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quire.messages import NewRequest, ScheduledEntry
+from quire.speculation.proposer import ProposeContext, Proposer
+
+
+class HostDrafting:
+    """Keeps the tokens of every row on the host, and writes guesses behind them on the device.
+
+    Invariant: `_known[row, : _num_known[row]]` is the prompt and output of the row's request, as
+    far as steps have told.
+    """
+
+    def __init__(
+        self,
+        proposer: Proposer,
+        num_guesses: int,
+        token_ids: Tensor,
+    ) -> None:
+        """Guess with `proposer` at most `num_guesses` tokens of each request and step.
+
+        Args:
+            token_ids: int64 [rows, max_model_len + 1], on the device: of each row, its tokens;
+                guesses are written behind them.
+        """
+        self._proposer = proposer
+        self._num_guesses = num_guesses
+        self._token_ids = token_ids
+        rows, width = token_ids.shape
+        self._max_model_len = width - 1
+        self._known = np.zeros((rows, width), dtype=np.int64)
+        self._num_known = [0] * rows
+        self._speculates = [False] * rows
+
+    def begin(self, requests: Sequence[NewRequest]) -> None:
+        """Take the tokens of requests that were given a row."""
+        for request in requests:
+            self._speculates[request.row] = request.sampling_params.speculate
+            self._num_known[request.row] = 0
+            self._extend(request.row, request.token_ids)
+
+    def propose(
+        self,
+        entries: Sequence[ScheduledEntry],
+        told: Mapping[str, Sequence[int]],
+    ) -> dict[str, int]:
+        """Guess what follows a step's tokens; return how many guesses each request has.
+
+        Args:
+            entries: of the requests that got tokens.
+            told: these tokens, by request id.
+        """
+        for entry in entries:
+            self._extend(entry.row, told[entry.request_id])
+        guessing = [entry for entry in entries if self._speculates[entry.row]]
+        if not guessing:
+            return {}
+        known = [self._known[entry.row, : self._num_known[entry.row]] for entry in guessing]
+        guesses = self._proposer.propose(ProposeContext(known), self._num_guesses)
+        rows: list[int] = []
+        positions: list[int] = []
+        tokens: list[int] = []
+        numbers = {}
+        for entry, guessed in zip(guessing, guesses, strict=True):
+            begin = self._num_known[entry.row]
+            guessed = guessed[: max(0, self._max_model_len - begin)]
+            rows += [entry.row] * len(guessed)
+            positions += range(begin, begin + len(guessed))
+            tokens += guessed
+            numbers[entry.request_id] = len(guessed)
+        if tokens:
+            sent = torch.tensor([rows, positions, tokens]).to(self._token_ids.device)
+            self._token_ids[sent[0], sent[1]] = sent[2]
+        return numbers
+
+    def _extend(self, row: int, token_ids: Sequence[int]) -> None:
+        begin = self._num_known[row]
+        self._known[row, begin : begin + len(token_ids)] = token_ids
+        self._num_known[row] = begin + len(token_ids)

@@ -1,0 +1,303 @@
+"""Speculation changes how many steps a text takes, and nothing of the text."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quire import LLM, Components, QuireError, RequestOutput, SamplingParams, Trace
+from quire.sampling.drafts import Drafts
+from quire.speculation.config import SpeculativeConfig
+from quire.speculation.coupled import accept_equal
+from quire.speculation.ngram import NGramProposer
+from quire.speculation.proposer import ProposeContext
+
+NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1}
+CODE = (
+    "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n    return a - b\n\n\n",
+    "x = [1, 2, 3]\ny = [1, 2, 3]\nz = [1,",
+    "class Stack:\n    def push(self, item):\n        self.items.append(item)\n\n    def",
+    "import os\nimport sys\n",
+)
+SIZES: dict[str, Any] = {"device": "cpu", "max_model_len": 160, "max_num_seqs": 4}
+
+
+class Prophet:
+    """Knows the texts that a run without guesses gave, and spoils one token in four."""
+
+    known: tuple[tuple[int, ...], ...] = ()
+
+    def __init__(self, config: SpeculativeConfig) -> None:
+        self._random = random.Random(0)
+
+    def propose(self, context: ProposeContext, k: int) -> list[list[int]]:
+        return [self._continued(tuple(ids.tolist()), k) for ids in context.token_ids]
+
+    def _continued(self, begun: tuple[int, ...], k: int) -> list[int]:
+        texts = [text for text in self.known if text[: len(begun)] == begun]
+        tokens = list(texts[0][len(begun) : len(begun) + k]) if texts else []
+        tokens += [7] * (k - len(tokens))  # on behind the end, too
+        return [t if self._random.random() > 0.25 else (t + 1) % 4096 for t in tokens]
+
+
+def texts_of(outputs: Sequence[RequestOutput]) -> tuple[tuple[int, ...], ...]:
+    return tuple(
+        (*o.prompt_token_ids, *completion.token_ids) for o in outputs for completion in o.outputs
+    )
+
+
+def assert_same(given: Sequence[RequestOutput], expected: Sequence[RequestOutput]) -> None:
+    for ours, theirs in zip(given, expected, strict=True):
+        for a, b in zip(ours.outputs, theirs.outputs, strict=True):
+            assert a.token_ids == b.token_ids
+            assert (a.text, a.finish_reason) == (b.text, b.finish_reason)
+            same_scores(a.logprobs, b.logprobs)
+        same_scores(ours.prompt_logprobs, theirs.prompt_logprobs)
+
+
+def same_scores(given: Any, expected: Any) -> None:
+    if expected is None:
+        assert given is None
+        return
+    for ours, theirs in zip(given, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        for token, score in (theirs or {}).items():
+            assert ours[token].logprob == pytest.approx(score.logprob, abs=1e-4)
+
+
+def shout(output: list[int], logits: torch.Tensor) -> torch.Tensor:
+    """A processor that depends on how long the output is."""
+    return logits * (1 + (len(output) % 3) / 10)
+
+
+PARAMS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0},
+    "drawn": {"temperature": 1.0, "seed": 3},
+    "cut off": {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "seed": 4},
+    "penalties": {
+        "temperature": 0.7,
+        "seed": 5,
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.3,
+        "presence_penalty": 0.2,
+    },
+    "log-probabilities": {"temperature": 0.6, "seed": 6, "logprobs": 3, "prompt_logprobs": 1},
+    "stop strings": {"temperature": 0, "stop": ["return", "):"], "max_tokens": 60},
+    "stop ids, not too soon": {
+        "temperature": 0.9,
+        "seed": 7,
+        "stop_token_ids": [201, 265, 300],
+        "min_tokens": 9,
+    },
+    "words": {
+        "temperature": 0,
+        "bad_words": ["self", "def"],
+        "logit_bias": {265: 2.0},
+        "allowed_token_ids": list(range(200, 900)),
+    },
+    "a function": {"temperature": 0.5, "seed": 8, "logits_processors": [shout]},
+    "three samples": {"temperature": 1.0, "seed": 9, "n": 3},
+    "one token": {"temperature": 0, "max_tokens": 1},
+    "two tokens": {"temperature": 0, "max_tokens": 2},
+    "as long as the model": {"temperature": 0, "max_tokens": None, "ignore_eos": True},
+    "no tokens": {"temperature": 0, "max_tokens": 0, "prompt_logprobs": 2},
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no prefix cache": {"enable_prefix_caching": False},
+    "small budget": {"max_num_batched_tokens": 7},
+    "one request at a time": {"max_num_seqs": 1},
+    "preemption": {"num_blocks": 16, "max_num_batched_tokens": 32},
+    "fair": {"policy": "fair", "num_blocks": 18},
+    "INT8": {"kv_cache_dtype": "int8"},
+    "window": {"kv_window": 24, "kv_sinks": 3},
+    "host tier": {"num_blocks": 18, "num_host_blocks": 40},
+}
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[tuple[str, str], list[RequestOutput]]:
+    """Outputs without guesses, as they are asked for."""
+    return {}
+
+
+def run(option: str, kind: str, **more: Any) -> tuple[list[RequestOutput], LLM]:
+    llm = LLM("quire-mini-draft", **{**SIZES, **OPTIONS[option], **more})
+    params = SamplingParams(**{"max_tokens": 40, **PARAMS[kind]})
+    return llm.generate(list(CODE) * 2, params, use_tqdm=False), llm
+
+
+@pytest.mark.parametrize("kind", PARAMS)
+def test_what_a_request_asks_for(kind: str) -> None:
+    """Guesses that are often right, with each parameter."""
+    plain, _ = run("plain", kind)
+    Prophet.known = texts_of(plain)
+    trace = Trace()
+    guessed, llm = run(
+        "plain",
+        kind,
+        speculative_config=NGRAM,
+        components=Components(proposer=Prophet),
+        trace=trace,
+    )
+    assert_same(guessed, plain)
+    if kind not in ("one token", "two tokens", "no tokens"):  # else there is nothing to guess
+        assert drafted(trace) > 0
+    assert not llm.engine.has_requests
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_what_an_engine_is_made_with(option: str) -> None:
+    """Guesses that are often right, with each option; nothing that was rejected is published."""
+    for kind in ("greedy", "drawn"):
+        plain, _ = run(option, kind)
+        Prophet.known = texts_of(plain)
+        trace = Trace()
+        guessed, llm = run(
+            option,
+            kind,
+            speculative_config=NGRAM,
+            components=Components(proposer=Prophet),
+            trace=trace,
+        )
+        assert_same(guessed, plain)
+        assert drafted(trace) > 0
+        again = llm.generate(list(CODE) * 2, SamplingParams(**{"max_tokens": 40, **PARAMS[kind]}))
+        assert_same(again, plain)  # from the blocks that the first run has left
+
+
+@pytest.mark.parametrize("kind", ["greedy", "drawn"])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_ngrams_leave_the_text_alone(kind: str, k: int) -> None:
+    plain, _ = run("plain", kind)
+    trace = Trace()
+    config = {"method": "ngram", "num_speculative_tokens": k}
+    guessed, _ = run("plain", kind, speculative_config=config, trace=trace)
+    assert_same(guessed, plain)
+    if kind == "greedy":
+        assert accepted(trace) > 20  # a small model's greedy text repeats itself
+
+
+def drafted(trace: Trace) -> int:
+    return sum(e.num_draft_tokens for step in trace.steps for e in step.scheduled.entries)
+
+
+def accepted(trace: Trace) -> int:
+    return sum(len(t) - 1 for step in trace.steps for t in step.result.token_ids.values())
+
+
+def test_a_request_that_does_not_speculate() -> None:
+    trace = Trace()
+    llm = LLM("quire-mini-draft", **SIZES, speculative_config=NGRAM, trace=trace)
+    params = SamplingParams(temperature=0, max_tokens=40, speculate=False)
+    llm.generate(list(CODE), params)
+    assert drafted(trace) == 0
+    llm.generate(list(CODE), [params, *[SamplingParams(temperature=0, max_tokens=40)] * 3])
+    names = {e.request_id for s in trace.steps for e in s.scheduled.entries if e.num_draft_tokens}
+    assert names
+    assert "4-0" not in names
+
+
+def test_a_right_guess_saves_a_step() -> None:
+    plain, _ = run("one request at a time", "greedy")
+    Prophet.known = texts_of(plain)
+    trace = Trace()
+    run(
+        "one request at a time",
+        "greedy",
+        speculative_config={"method": "ngram", "num_speculative_tokens": 4},
+        components=Components(proposer=Prophet),
+        trace=trace,
+    )
+    tokens = sum(len(o.outputs[0].token_ids) for o in plain)
+    assert len(trace.steps) < 0.6 * tokens
+    counts = trace.acceptance()
+    assert len(counts) == 4
+    assert sum(guessed for guessed, _ in counts) == drafted(trace)
+    assert sum(kept for _, kept in counts) == accepted(trace)
+    assert all(a[1] >= b[1] for a, b in pairwise(counts))  # none is kept behind a wrong one
+    assert (
+        0.6 < counts[0][1] / counts[0][0] < 0.9
+    )  # one in four is spoilt, and some lie behind ends
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.lists(st.integers(0, 3), min_size=1, max_size=40),
+    shortest=st.integers(1, 3),
+    more=st.integers(0, 3),
+    k=st.integers(1, 6),
+)
+def test_ngrams_are_those_of_a_plain_search(
+    text: list[int], shortest: int, more: int, k: int
+) -> None:
+    """The longest end that stood there before, its latest place, and what followed it."""
+    longest = shortest + more
+    wanted: list[int] = []
+    for size in range(longest, shortest - 1, -1):
+        places = [
+            end
+            for end in range(size, len(text))
+            if text[end - size : end] == text[len(text) - size :]
+        ]
+        if size < len(text) and places:
+            copy = list(text)
+            for i in range(k):  # a copy may run on into what it has copied
+                copy.append(copy[places[-1] + i])
+            wanted = copy[len(text) :]
+            break
+    assert NGramProposer(shortest, longest).continued(np.array(text), k) == wanted
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_equal_guesses_are_counted_from_the_front(data: st.DataObject) -> None:
+    widths = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=5))
+    first_rows = [0]
+    for width in widths:
+        first_rows.append(first_rows[-1] + 1 + width)
+    token = st.integers(0, 2)
+    chosen = data.draw(st.lists(token, min_size=first_rows[-1], max_size=first_rows[-1]))
+    guessed = data.draw(st.lists(token, min_size=first_rows[-1], max_size=first_rows[-1]))
+    tokens, counts = accept_equal(torch.tensor(chosen), Drafts(torch.tensor(guessed), first_rows))
+    assert tokens.shape == (len(widths), 1 + max(widths))
+    for r, width in enumerate(widths):
+        begin, right = first_rows[r], 0
+        while right < width and chosen[begin + right] == guessed[begin + right]:
+            right += 1
+        assert counts[r] == 1 + right
+        assert tokens[r, : 1 + right].tolist() == chosen[begin : begin + 1 + right]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("ngram", r"speculative_config='ngram': must be a dict such as"),
+        ({}, r"'method' is missing, one of ngram"),
+        ({"method": "medusa"}, r"method='medusa': must be one of ngram"),
+        ({"method": "ngram", "k": 3}, r"no key 'k': there are method, num_speculative_tokens"),
+        ({"method": "ngram", "num_speculative_tokens": 0}, "num_speculative_tokens=0: must be an"),
+        ({"method": "ngram", "num_speculative_tokens": True}, "num_speculative_tokens=True"),
+        (
+            {"method": "ngram", "prompt_lookup_min": 5},
+            "prompt_lookup_min=5: must be at most prompt_lookup_max=4",
+        ),
+        ({"method": "ngram", "verification": "typical"}, "verification='typical': must be one of"),
+    ],
+)
+def test_a_config_that_is_wrong(given: Any, message: str) -> None:
+    with pytest.raises(QuireError, match=message):
+        LLM("quire-mini-draft", device="cpu", speculative_config=given)
+
+
+def test_overlap_and_guesses_from_the_host() -> None:
+    with pytest.raises(QuireError, match=r"overlap=True with speculative_config method='ngram'"):
+        LLM("quire-mini-draft", device="cpu", overlap=True, speculative_config=NGRAM)
