@@ -48,7 +48,8 @@ class LLM:
             `CacheOptions`: `num_blocks`, `gpu_memory_utilization`, `block_size`,
             `enable_prefix_caching`, `kv_cache_dtype`, `kv_window`, `kv_sinks`,
             `num_host_blocks`. `SchedulingOptions`: `max_num_seqs`, `max_num_batched_tokens`,
-            `policy`, `watermark`, `overlap`.
+            `policy`, `watermark`, `overlap`. And `speculative_config`, a dict of the fields of
+            `quire.speculation.config.SpeculativeConfig`.
 
     Raises:
         CheckpointError, UnsupportedModelError: the checkpoint cannot be loaded.

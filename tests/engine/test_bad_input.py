@@ -33,6 +33,7 @@ from quire.kv.kv_cache_manager import PagedKVCacheManager
 from quire.models.config import ModelConfig
 from quire.prompts import TokenizedPrompt
 from quire.request import Request
+from quire.speculation.config import SpeculativeConfig
 from quire.tokenizer import Tokenizer
 from quire.trace import Trace
 
@@ -501,14 +502,18 @@ def test_the_whole_vocabularys_logprobs(name: str) -> None:
 
 
 def test_every_option_has_a_group() -> None:
-    """What `LLM` takes by name is a field of one group, which describes it."""
+    """What `LLM` takes by name is a field of one group, which describes it.
+
+    Speculation's options come as one dict, whose keys are the fields of its group.
+    """
     groups = (ModelOptions, CacheOptions, SchedulingOptions)
     described = [field.name for group in groups for field in fields(group)]
-    assert sorted(described) == sorted(EngineOptions.__annotations__)
-    for group in groups:
+    assert sorted([*described, "speculative_config"]) == sorted(EngineOptions.__annotations__)
+    for group in (*groups, SpeculativeConfig):
         for field in fields(group):
             assert f"    {field.name}: " in (group.__doc__ or ""), field.name
-            assert f"`{field.name}`" in (LLM.__doc__ or ""), field.name
+    for name in EngineOptions.__annotations__:
+        assert f"`{name}`" in (LLM.__doc__ or ""), name
 
 
 @pytest.mark.parametrize(
