@@ -86,7 +86,10 @@ def _trial_step(
     step = StepMetadata(batch.positions, attention, [batch.slots] * len(layout.specs))
     tokens = torch.zeros(starts[-1], dtype=torch.int64, device=device)
     hidden = model(tokens, storage, step)
-    logits = model.compute_logits(hidden[: config.scheduling.max_num_seqs]).float()
+    num_rows = config.scheduling.max_num_seqs
+    if config.speculation is not None:  # a row for each guess, and one behind them
+        num_rows *= 1 + config.speculation.num_speculative_tokens
+    logits = model.compute_logits(hidden[:num_rows]).float()
     sample_with_everything(logits, config.model.max_model_len)
     del logits
     # Prompt log-probabilities of the whole step, as many as may be asked for.
