@@ -150,6 +150,17 @@ def test_a_fair_share_for_the_client_with_one_request() -> None:
     assert times["fair"] < times["fcfs"] / 4
 
 
+def test_whoever_comes_to_an_empty_server_starts_at_the_count_of_the_last_to_leave() -> None:
+    """As in the engine: a newcomer is not owed what another had before the pause."""
+    arrivals = [Arrival(0.0, 200, 20, client="a"), Arrival(0.0, 30, 2, client="c")]
+    arrivals += [Arrival(9.0, 40, 5, client="b") for _ in range(6)]
+    arrivals += [Arrival(9.001, 40, 5, client=client) for client in "aac"]
+    real = replay(engine(2, 256, "fair"), arrivals, STEP_TIME)
+    model = serve(arrivals, SchedulerModel(2, 256, "fair"), STEP_TIME)
+    assert model == real
+    assert model.ttft(8) < model.ttft(6)  # a's first is served before b's fifth
+
+
 def test_interpolation() -> None:
     points = ((1.0, 2.0), (3.0, 6.0), (5.0, 5.0))
     assert [interpolate(points, x) for x in (0, 1, 2, 3, 4, 5, 9)] == [2, 2, 4, 6, 5.5, 5, 5]
