@@ -455,7 +455,7 @@ labkit.check("continuous")
 #   less. The next turn is of the client with the fewest tokens, those of this step and its served
 #   decodes included, among equals the one whose first unfinished prompt is listed first; it goes to
 #   that prompt. A client whose turn does not fit into what is left of the budget or of the pairs
-#   gets no more turns in this step.
+#   gets no more turns in this step, not for its other prompts either.
 # ### END VARIANT
 # ### BEGIN VARIANT deadline
 # - A wish also has `deadline`, the step by which its prompt should be complete. A prompt can still

@@ -58,7 +58,7 @@ def test_an_assistant_is_told_to_be_a_tutor(files: dict[str, bytes], lab: Lab) -
     assert "AGENTS.md" in readme
     assert "labkit.save()" in readme
     assert "| `sampler`: An exact sampler with a quota | core | 20 | 60 |\n" in readme
-    assert "100 points, about 5.4 hours" in readme
+    assert "100 points, about 5.2 hours" in readme
 
 
 def test_a_courses_own_lab_brings_its_checks(

@@ -89,9 +89,11 @@ def test_decodes_first(student, variant, step):
     prompt=st.integers(1, 5),
 )
 @example(waits=[1, 3, 2, 3], short=1, prompt=1)
+@example(waits=[1, 3, 2, 3], short=3, prompt=1)
 def test_more_decodes_than_budget(student, variant, waits, short, prompt):
     """Nobody who decodes is left out for ever."""
-    wishes = [wish(i, 1, True, waited) for i, waited in enumerate(waits)]
+    # Their names run against the list, which alone says who of equals is first.
+    wishes = [wish(8 - i, 1, True, waited) for i, waited in enumerate(waits)]
     budget = max(1, len(waits) - short)
     _judge(student, variant, budget, 1, [wish(9, prompt, waited=30), *wishes])
 
@@ -131,6 +133,10 @@ def test_no_head_of_line(student, variant, lengths, budget):
     step=(30, 2, [wish(0, 1, True, start=30), wish(1, 5), wish(2, 9, client=1)]),
     pairs=31 + 3 + 15 - 1,
 )
+@example(
+    step=(30, 2, [wish(0, 1, True, start=30), wish(1, 5), wish(2, 9, client=1)]),
+    pairs=31 + 3 + 3 - 1,
+)
 @example(step=(1, 2, [wish(0, 1, True, start=90), wish(1, 1, True, start=9)]), pairs=50)
 def test_pairs(student, variant, step, pairs):
     """A chunk far into its prompt has more pairs; what decodes and other chunks have counts."""
@@ -148,6 +154,7 @@ def test_pairs(student, variant, step, pairs):
 )  # fmt: skip
 @example(start=9, block=4, count=9, budget=14, pairs=1, decodes=0, other=(0, 20))
 @example(start=9, block=4, count=3, budget=3, pairs=1, decodes=0, other=(0, 20))
+@example(start=9, block=4, count=7, budget=14, pairs=1, decodes=0, other=(0, 20))
 @example(start=9, block=4, count=9, budget=3, pairs=1, decodes=0, other=(0, 20))
 @example(start=9, block=4, count=9, budget=14, pairs=1, decodes=2, other=(0, 20))
 @example(start=1, block=2, count=9, budget=14, pairs=30, decodes=0, other=(0, 20))
@@ -174,6 +181,10 @@ def test_one_block_for_a_start(
 @example(step=(8, 4, [wish(0, 9, deadline=40), wish(1, 9, deadline=39)]))
 @example(step=(3, 2, [wish(0, 9), wish(1, 9, client=1), wish(2, 1, True)]))
 @example(step=(8, 2, [wish(0, 9), wish(1, 9), wish(2, 9, client=1), wish(3, 1, True, client=1)]))
+@example(step=(4, 4, [wish(0, 9, waited=9), wish(1, 5, waited=9)]))
+@example(step=(8, 4, [wish(0, 4, deadline=40), wish(1, 8, deadline=40), wish(2, 4, deadline=41)]))
+@example(step=(3, 2, [wish(0, 1, True, client=1), wish(1, 9, served=1), wish(2, 9, client=1)]))
+@example(step=(6, 2, [wish(0, 2), wish(1, 9, client=1), wish(2, 9)]))
 def test_rule_of_the_variant(student, variant, step):
     """The order of the prompts."""
     _judge(student, variant, *step, because=f"the rule of your variant: {RULES[variant]}")
@@ -183,6 +194,7 @@ def test_rule_of_the_variant(student, variant, step):
     step=steps(most_decodes=6, waits=30, soonest=-1), less=st.integers(0, 4),
     pairs=st.integers(1, 900),
 )  # fmt: skip
+@example(step=(9, 4, [wish(0, 9, waited=0, start=8)]), less=0, pairs=1)  # admitted in this step
 def test_any_step(student, variant, step, less, pairs):
     """Any step, a budget smaller than the number of decodes included."""
     budget, block, wishes = step
