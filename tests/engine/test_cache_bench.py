@@ -14,13 +14,15 @@ from runs import Folder, Run
 
 from quire import LLM, Components, QuireError, SamplingParams
 from quire.attention.interface import AttentionBackend
-from quire.bench import cache_blocks, cache_compression, cache_offload, cache_prefix
-from quire.bench.cache_compression import (
-    ChangedCache,
-    ratio_interval,
-    rotated_codes,
-    to_codes,
+from quire.bench import (
+    cache_blocks,
+    cache_compression,
+    cache_offload,
+    cache_prefix,
+    cache_variants,
 )
+from quire.bench.cache_compression import ratio_interval
+from quire.bench.cache_variants import ChangedCache, rotated_codes, to_codes
 from quire.bench.perplexity import heldout_texts, nats_per_token, perplexity
 
 CPU = torch.device("cpu")
@@ -125,7 +127,7 @@ def test_a_rotation_spreads_what_one_channel_holds() -> None:
     x = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(rotated_codes(x, 2**20), x, atol=1e-4, rtol=0)
     x[:, 3] *= 30
-    for seed in range(cache_compression.ROTATIONS):
+    for seed in range(cache_variants.ROTATIONS):
         assert (rotated_codes(x, 7, seed) - x).norm() < 0.6 * (to_codes(x, 7) - x).norm()
     assert not torch.equal(rotated_codes(x, 7, 0), rotated_codes(x, 7, 1))
 
@@ -143,19 +145,19 @@ def test_an_interval_is_of_texts_in_pairs() -> None:
 
 
 def test_what_is_compared_is_run() -> None:
-    cases = {variant.case for variant in cache_compression.variants(64, 2)}
+    cases = {variant.case for variant in cache_variants.variants(64, 2)}
     assert {case for pair in cache_compression.COMPARED for case in pair} <= cases
 
 
 def test_windows_of_equal_bytes_are_of_equal_bytes() -> None:
     """Eight bits with fewer tokens have the bytes of four bits, to half a token."""
-    bits = {v.case: v.bits * v.tokens for v in cache_compression.variants(64, 2)}
+    bits = {v.case: v.bits * v.tokens for v in cache_variants.variants(64, 2)}
     for eight, four in (("int8-sinks-542", "int4"), ("int8-sinks-271", "int4-sinks-512")):
         assert abs(bits[eight] - bits[four]) <= 8.5 / 2
 
 
 def test_rows_of_compression(monkeypatch: pytest.MonkeyPatch) -> None:
-    every = cache_compression.variants(64, 1)
+    every = cache_variants.variants(64, 1)
     cases = ("float32", "int4", "int4-rotated", "window-512", "int8-sinks-542")
     few = [v for v in every if v.case in cases]
     monkeypatch.setattr(cache_compression, "variants", lambda *sizes: few)
@@ -169,7 +171,7 @@ def test_rows_of_compression(monkeypatch: pytest.MonkeyPatch) -> None:
         ratio = rows[case].value / rows[case].baselines["float32"]
         assert rows[case].parameters["ratio_low"] <= ratio <= rows[case].parameters["ratio_high"]
     rotated = rows["int4-rotated"]
-    assert rotated.parameters["rotations"] == cache_compression.ROTATIONS
+    assert rotated.parameters["rotations"] == cache_variants.ROTATIONS
     assert rotated.parameters["lowest"] < rotated.value < rotated.parameters["highest"]
     assert "rotations" not in rows["int4"].parameters
     compared = rows["int8-sinks-542 to int4"]

@@ -9,7 +9,7 @@ from runs import Folder
 
 from quire import LLM, Components, QuireError, SamplingParams
 from quire.analysis.heavy_hitters import HeavyHitterAttention
-from quire.bench.cache_compression import ChangedCache, merge_heads, to_codes, variants
+from quire.bench.cache_variants import ChangedCache, merge_heads, to_codes, variants
 
 LENGTH = 60
 

@@ -16,13 +16,12 @@ from quire.analysis.queueing import (
     Gate,
     Run,
     SchedulerModel,
-    StepTime,
     at_rate,
-    interpolate,
     percentile,
     poisson_arrivals,
     serve,
 )
+from quire.analysis.step_time import StepTime, interpolate
 from quire.bench import steps
 from quire.bench.replay import TIMELINE, replay
 from quire.errors import QuireError

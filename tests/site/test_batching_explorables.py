@@ -17,12 +17,12 @@ from quire.analysis.queueing import (
     Gate,
     Run,
     SchedulerModel,
-    StepTime,
     at_rate,
     percentile,
     poisson_arrivals,
     serve,
 )
+from quire.analysis.step_time import StepTime
 
 pytestmark = pytest.mark.browser
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from quire import LLM
 from quire.analysis import catalog_config, find_hardware, kv_bytes_per_token
-from quire.analysis.queueing import Gate, StepTime, poisson_arrivals
+from quire.analysis.queueing import Gate, poisson_arrivals
+from quire.analysis.step_time import StepTime
 from quire.bench.replay import TIMELINE, replay
 from quire.resources import load_measurement
 

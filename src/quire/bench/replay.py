@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 
-from quire.analysis.queueing import CONTINUOUS, Arrival, Entry, Gate, Run, StepTime, serve
+from quire.analysis.queueing import CONTINUOUS, Arrival, Gate, Run, serve
+from quire.analysis.step_time import Entry, StepTime
 from quire.errors import QuireError
 from quire.llm import LLM
 from quire.sampling.params import SamplingParams

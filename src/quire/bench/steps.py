@@ -9,7 +9,7 @@ the hardware's ceilings; the measurement's note names these.
 Two kinds of rows hold the batch and vary the context. `context-N` is a decode step of requests
 with prompts of N tokens. `mixed-N` is a step in which the same requests decode and one more
 prompt, always as long, is computed; it has no limit. What a token of context costs is the
-slope of such rows (`quire.analysis.queueing.StepTime`).
+slope of such rows (`quire.analysis.step_time.StepTime`).
 """
 
 from __future__ import annotations

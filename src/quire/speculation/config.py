@@ -19,7 +19,7 @@ class SpeculativeConfig:
 
     Args:
         method: "ngram" takes the guesses from the request's own tokens, where they continued
-            the same way before (prompt lookup, Saxena 2023).
+            the same way before (prompt lookup).
         num_speculative_tokens: guesses a request and step, at most.
         prompt_lookup_max: the most tokens that must have stood before the guesses then as now.
         prompt_lookup_min: the fewest; a longer match is preferred.

@@ -4,8 +4,7 @@ The sampler chooses a token for every row of logits as it always does, with the 
 row's own position. A request's first row follows tokens that are known, so its choice is the
 token of a run without guesses. If the guess was that token, the second row follows what such a
 run would have said, too, and so on: the output is that of the run without guesses, token for
-token, whoever guessed. Guesses drawn with the same noise are equal most often (Daliri, Musco and
-Suresh 2024).
+token, whoever guessed.
 """
 
 from __future__ import annotations
@@ -27,12 +26,8 @@ def accept_equal(chosen: Tensor, drafts: Drafts) -> tuple[Tensor, Tensor]:
     """
     bounds = torch.tensor(drafts.first_rows, device=chosen.device)
     counts = bounds.diff()  # 1 + the request's guesses
-    column = torch.arange(max(_widths(drafts.first_rows)), device=chosen.device)
+    column = torch.arange(max(b - a for a, b in pairwise(drafts.first_rows)), device=chosen.device)
     rows = (bounds[:-1, None] + column).clamp(max=len(chosen) - 1)
     tokens = chosen[rows]
     right = (tokens == drafts.tokens[rows]) & (column < counts[:, None] - 1)
     return tokens, 1 + right.long().cumprod(dim=1).sum(dim=1)
-
-
-def _widths(first_rows: list[int]) -> list[int]:
-    return [end - begin for begin, end in pairwise(first_rows)]

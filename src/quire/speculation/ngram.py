@@ -1,6 +1,6 @@
 """`NGramProposer`: what followed the last tokens when they stood in this text before.
 
-Prompt lookup decoding (Saxena 2023): an edit repeats most of what it edits, and an answer quotes
+vLLM calls it prompt lookup. An edit repeats most of what it edits, and an answer quotes
 its question. No model runs, so a guess costs a search in the host's memory.
 """
 
