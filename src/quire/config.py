@@ -146,7 +146,7 @@ class SchedulingOptions:
 class EngineOptions(TypedDict, total=False):
     """The options of `LLM`: the fields of the groups above, as a caller may give them.
 
-    `speculative_config` is a dict of what `quire.speculation.SpeculativeConfig` describes.
+    `speculative_config` is a dict of the fields of `quire.speculation.config.SpeculativeConfig`.
     """
 
     max_model_len: int | None

@@ -33,7 +33,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PROMPTS = (16, 64, 256, 1024, 4096)
 CONTEXT = 256  # prompt tokens while the batch varies
 CONTEXT_BATCH = 32  # requests that decode while their context varies
-NEWCOMER = 1024  # prompt tokens of who joins them: enough that the GPU, not its host, is busy
+NEWCOMER = 1024  # prompt tokens of who joins them: for an 8B, enough that the GPU is busy
 NUM_TOKENS = 32  # decode steps timed
 
 
