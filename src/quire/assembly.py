@@ -20,6 +20,7 @@ from quire.kv.spec import CacheLayout
 from quire.kv.windowed_manager import WindowedKVCacheManager
 from quire.models.config import ModelConfig
 from quire.scheduler import Scheduler, TokenBudgetScheduler
+from quire.speculation.factory import find_draft_model
 from quire.tokenizer import Tokenizer
 from quire.trace import Trace
 
@@ -37,10 +38,18 @@ def build_engine(
     Args:
         folder: the checkpoint; None gives random weights.
     """
+    draft = None
+    if config.speculation is not None:
+        max_model_len = config.model.max_model_len
+        draft = find_draft_model(config.speculation, model_config, max_model_len)
     if config.cache.kv_window is not None:
         model_config = _with_window(model_config, config.cache.kv_window)
-    layout = CacheLayout.of(model_config, config.cache_dtype)
-    executor = InlineExecutor(config, model_config, layout, folder, components)
+        if draft is not None:
+            draft = replace(draft, config=_with_window(draft.config, config.cache.kv_window))
+    layout = CacheLayout.of(
+        model_config, config.cache_dtype, None if draft is None else draft.config
+    )
+    executor = InlineExecutor(config, model_config, layout, folder, components, draft)
     make_pool = components.block_pool or LRUBlockPool
     pools: list[BlockPool] = [make_pool(executor.num_blocks) for _ in range(layout.num_groups)]
     make_manager = components.kv_cache_manager or _default_manager(config, layout)
@@ -64,7 +73,9 @@ def _default_manager(
         return partial(OffloadingKVCacheManager, num_host_blocks=cache.num_host_blocks)
     if cache.kv_window is None:
         return PagedKVCacheManager
-    return partial(WindowedKVCacheManager, windows=layout.windows, sinks=cache.kv_sinks)
+    return partial(
+        WindowedKVCacheManager, windows=list(layout.windows.values()), sinks=cache.kv_sinks
+    )
 
 
 def _make_scheduler(

@@ -262,6 +262,12 @@ class EngineConfig:
         """Blocks of the longest sequence."""
         return -(-self.model.max_model_len // self.cache.block_size)
 
+    @property
+    def blocks_per_row(self) -> int:
+        """Columns of a row of block tables: those of the longest sequence and of its drafts."""
+        drafts = 0 if self.speculation is None else self.speculation.num_speculative_tokens
+        return -(-(self.model.max_model_len + drafts) // self.cache.block_size)
+
 
 def _overlaps(device: torch.device, options: EngineOptions) -> bool:
     """Whether steps overlap by default: on a GPU, unless the next step waits for guesses."""

@@ -21,6 +21,7 @@ from quire.messages import SchedulerOutput
 from quire.models.config import ModelConfig
 from quire.runner.pending import PendingStep
 from quire.runner.worker import Worker
+from quire.speculation.factory import DraftSource
 
 
 class Executor(Protocol):
@@ -54,11 +55,14 @@ class InlineExecutor:
         layout: CacheLayout,
         folder: Path | None,
         components: Components,
+        draft: DraftSource | None = None,
     ) -> None:
         """Load the model, decide how many blocks the cache gets, and allocate it."""
         self._device = config.model.device
         with self._current():
-            self._worker: Worker | None = Worker(config, model_config, layout, folder, components)
+            self._worker: Worker | None = Worker(
+                config, model_config, layout, folder, components, draft
+            )
             self._num_blocks = config.cache.num_blocks or self.worker.most_blocks()
             self.worker.allocate(self._num_blocks)
 

@@ -83,6 +83,9 @@ class TokenBudgetScheduler:
         """Schedule at most `config.scheduling.max_num_seqs` requests over the blocks of `kv`."""
         self._config = config
         self._kv = kv
+        self._num_lookahead = 0
+        if config.speculation is not None:
+            self._num_lookahead = config.speculation.num_lookahead_tokens
         self._policy = make_policy(config.scheduling.policy)
         self._watermark = int(config.scheduling.watermark * kv.num_blocks)
         self._tracked: dict[str, _Tracked] = {}
@@ -150,7 +153,7 @@ class TokenBudgetScheduler:
             num_tokens = self._catch_up(tracked, step.budget)
             if num_tokens <= 0:
                 continue
-            num_tokens, reservation = self._reserve(request, num_tokens)
+            num_tokens, reservation = self._reserve(tracked, num_tokens)
             while reservation is None and self._preempt(step) is not tracked:
                 reservation = self._kv.reserve(request, num_tokens)
             if reservation is not None:
@@ -164,12 +167,19 @@ class TokenBudgetScheduler:
 
     # docs: schedule end
 
-    def _reserve(self, request: Request, num_tokens: int) -> tuple[int, Reservation | None]:
+    def _reserve(self, tracked: _Tracked, num_tokens: int) -> tuple[int, Reservation | None]:
         """Make room for a request's next positions, without its drafts if that is all there is.
 
-        Drafts are a guess: nobody is preempted for their sake.
+        Where a model computes guesses it needs room behind them, too. Drafts are a guess: nobody
+        is preempted for their sake.
         """
-        reservation = self._kv.reserve(request, num_tokens)
+        request = tracked.request
+        reservation = None
+        until_limit = tracked.last_position - request.num_computed_tokens - num_tokens
+        lookahead = min(self._num_lookahead, until_limit)
+        if lookahead > 0 and request.sampling_params.speculate:
+            reservation = self._kv.reserve(request, num_tokens + lookahead)
+        reservation = reservation or self._kv.reserve(request, num_tokens)
         num_known = request.num_known_unscheduled
         if reservation is None and num_tokens > num_known:
             num_tokens, reservation = num_known, self._kv.reserve(request, num_known)

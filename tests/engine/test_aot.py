@@ -51,10 +51,18 @@ OLDEST = {"int8": 80, "fp8": 89}  # E4M3 came with Ada and Hopper
 CODES = {"int8": "*i8", "fp8": "*fp8e4nv"}
 DECODED = {**ATTENDED, "partials": FLOAT, "sums": FLOAT, "arrivals": INT}
 DECODE = {
-    "GROUP": 4, "PADDED": 4, "ROWS": 16, "HEAD_SIZE": 128, "PAGE": 16, "TILE": 16, "MIN_TILES": 2,
+    "TOKENS": 1, "GROUP": 4, "PADDED": 4, "ROWS": 16, "HEAD_SIZE": 128, "PAGE": 16, "TILE": 16, "MIN_TILES": 2,
     "STAGES": 3, "MOST": 64, "CHUNK": 2,
 }  # fmt: skip
-PREFILL_TILES = {"GROUP": 4, "ROWS": 64, "HEAD_SIZE": 128, "TILE": 64, "STAGES": 3}
+DRAFTS = {"TOKENS": 5, "PADDED": 32, "ROWS": 32}
+PREFILL_TILES = {
+    "num_kv_heads": 8,
+    "GROUP": 4,
+    "ROWS": 64,
+    "HEAD_SIZE": 128,
+    "TILE": 64,
+    "STAGES": 3,
+}
 PREFILL = {**PREFILL_TILES, "window": None, "sinks": None}
 DESCRIPTOR = "tensordesc<bf16[64, 128]>"
 
@@ -164,11 +172,12 @@ SERVED = [
     Served(
         "step._begin_step",
         {
-            "rows": INT, "positions": INT, "new_blocks": INT, "token_ids": LONG,
+            "rows": INT, "first_positions": INT, "num_drafts": INT, "first_new": INT,
+            "new_blocks": INT, "token_ids": LONG,
             "tokens_stride": "i32", "table": INT, "table_stride": "i32", "tokens_out": LONG,
             "positions_out": LONG, "slots_out": LONG,
         },
-        {"block_size": 16},
+        {"block_size": 16, "width": 5, "padded_width": 8, "most_new": 1, "padded_new": 1},
         {"num_warps": 1},
     ),
     *(
@@ -195,6 +204,12 @@ SERVED = [
         {**ATTENDED, "tiles": INT, "key": DESCRIPTOR, "value": DESCRIPTOR},
         {**PREFILL, **UNSCALED, "PAGE": None},
         {"num_warps": 4},
+    ),
+    Served(
+        "paged_decode._paged_decode",
+        DECODED,
+        {**DECODE, **UNSCALED, **DRAFTS, "sequences": None, "window": None, "sinks": None},
+        {"num_warps": 1},
     ),
     Served(
         "paged_decode._paged_decode",

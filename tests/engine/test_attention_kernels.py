@@ -141,13 +141,14 @@ def test_real_steps(name: str, dtype: torch.dtype, head_size: int) -> None:
 
 
 @pytest.mark.gpu
-def test_a_captured_step_follows_its_lengths() -> None:
+@pytest.mark.parametrize("num_tokens", [1, 4, 6])
+def test_a_captured_step_follows_its_lengths(num_tokens: int) -> None:
     """One graph, replayed for other lengths and tables than it was captured with."""
     from quire.attention.triton_backend import TritonAttention
 
     step = make_step(
-        new=[1] * 4,
-        lengths=[4000, 1, 0, 2500],
+        new=[num_tokens] * 4,
+        lengths=[4000, num_tokens, num_tokens, 2500],
         heads=(32, 8),
         head_size=128,
         dtype=torch.bfloat16,
@@ -164,7 +165,7 @@ def test_a_captured_step_follows_its_lengths() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         output = attend()
-    for lengths in ([17, 0, 0, 1], [4000, 1, 0, 2500], [0, 0, 0, 300]):
+    for lengths in ([17, 0, 0, 6], [4000, num_tokens, 0, 2500], [0, 0, 0, 300]):
         batch.lengths.copy_(torch.tensor(lengths))
         host.lengths[:] = lengths
         output.fill_(float("nan"))

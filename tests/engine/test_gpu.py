@@ -277,7 +277,7 @@ def test_dtype_of_the_device() -> None:
         is llm.config.model.dtype
     )
     assert llm.config.scheduling.overlap
-    assert (llm.engine.executor.worker.runner._graphs is not None) == (major >= 8)
+    assert (llm.engine.executor.worker.runner.graphs is not None) == (major >= 8)
     (output,) = llm.generate("def fib", replace(GREEDY, max_tokens=20))
     assert len(output.outputs[0].token_ids) == 20
 

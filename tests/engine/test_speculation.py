@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire import LLM, Components, QuireError, RequestOutput, SamplingParams, Trace
+from quire.models.config import ModelConfig
+from quire.models.loader import resolve_checkpoint
 from quire.sampling.drafts import Drafts
 from quire.speculation.config import SpeculativeConfig
 from quire.speculation.coupled import accept_equal
@@ -186,6 +189,46 @@ def test_ngrams_leave_the_text_alone(kind: str, k: int) -> None:
         assert accepted(trace) > 20  # a small model's greedy text repeats itself
 
 
+DRAFTS = {
+    "itself": {"method": "draft_model", "model": "quire-mini-draft"},
+    "another": {"method": "draft_model", "model": "quire-mini"},  # the larger one guesses
+}
+
+
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("kind", PARAMS)
+def test_a_draft_model_leaves_the_text_alone(kind: str, k: int) -> None:
+    plain, _ = run("plain", kind)
+    trace = Trace()
+    config = {**DRAFTS["another"], "num_speculative_tokens": k}
+    guessed, llm = run("plain", kind, speculative_config=config, trace=trace)
+    assert_same(guessed, plain)
+    if kind not in ("one token", "two tokens", "no tokens"):
+        assert drafted(trace) > 0
+    assert not llm.engine.has_requests
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_draft_model_in_any_engine(option: str, draft: str) -> None:
+    """The text stays, also from the blocks that a first run has left; nothing is missing there.
+
+    A model that guesses for itself is right, but behind the ends of texts, where its last tokens
+    lie; a hole in its cache would show.
+    """
+    for kind in ("greedy", "drawn"):
+        plain, _ = run(option, kind)
+        trace = Trace()
+        config = {**DRAFTS[draft], "num_speculative_tokens": 3}
+        guessed, llm = run(option, kind, speculative_config=config, trace=trace)
+        again = llm.generate(list(CODE) * 2, SamplingParams(**{"max_tokens": 40, **PARAMS[kind]}))
+        assert_same(guessed, plain)
+        assert_same(again, plain)
+        counts = trace.acceptance()
+        if draft == "itself" and option != "INT8":
+            assert counts[0][1] > 0.97 * counts[0][0]
+
+
 def drafted(trace: Trace) -> int:
     return sum(e.num_draft_tokens for step in trace.steps for e in step.scheduled.entries)
 
@@ -267,7 +310,9 @@ def test_equal_guesses_are_counted_from_the_front(data: st.DataObject) -> None:
     token = st.integers(0, 2)
     chosen = data.draw(st.lists(token, min_size=first_rows[-1], max_size=first_rows[-1]))
     guessed = data.draw(st.lists(token, min_size=first_rows[-1], max_size=first_rows[-1]))
-    tokens, counts = accept_equal(torch.tensor(chosen), Drafts(torch.tensor(guessed), first_rows))
+    drafts = Drafts(torch.tensor(guessed), first_rows)
+    zeros = torch.zeros(first_rows[-1], dtype=torch.int64)
+    tokens, counts = accept_equal(torch.tensor(chosen), drafts, zeros, zeros)
     assert tokens.shape == (len(widths), 1 + max(widths))
     for r, width in enumerate(widths):
         begin, right = first_rows[r], 0
@@ -283,7 +328,18 @@ def test_equal_guesses_are_counted_from_the_front(data: st.DataObject) -> None:
         ("ngram", r"speculative_config='ngram': must be a dict such as"),
         ({}, r"'method' is missing, one of ngram"),
         ({"method": "medusa"}, r"method='medusa': must be one of ngram"),
-        ({"method": "ngram", "k": 3}, r"no key 'k': there are method, num_speculative_tokens"),
+        ({"method": "ngram", "k": 3}, r"no key 'k': there are method, model, num_speculative_to"),
+        (
+            {"method": "draft_model"},
+            r"method='draft_model' needs the draft model's name as 'model'",
+        ),
+        ({"method": "ngram", "model": "quire-mini"}, r"method='ngram' has no 'model'"),
+        ({"method": "ngram", "verification": "synthetic"}, r"acceptance_rate=None with verific"),
+        ({"method": "ngram", "acceptance_rate": 0.5}, r"acceptance_rate=0.5 with verification='co"),
+        (
+            {"method": "ngram", "verification": "synthetic", "acceptance_rate": 1.5},
+            r"acceptance_rate=1.5: must lie in \[0, 1\]",
+        ),
         ({"method": "ngram", "num_speculative_tokens": 0}, "num_speculative_tokens=0: must be an"),
         ({"method": "ngram", "num_speculative_tokens": True}, "num_speculative_tokens=True"),
         (
@@ -301,3 +357,38 @@ def test_a_config_that_is_wrong(given: Any, message: str) -> None:
 def test_overlap_and_guesses_from_the_host() -> None:
     with pytest.raises(QuireError, match=r"overlap=True with speculative_config method='ngram'"):
         LLM("quire-mini-draft", device="cpu", overlap=True, speculative_config=NGRAM)
+
+
+def test_a_draft_model_of_another_vocabulary() -> None:
+    target = ModelConfig.from_folder(resolve_checkpoint("quire-mini-draft"))
+    other = replace(target, vocab_size=4000)
+    with pytest.raises(QuireError, match="a vocabulary of 4000 tokens and the model one of 4096"):
+        LLM(
+            "quire-mini",
+            device="cpu",
+            speculative_config={"method": "draft_model", "model": other},
+        )
+    short = replace(target, max_position=64)
+    with pytest.raises(QuireError, match="made for 64 tokens, fewer than max_model_len=128"):
+        LLM(
+            "quire-mini",
+            device="cpu",
+            max_model_len=128,
+            speculative_config={"method": "draft_model", "model": short},
+        )
+
+
+def test_a_coin_judges_where_it_is_told_to() -> None:
+    trace = Trace()
+    config = {
+        "method": "draft_model",
+        "model": "quire-mini-draft",
+        "verification": "synthetic",
+        "acceptance_rate": 0.6,
+    }
+    llm = LLM("quire-mini-draft", **SIZES, speculative_config=config, trace=trace)
+    params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    llm.generate(list(CODE), params, use_tqdm=False)
+    counts = trace.acceptance()
+    assert counts[0][0] > 100
+    assert counts[0][1] / counts[0][0] == pytest.approx(0.6, abs=0.15)  # three standard errors

@@ -1,7 +1,8 @@
 """The arithmetic of inference: memory, FLOPs, bytes, time and price, from a config alone.
 
-Pure Python, no torch. Every function is a formula of the chapter "Autoregressive
-decoding", with its units; sources in brackets are keys of `book/references.bib`.
+Pure Python and numpy, no torch. Every function is a formula of the chapter "Autoregressive
+decoding", or of "Speculative decoding", with its units; sources in brackets are keys of
+`book/references.bib`.
 """
 
 from quire.analysis.catalog import catalog_config, catalog_json
@@ -26,6 +27,17 @@ from quire.analysis.memory import (
     weight_bytes,
 )
 from quire.analysis.roofline import achieved_mbu, achieved_mfu, binding_ceiling, roofline_time
+from quire.analysis.speculation import (
+    agreement_bound,
+    argmax_agreement,
+    best_k,
+    coupled_agreement,
+    expected_tokens,
+    independent_agreement,
+    rejection_acceptance,
+    speedup,
+    total_variation,
+)
 from quire.analysis.work import Work, decode_work, prefill_work, recompute_work
 
 __all__ = [
@@ -38,14 +50,20 @@ __all__ = [
     "achieved_mbu",
     "achieved_mfu",
     "activation_bytes",
+    "agreement_bound",
+    "argmax_agreement",
+    "best_k",
     "binding_ceiling",
     "catalog_config",
     "catalog_json",
     "count_parameters",
+    "coupled_agreement",
     "decode_work",
     "dtype_bytes",
     "electricity_usd_per_million_tokens",
+    "expected_tokens",
     "find_hardware",
+    "independent_agreement",
     "joules_per_token",
     "kv_bytes_per_token",
     "kv_cache_bytes",
@@ -56,8 +74,11 @@ __all__ = [
     "predict",
     "prefill_work",
     "recompute_work",
+    "rejection_acceptance",
     "roofline_time",
     "short_dtype",
+    "speedup",
+    "total_variation",
     "usd_per_million_tokens",
     "weight_bytes",
 ]

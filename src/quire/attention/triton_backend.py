@@ -2,7 +2,7 @@
 
 A step may hold anything: sequences with one new token, prompts that start, chunks that
 continue. They are sorted into three launches by what the host knows. In a captured step the
-host knows nothing, and every sequence decodes one token.
+host knows nothing, and every sequence has as many new tokens: one, or a few drafts behind it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class _Plan:
     def of(cls, query: Tensor, kv: LayerKV, batch: AttentionBatch, settings: Tuning) -> _Plan:
         """Sort the step's sequences into launches and send their lists in one copy."""
         size = tokens_per_tile(query.shape[1] // kv.key.shape[1], settings.prefill)
-        num_decodes = batch.lengths.shape[0]
+        num_decodes, num_tokens = batch.lengths.shape[0], batch.tokens_per_sequence
         lists = [np.empty(0, dtype=np.int32)] * 3
         if batch.host is not None:
             new, lengths = np.diff(batch.host.query_starts), np.array(batch.host.lengths)
-            num_decodes = int((new == 1).sum())
+            num_decodes, num_tokens = int((new == 1).sum()), 1
             if num_decodes < len(new):
                 lists = [
                     _tiles(np.flatnonzero((new > 1) & (new == lengths)), new, size),
@@ -51,7 +51,7 @@ class _Plan:
         scratch = None
         if num_decodes > 0:
             scratch = DecodeScratch.allocate(
-                num_decodes, query, kv, settings.decode, batch.max_length
+                num_decodes, num_tokens, query, kv, settings.decode, batch.max_length
             )
         return cls(
             tuning=settings,

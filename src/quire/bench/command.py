@@ -24,6 +24,7 @@ from quire.bench import (
     peers,
     pitfalls,
     power,
+    speculation_steps,
     spike,
     steps,
 )
@@ -45,6 +46,7 @@ TITLES = {
     "cache-compression": "Perplexity of held-out text over the size of the KV cache",
     "power": "What the GPU draws while it decodes, and the energy of a token",
     "pitfalls": "One matrix-vector product timed rightly and with one mistake at a time",
+    "speculation-steps": "Steps of several tokens, drafts, and whole runs at chosen acceptance",
     "spike": "The longest gap between tokens when a long prompt arrives, over the step's budget",
     "overlap": "A decode step with the host's work before it, and behind it",
     "peers": "quire and vLLM in turns on one GPU, on the same works",
@@ -126,6 +128,8 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
     if args.name == "divergence":
         dtypes = ("float32", "bfloat16") if device.type == "cuda" else ("float32",)
         return divergence.run(catalog_config(args.model) or args.model, device, dtypes)
+    if args.name == "speculation-steps":
+        return _measure_speculation(args, device)
     catalogued = catalog_config(args.model)
     if args.name in ("spike", "overlap", "load"):
         return _measure_batching(args.name, catalogued or args.model, device)
@@ -146,6 +150,17 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
         tuple(batch for batch in steps.BATCHES if batch <= largest),
         steps.PROMPTS if on_gpu else steps.PROMPTS[:3],
     )
+
+
+def _measure_speculation(args: argparse.Namespace, device: torch.device) -> list[Row]:
+    name = engine.MODELS[1] if args.model == DEFAULT_MODEL else args.model
+    model, draft = catalog_config(name), catalog_config(engine.MODELS[0])
+    if model is None:
+        raise QuireError(f"model {name!r} is not in the catalog: {', '.join(catalog_json())}")
+    batches = tuple(b for b in speculation_steps.BATCHES if b <= args.max_batch)
+    # A model as small as the draft model gains nothing from it; its steps are measured alone.
+    drafting = None if name == engine.MODELS[0] else draft
+    return speculation_steps.run(model, drafting, device, batches=batches)
 
 
 def _measure_batching(name: str, model: str | ModelConfig, device: torch.device) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Paged decode attention: one new token a sequence against its blocks, in one launch.
+"""Paged decode attention: a few new tokens a sequence against its blocks, in one launch.
 
 A decode step does about one multiplication a byte and query head, so reading the cache
 once, at the memory's full rate, is all that counts. Three ideas see to it. The query heads
@@ -7,6 +7,10 @@ for all of them (grouped-query attention, Ainslie et al. 2023). Keys arrive thro
 pipeline of asynchronous copies, and a tile's block numbers are loaded a tile ahead, since
 an address that waits for the block table would stall it. And a long sequence is split over
 several programs, of which the last one to finish merges their partial softmaxes.
+
+Where drafts are verified a sequence has several new tokens. They are more rows of the same
+product, each of which sees one position more than the one before it: the cache is still read
+once.
 """
 
 from __future__ import annotations
@@ -57,6 +61,18 @@ def _scale_offset(block, tile, num_kv_heads, TILE: tl.constexpr, PAGE: tl.conste
 
 
 @jit
+def _own_view(positions, ends, window, sinks):
+    """Return which positions [P] each row of queries sees, whose views end at `ends` [rows]."""
+    own = positions[None, :] < ends[:, None]
+    if window is not None:
+        inside = positions[None, :] >= ends[:, None] - window
+        if sinks is not None:
+            inside |= positions[None, :] < sinks
+        own &= inside
+    return own
+
+
+@jit
 def _paged_decode(
     output,  # [num_tokens, num_heads, HEAD_SIZE], contiguous
     query,  # the same shape
@@ -68,7 +84,7 @@ def _paged_decode(
     rows,
     lengths,
     query_starts,
-    sequences,  # [D] the sequences of this launch; None: all, one token each
+    sequences,  # [D] the sequences of this launch, one token each; None: all, TOKENS each
     partials,  # float32 [D, num_kv_heads, splits, PADDED, HEAD_SIZE]
     sums,  # float32 [D, num_kv_heads, splits, 2, PADDED]: each split's maximum and sum
     arrivals,  # int32 [D, num_kv_heads], zero before and after
@@ -80,8 +96,9 @@ def _paged_decode(
     head_stride,
     offset_stride,
     table_stride,
+    TOKENS: tl.constexpr,  # new tokens a sequence
     GROUP: tl.constexpr,  # query heads a KV head
-    PADDED: tl.constexpr,  # the power of two above
+    PADDED: tl.constexpr,  # the power of two above TOKENS * GROUP
     ROWS: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     PAGE: tl.constexpr,
@@ -100,10 +117,12 @@ def _paged_decode(
     num_kv_heads = tl.num_programs(0)
     splits = tl.num_programs(2)  # the most there can be
     sequence = item if sequences is None else tl.load(sequences + item)
-    token = sequence if sequences is None else tl.load(query_starts + sequence)
+    token = sequence * TOKENS if sequences is None else tl.load(query_starts + sequence)
     length = tl.load(lengths + sequence)
     table = block_table + tl.load(rows + sequence).to(tl.int64) * table_stride
-    first = 0 if window is None else tl.maximum(length - window, 0)
+    # Where the view of the first new token ends; a later one's ends as much further on.
+    first_end = length - (TOKENS - 1)
+    first = 0 if window is None else tl.maximum(first_end - window, 0)
     first_tile = first // TILE
     sink_tiles = 0 if sinks is None else tl.minimum(tl.cdiv(sinks, TILE), first_tile)
     num_tiles = tl.cdiv(length, TILE) - first_tile + sink_tiles
@@ -115,10 +134,11 @@ def _paged_decode(
 
     row = tl.arange(0, ROWS)
     column = tl.arange(0, HEAD_SIZE)
-    heads = kv_head * GROUP + row
+    later, heads = row // GROUP, kv_head * GROUP + row % GROUP
     places = heads[:, None] * HEAD_SIZE + column[None, :]
-    used = (row < GROUP)[:, None]
-    q = tl.load(query + token.to(tl.int64) * query_stride + places, mask=used, other=0.0)
+    used = (row < TOKENS * GROUP)[:, None]
+    queries = query + (token + later).to(tl.int64)[:, None] * query_stride + places
+    q = tl.load(queries, mask=used, other=0.0)
     # Where the positions of a tile lie in block 0; a block's own place is added in the loop.
     place = tl.arange(0, TILE)
     inside = (place % PAGE)[:, None] * offset_stride + column[None, :]
@@ -148,9 +168,15 @@ def _paged_decode(
         elif window is not None:
             seen &= tile * TILE + place >= first
         scores = tl.where(seen[None, :], scores, float("-inf"))
+        if TOKENS > 1:
+            own = _own_view(tile * TILE + place, first_end + later, window, sinks)
+            scores = tl.where(own, scores, float("-inf"))
         new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-        shrink = tl.exp2(maximum - new_maximum)
-        weights = tl.exp2(scores - new_maximum[:, None])
+        base = new_maximum
+        if TOKENS > 1:  # of a tile that only later ones see: -inf less -inf is no number
+            base = tl.where(new_maximum > float("-inf"), new_maximum, 0.0)
+        shrink = tl.exp2(maximum - base)
+        weights = tl.exp2(scores - base[:, None])
         total = total * shrink + tl.sum(weights, 1)
         # A block may hold anything behind the sequence's end, and 0 · NaN is not 0.
         v = tl.load(values + offset, mask=seen[:, None], other=0.0)
@@ -162,10 +188,11 @@ def _paged_decode(
 
     if EARLY:  # not before: the next kernel's programs would take places unevenly
         tl.extra.cuda.gdc_launch_dependents()
-    out = output + token.to(tl.int64) * num_kv_heads * GROUP * HEAD_SIZE + places
+    out = output + token.to(tl.int64) * num_kv_heads * GROUP * HEAD_SIZE
     if num_splits == 1:
         # A padded sequence has no key at all: its total is 0 and its output too.
-        tl.store(out, mixed / tl.where(total > 0, total, 1.0)[:, None], mask=used)
+        tokens = later[:, None] * num_kv_heads * GROUP * HEAD_SIZE
+        tl.store(out + tokens + places, mixed / tl.where(total > 0, total, 1.0)[:, None], mask=used)
         return
     unit = item * num_kv_heads + kv_head
     parts = partials + unit.to(tl.int64) * splits * PADDED * HEAD_SIZE
@@ -180,10 +207,10 @@ def _paged_decode(
         return
     tl.store(arrivals + unit, 0)  # for the next layer
     merged = _merge(parts, stats, num_splits, PADDED, HEAD_SIZE, MOST, CHUNK)
-    head = tl.arange(0, PADDED)
-    out = output + (token.to(tl.int64) * num_kv_heads + kv_head) * GROUP * HEAD_SIZE
-    inside = head[:, None] * HEAD_SIZE + column[None, :]
-    tl.store(out + inside, merged, mask=(head < GROUP)[:, None])
+    row = tl.arange(0, PADDED)
+    heads = (row // GROUP * num_kv_heads + kv_head) * GROUP + row % GROUP
+    inside = heads[:, None] * HEAD_SIZE + column[None, :]
+    tl.store(out + inside, merged, mask=(row < TOKENS * GROUP)[:, None])
 
 
 @jit
@@ -236,9 +263,15 @@ class DecodeScratch:
 
     @classmethod
     def allocate(
-        cls, items: int, query: Tensor, kv: LayerKV, tuning: DecodeTuning, longest: int
+        cls,
+        items: int,
+        tokens: int,
+        query: Tensor,
+        kv: LayerKV,
+        tuning: DecodeTuning,
+        longest: int,
     ) -> DecodeScratch:
-        """Choose the number of splits for `items` sequences and allocate what they need.
+        """Choose the number of splits for `items` sequences of `tokens` new tokens each.
 
         It depends on sizes alone, never on lengths, so that a captured launch fits them all.
         """
@@ -248,7 +281,7 @@ class DecodeScratch:
         # were best up to 2,000 keys, 32 at 8,000 and 64 at 32,000.
         worth = min(max(math.isqrt(longest // 8), FEW_SPLITS), MAX_SPLITS)
         splits = max(min(tuning.programs // units, longest // tuning.min_keys, worth), 1)
-        padded = triton.next_power_of_2(query.shape[1] // num_kv_heads)
+        padded = triton.next_power_of_2(tokens * query.shape[1] // num_kv_heads)
         return cls(
             partials=query.new_empty(units * splits * padded * head_size, dtype=torch.float32),
             sums=query.new_empty(units * splits * 2 * padded, dtype=torch.float32),
@@ -268,17 +301,18 @@ def paged_decode(
     window: int | None,
     tuning: DecodeTuning,
 ) -> None:
-    """Write the attention of one-token sequences into their tokens of `output`.
+    """Write the attention of sequences with few new tokens into their tokens of `output`.
 
     Args:
         output: [num_tokens, num_heads, head_size], contiguous.
         query: the same shape; tokens may be strided.
-        sequences: int32 [D], the sequences to attend for; None: all R, where sequence i has
-            token i.
+        sequences: int32 [D], the sequences to attend for, one token each; None: all R, where
+            each has `batch.tokens_per_sequence`.
     """
     num_kv_heads, page, head_size = kv.key.shape[1:]
     group = query.shape[1] // num_kv_heads
-    padded = triton.next_power_of_2(group)
+    tokens = batch.tokens_per_sequence if sequences is None else 1
+    padded = triton.next_power_of_2(tokens * group)
     early = starts_early(query)
     items = batch.lengths.shape[0] if sequences is None else sequences.shape[0]
     _paged_decode[(num_kv_heads, items, scratch.splits)](
@@ -302,6 +336,7 @@ def paged_decode(
         query.stride(0),
         *kv.key.stride()[:3],
         batch.block_table.stride(0),
+        TOKENS=tokens,
         GROUP=group,
         PADDED=padded,
         ROWS=max(padded, MIN_ROWS),

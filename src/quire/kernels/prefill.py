@@ -109,6 +109,7 @@ def _prefill(
     head_stride,
     offset_stride,
     table_stride,
+    num_kv_heads: tl.constexpr,
     GROUP: tl.constexpr,  # query heads a KV head
     ROWS: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
@@ -116,9 +117,9 @@ def _prefill(
     TILE: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    kv_head = tl.program_id(0)
-    tile = tl.program_id(1)
-    num_kv_heads = tl.num_programs(0)
+    program = tl.program_id(0)  # one axis: the others end at 65,535, and a step may have more tiles
+    kv_head = program % num_kv_heads
+    tile = program // num_kv_heads
     sequence = tl.load(tiles + tile * 2)
     first_token = tl.load(tiles + tile * 2 + 1)
     query_start = tl.load(query_starts + sequence)
@@ -214,7 +215,7 @@ def prefill(
             TensorDescriptor.from_tensor(x.flatten(1), [tuning.keys, head_size]) for x in source
         )
     group = num_heads // num_kv_heads
-    _prefill[(num_kv_heads, tiles.shape[0])](
+    _prefill[(num_kv_heads * tiles.shape[0],)](
         output,
         query,
         key,
@@ -231,6 +232,7 @@ def prefill(
         query.stride(0),
         *strides,
         batch.block_table.stride(0),
+        num_kv_heads=num_kv_heads,
         GROUP=group,
         ROWS=max(tuning.rows, triton.next_power_of_2(group), MIN_ROWS),
         HEAD_SIZE=head_size,

@@ -6,17 +6,23 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from quire.kernels.runtime import jit, tl
+from quire.kernels.runtime import jit, tl, triton
 
 
 @dataclass(frozen=True)
 class DecodeInputs:
-    """What the host sends for a step of one token a request; R sequences, padding included."""
+    """What the host sends for a step of W tokens a request; R sequences, padding included.
+
+    A sequence with fewer than W - 1 drafts, and a padded one, has tokens that nobody looks at:
+    their keys and values go to the null block.
+    """
 
     rows: Tensor  # int32 [R]
-    positions: Tensor  # int32 [R], of the token to compute
-    lengths: Tensor  # int32 [R]: position + 1, or 0 for a padded sequence
-    new_blocks: Tensor  # int32 [groups, R]: the block that begins here, or the null block
+    positions: Tensor  # int32 [R], of the first token to compute
+    num_drafts: Tensor  # int32 [R], behind that token; -1 for a padded sequence
+    lengths: Tensor  # int32 [R]: position + W, or 0 for a padded sequence
+    first_new: Tensor  # int32 [groups, R]: which of its blocks the first new one is
+    new_blocks: Tensor  # int32 [groups, R, B]: new blocks in order, then the null block
 
 
 def begin_step(
@@ -29,20 +35,24 @@ def begin_step(
     positions: Tensor,
     slots: list[Tensor],
 ) -> None:
-    """Append new blocks to the tables; look up each row's token and where its KV goes.
+    """Append new blocks to the tables; look up each token and where its keys and values go.
 
     Args:
         inputs: what the host sent.
         token_ids: int64 [num_rows, max_len + 1], the rows' tokens.
         block_tables: per KV group, int32 [num_rows, max_blocks]; changed in place.
-        tokens, positions: int64 [R], filled.
-        slots: per KV group, int64 [R], filled.
+        tokens, positions: int64 [R * W], filled.
+        slots: per KV group, int64 [R * W], filled.
     """
     num_sequences = len(inputs.rows)
+    width = len(tokens) // num_sequences
+    most_new = inputs.new_blocks.shape[2]
     for group, table in enumerate(block_tables):
         _begin_step[(num_sequences,)](
             inputs.rows,
             inputs.positions,
+            inputs.num_drafts,
+            inputs.first_new[group],
             inputs.new_blocks[group],
             token_ids,
             token_ids.stride(0),
@@ -52,6 +62,10 @@ def begin_step(
             positions,
             slots[group],
             block_size=block_size,
+            width=width,
+            padded_width=triton.next_power_of_2(width),
+            most_new=most_new,
+            padded_new=triton.next_power_of_2(most_new),
             num_warps=1,
         )
 
@@ -59,7 +73,9 @@ def begin_step(
 @jit
 def _begin_step(
     rows,
-    positions,
+    first_positions,
+    num_drafts,
+    first_new,
     new_blocks,
     token_ids,
     tokens_stride,
@@ -69,15 +85,33 @@ def _begin_step(
     positions_out,
     slots_out,
     block_size: tl.constexpr,
+    width: tl.constexpr,
+    padded_width: tl.constexpr,
+    most_new: tl.constexpr,
+    padded_new: tl.constexpr,
 ):
     i = tl.program_id(0)
     row = tl.load(rows + i).to(tl.int64)
-    position = tl.load(positions + i).to(tl.int64)
-    new_block = tl.load(new_blocks + i)
-    entry = table + row * table_stride + position // block_size
-    known = tl.load(entry)
-    block = tl.where(new_block > 0, new_block, known)
-    tl.store(entry, block)
-    tl.store(tokens_out + i, tl.load(token_ids + row * tokens_stride + position))
-    tl.store(positions_out + i, position)
-    tl.store(slots_out + i, block.to(tl.int64) * block_size + position % block_size)
+    begin = tl.load(first_positions + i).to(tl.int64)
+    new = tl.load(first_new + i)
+    column = tl.arange(0, padded_new)
+    ids = tl.load(new_blocks + i * most_new + column, column < most_new, other=0)
+    entries = table + row * table_stride
+    tl.store(entries + new + column, ids, ids > 0)
+
+    later = tl.arange(0, padded_width)
+    wanted = later < width
+    known = later <= tl.load(num_drafts + i)
+    position = begin + tl.where(known, later, 0)
+    # What was stored above is not read again, so nobody waits for it.
+    ahead = (position // block_size - new).to(tl.int32)
+    is_new = (ahead >= 0) & (ahead < most_new)
+    added = tl.load(new_blocks + i * most_new + ahead, wanted & is_new, other=0)
+    held = tl.load(entries + position // block_size, wanted, other=0)
+    block = tl.where(added > 0, added, held).to(tl.int64)
+    slot = tl.where(known, block * block_size + position % block_size, 0)
+    token = tl.load(token_ids + row * tokens_stride + position, wanted, other=0)
+    place = i * width + later
+    tl.store(tokens_out + place, token, wanted)
+    tl.store(positions_out + place, position, wanted)
+    tl.store(slots_out + place, slot, wanted)

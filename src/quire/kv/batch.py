@@ -35,8 +35,9 @@ class AttentionBatch:
     these are written, `lengths[i]` positions in the cache. Its position p lies in block
     `block_table[rows[i], p // block_size]` at offset `p % block_size`.
 
-    In a captured step `host` is None: there are R sequences of one token each, lengths and
-    tables change from replay to replay, and a padded sequence has length 0 and slot 0.
+    In a captured step `host` is None: there are R sequences of `tokens_per_sequence` each,
+    lengths and tables change from replay to replay, and a padded sequence has length 0 and
+    slot 0.
     """
 
     query_starts: Tensor  # int32 [R + 1]
@@ -49,6 +50,7 @@ class AttentionBatch:
     max_length: int  # no sequence of this engine is longer
     host: HostBatch | None
     sinks: int = 0  # a query sees positions [0, sinks) beside its window, where it has one
+    tokens_per_sequence: int = 1  # where `host` is None
 
     @classmethod
     def of_groups(
@@ -63,6 +65,7 @@ class AttentionBatch:
         block_size: int,
         max_length: int,
         sinks: int = 0,
+        tokens_per_sequence: int = 1,
         host: HostSequences | None = None,
         host_tables: Sequence[NDArray[np.int32]] = (),
     ) -> list[AttentionBatch]:
@@ -86,6 +89,7 @@ class AttentionBatch:
                 max_length=max_length,
                 host=own_host,
                 sinks=sinks,
+                tokens_per_sequence=tokens_per_sequence,
             )
             for own_slots, block_table, own_host in zip(slots, block_tables, hosts, strict=True)
         ]

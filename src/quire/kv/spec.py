@@ -51,11 +51,27 @@ class CacheLayout:
     groups: list[int]
 
     @classmethod
-    def of(cls, config: ModelConfig, dtype: torch.dtype) -> CacheLayout:
-        """Return the layout of a model's cache of this dtype."""
+    def of(
+        cls, config: ModelConfig, dtype: torch.dtype, draft: ModelConfig | None = None
+    ) -> CacheLayout:
+        """Return the layout of a model's cache of this dtype.
+
+        The layers of a draft model come behind those of the model. A layer of it shares the block
+        tables of the first group with its window: it keeps other keys and values, but of the same
+        positions, and for as long.
+        """
         specs = layer_specs(config, dtype)
         numbers: dict[KVCacheSpec, int] = {}
-        return cls(specs, [numbers.setdefault(spec, len(numbers)) for spec in specs])
+        layout = cls(specs, [numbers.setdefault(spec, len(numbers)) for spec in specs])
+        for spec in [] if draft is None else layer_specs(draft, dtype):
+            windows = list(layout.windows.values())
+            group = windows.index(spec.window) if spec.window in windows else len(windows)
+            layout = cls([*layout.specs, spec], [*layout.groups, group])
+        return layout
+
+    def part(self, begin: int, end: int) -> CacheLayout:
+        """Return the layout of layers [begin, end), which keep their groups' numbers."""
+        return CacheLayout(self.specs[begin:end], self.groups[begin:end])
 
     @property
     def num_groups(self) -> int:
@@ -63,9 +79,10 @@ class CacheLayout:
         return max(self.groups) + 1
 
     @cached_property  # read in every step
-    def windows(self) -> list[int | None]:
-        """How far back a query looks in each group, in tokens; None: all the way."""
-        return [self.specs[self.groups.index(group)].window for group in range(self.num_groups)]
+    def windows(self) -> dict[int, int | None]:
+        """How far back a query looks in each group that has a layer here; None: all the way."""
+        first = {group: self.groups.index(group) for group in sorted(set(self.groups))}
+        return {group: self.specs[layer].window for group, layer in first.items()}
 
     @property
     def has_scales(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -62,6 +63,12 @@ class KVStorage:
                     _zeros(scale_shape, torch.float32, device) for _ in range(2)
                 )
             self.layers.append(kv)
+
+    def part(self, begin: int, end: int) -> KVStorage:
+        """Return layers [begin, end) of this storage: one of several models that share it."""
+        view = copy(self)
+        view.layers, view._groups = self.layers[begin:end], self._groups[begin:end]
+        return view
 
     @property
     def num_bytes(self) -> int:

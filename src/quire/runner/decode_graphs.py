@@ -1,15 +1,19 @@
-"""`DecodeGraphs`: steps of one token a request, captured once and replayed.
+"""`DecodeGraphs`: steps of as many tokens of each request, captured once and replayed.
 
 A decode step is some three hundred kernels of a few microseconds, far less than Python
 needs to launch them. A CUDA graph launches them all at once. It replays the very same
 addresses and grids, so a graph is captured for each of a few batch sizes and a step is
 padded to the next of them; what changes from step to step lies in memory.
+
+Where drafts are verified each batch size has a second graph, of 1 + k tokens a request. A
+request with fewer drafts has tokens in it that nobody looks at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from itertools import product
 
 import numpy as np
 import torch
@@ -19,6 +23,7 @@ from quire.kernels.step import DecodeInputs, begin_step
 from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.runner.device import DeviceParts
 from quire.sampling.sampler import GraphSafeSampler, SamplerOutput
+from quire.speculation.coupled import num_accepted, toss
 
 
 class Ending(Enum):
@@ -45,32 +50,44 @@ class DecodeGraphs:
         """
         self._parts = parts
         self._sizes = batch_sizes(parts.config.scheduling.max_num_seqs)
-        device = parts.config.model.device
-        self._query_starts = torch.arange(
+        device, speculation = parts.config.model.device, parts.config.speculation
+        drafts = 0 if speculation is None else speculation.num_speculative_tokens
+        self._widths = [1] if drafts == 0 else [1, 1 + drafts]
+        reserved = 1 if speculation is None else 1 + drafts + speculation.num_lookahead_tokens
+        self._most_new_blocks = -(-reserved // parts.config.cache.block_size)
+        sequences = torch.arange(
             parts.config.scheduling.max_num_seqs + 1, dtype=torch.int32, device=device
         )
-        self._graphs: dict[tuple[int, Ending], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._query_starts = {width: sequences * width for width in self._widths}
+        self._graphs: dict[tuple[int, int, Ending], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._captures_sampling = isinstance(parts.sampler, GraphSafeSampler)
         endings = [Ending.HIDDEN]
         if self._captures_sampling:
             endings += [Ending.GREEDY, Ending.SAMPLED]
         pool = torch.cuda.graph_pool_handle()
-        for size in reversed(self._sizes):
-            for ending in endings:
-                inputs = self._put(size, [])
-                self._body(size, inputs, ending)  # compiles kernels, which a capture cannot
-                torch.cuda.synchronize(device)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
-                    result = self._body(size, inputs, ending)
-                self._graphs[size, ending] = graph, result
+        for size, width, ending in product(reversed(self._sizes), reversed(self._widths), endings):
+            inputs = self._put(size, width, [])
+            self._body(width, inputs, ending)  # compiles kernels, which a capture cannot
+            torch.cuda.synchronize(device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                result = self._body(width, inputs, ending)
+            self._graphs[size, width, ending] = graph, result
 
-    @staticmethod
-    def fits(output: SchedulerOutput) -> bool:
-        """Whether a step is one that was captured: a token a request, none of them new."""
+    def fits(self, output: SchedulerOutput) -> bool:
+        """Whether a step is one that was captured: a token a request and drafts, none new."""
+        most = self._widths[-1]
         return not output.new_requests and all(
-            entry.num_tokens == 1 and entry.samples for entry in output.entries
+            entry.num_tokens == 1 + entry.num_draft_tokens <= most
+            and entry.samples
+            and all(len(ids) <= self._most_new_blocks for ids in entry.new_block_ids)
+            for entry in output.entries
         )
+
+    def width(self, entries: Sequence[ScheduledEntry]) -> int:
+        """Return how many tokens a request the step's graph has."""
+        most = max(entry.num_tokens for entry in entries)
+        return next(width for width in self._widths if width >= most)
 
     def ending(self, entries: Sequence[ScheduledEntry]) -> Ending:
         """Choose how the step of these requests ends."""
@@ -83,44 +100,51 @@ class DecodeGraphs:
         return Ending.GREEDY if all(s.params.greedy for s in states) else Ending.SAMPLED
 
     def replay(self, entries: Sequence[ScheduledEntry], ending: Ending) -> Tensor:
-        """Queue the step; return its tokens [R] or hidden states [R, hidden_size].
+        """Queue a step of R requests and W tokens each; return what it ends with.
 
-        The result lies in the graph's own memory, which the next replay overwrites.
+        That is hidden states [R, W, hidden_size], or tokens: [R, 1], or where drafts are verified
+        [R, W + 1], the last of which is the number of tokens accepted. The result lies in the
+        graph's own memory, which the next replay overwrites.
         """
         size = next(size for size in self._sizes if size >= len(entries))
-        self._put(size, entries)
-        graph, result = self._graphs[size, ending]
+        width = self.width(entries)
+        self._put(size, width, entries)
+        graph, result = self._graphs[size, width, ending]
         graph.replay()
         return result[: len(entries)]
 
-    def _put(self, size: int, entries: Sequence[ScheduledEntry]) -> DecodeInputs:
+    def _put(self, size: int, width: int, entries: Sequence[ScheduledEntry]) -> DecodeInputs:
         """Send a step's inputs, padded to `size` with the null row."""
-        parts, padding = self._parts, [0] * (size - len(entries))
+        parts, batch, padding = self._parts, self._parts.batch, [0] * (size - len(entries))
         starts = [entry.start for entry in entries]
-        null_rows = [parts.batch.null_row] * len(padding)
+        groups = range(len(batch.block_tables))
+        new = np.zeros((len(groups), size, self._most_new_blocks), dtype=np.int32)
+        first_new = np.zeros((len(groups), size), dtype=np.int32)
+        for i, entry in enumerate(entries):
+            for group, ids in enumerate(entry.new_block_ids):
+                new[group, i, : len(ids)] = ids
+                first_new[group, i] = batch.state(entry.row).num_blocks[group] - len(ids)
         put = parts.staging.put
         parts.staging.begin()
         inputs = DecodeInputs(
-            rows=put([entry.row for entry in entries] + null_rows, np.int32),
+            rows=put([entry.row for entry in entries] + [batch.null_row] * len(padding), np.int32),
             positions=put(starts + padding, np.int32),
-            lengths=put([start + 1 for start in starts] + padding, np.int32),
-            new_blocks=put(
-                [
-                    [_new_block(entry, group) for entry in entries] + padding
-                    for group in range(len(parts.layout.windows))
-                ],
-                np.int32,
+            num_drafts=put(
+                [entry.num_draft_tokens for entry in entries] + [-1] * len(padding), np.int32
             ),
+            lengths=put([start + width for start in starts] + padding, np.int32),
+            first_new=put(first_new, np.int32),
+            new_blocks=put(new, np.int32),
         )
         parts.staging.upload()
         return inputs
 
-    def _body(self, size: int, inputs: DecodeInputs, ending: Ending) -> Tensor:
-        """Queue every kernel of a step of `size` requests."""
-        parts, batch = self._parts, self._parts.batch
-        positions = torch.empty(size, dtype=torch.int64, device=parts.config.model.device)
+    def _body(self, width: int, inputs: DecodeInputs, ending: Ending) -> Tensor:
+        """Queue every kernel of a step of `width` tokens a request."""
+        parts, batch, size = self._parts, self._parts.batch, len(inputs.rows)
+        positions = torch.empty(size * width, dtype=torch.int64, device=parts.config.model.device)
         tokens = torch.empty_like(positions)
-        slots = [torch.empty_like(positions) for _ in parts.layout.windows]
+        slots = [torch.empty_like(positions) for _ in batch.block_tables]
         begin_step(
             inputs,
             batch.token_ids,
@@ -131,11 +155,17 @@ class DecodeGraphs:
             slots=slots,
         )
         step = parts.step_metadata(
-            self._query_starts[: size + 1], inputs.lengths, inputs.rows, positions, slots, host=None
+            self._query_starts[width][: size + 1],
+            inputs.lengths,
+            inputs.rows,
+            positions,
+            slots,
+            host=None,
+            tokens_per_sequence=width,
         )
         hidden = parts.model(tokens, parts.storage, step)
         if ending is Ending.HIDDEN:
-            return hidden
+            return hidden.view(size, width, -1)
         sampler = parts.sampler
         assert isinstance(sampler, GraphSafeSampler)
         rows, next_positions = inputs.rows.long(), positions + 1
@@ -143,12 +173,18 @@ class DecodeGraphs:
         if ending is Ending.GREEDY:
             sampled = sampler.greedy(logits)
         else:
-            sampled = sampler.draw(logits, batch.captured_sampling_tensors(rows, next_positions))
-        batch.keep(rows, next_positions, SamplerOutput(sampled[:, None]), None)
-        return sampled
-
-
-def _new_block(entry: ScheduledEntry, group: int) -> int:
-    """Return the block that begins at an entry's only token, or the null block."""
-    ids = entry.new_block_ids[group] if entry.new_block_ids else ()
-    return ids[0] if ids else 0
+            rows_of_tokens = rows[:, None].expand(size, width).reshape(-1)
+            tensors = batch.captured_sampling_tensors(rows_of_tokens, next_positions)
+            sampled = sampler.draw(logits, tensors)
+        chosen = sampled.view(size, width)
+        if width == 1:
+            batch.keep(rows, next_positions, SamplerOutput(chosen), None)
+            return chosen
+        guesses = tokens.view(size, width)[:, 1:]
+        if batch.acceptance_rate is not None:
+            seeds = batch.seeds(rows)[:, None].expand(size, width)
+            places = next_positions.view(size, width)
+            guesses = toss(chosen, batch.acceptance_rate, seeds, places)
+        counts = num_accepted(chosen, guesses, inputs.num_drafts)
+        batch.keep_accepted(rows, inputs.positions.long() + 1, chosen, counts)
+        return torch.cat([chosen, counts[:, None]], dim=1)

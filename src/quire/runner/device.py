@@ -40,6 +40,7 @@ class DeviceParts:
         positions: Tensor,
         slots: list[Tensor],
         host: HostSequences | None,
+        tokens_per_sequence: int = 1,
     ) -> StepMetadata:
         """Describe a step to every layer, each by the block tables of its KV group.
 
@@ -56,13 +57,14 @@ class DeviceParts:
             block_size=self.config.cache.block_size,
             max_length=self.config.model.max_model_len,
             sinks=self.config.cache.kv_sinks,
+            tokens_per_sequence=tokens_per_sequence,
             host=host,
             host_tables=self.batch.host_tables,
         )
-        attention = [
-            self.backend.build(batch, window)
-            for batch, window in zip(batches, self.layout.windows, strict=True)
-        ]
+        attention = {
+            group: self.backend.build(batches[group], window)
+            for group, window in self.layout.windows.items()
+        }
         return StepMetadata(
             positions=positions,
             attention=[attention[group] for group in self.layout.groups],
@@ -73,11 +75,18 @@ class DeviceParts:
 class Answers:
     """Sampled tokens on their way to the host, without making it wait."""
 
-    def __init__(self, max_num_seqs: int, num_buffers: int, device: torch.device) -> None:
-        """Keep as many pinned buffers as steps may be queued."""
+    def __init__(
+        self, max_num_seqs: int, most_tokens: int, num_buffers: int, device: torch.device
+    ) -> None:
+        """Keep as many pinned buffers as steps may be queued.
+
+        Args:
+            most_tokens: that a step may choose for one request.
+        """
         self._on_host = device.type == "cpu"
+        size = max_num_seqs * (most_tokens + 1)  # and how many of them were accepted
         self._buffers = [
-            torch.empty(max_num_seqs, dtype=torch.int64, pin_memory=not self._on_host)
+            torch.empty(size, dtype=torch.int64, pin_memory=not self._on_host)
             for _ in range(0 if self._on_host else num_buffers)
         ]
         self._turn = 0
@@ -85,15 +94,18 @@ class Answers:
     def fetch(self, sampled: SamplerOutput) -> tuple[SamplerOutput, torch.cuda.Event | None]:
         """Queue the copy of a step's tokens; return where they will be, and when.
 
-        Drafts and log-probabilities are fetched when they are read, which waits for them.
+        Log-probabilities are fetched when they are read, which waits for them.
         """
         if self._on_host:
             return sampled, None
-        tokens = sampled.tokens
-        if sampled.num_accepted is None:
-            self._turn = (self._turn + 1) % len(self._buffers)
-            tokens = self._buffers[self._turn][: len(tokens)].view(-1, 1)
-            tokens.copy_(sampled.tokens, non_blocking=True)
+        sent = sampled.tokens
+        if sampled.num_accepted is not None:
+            sent = torch.cat([sent, sampled.num_accepted[:, None]], dim=1)
+        self._turn = (self._turn + 1) % len(self._buffers)
+        fetched = self._buffers[self._turn][: sent.numel()].view(sent.shape)
+        fetched.copy_(sent, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
-        return SamplerOutput(tokens, sampled.num_accepted, sampled.logprobs), done
+        if sampled.num_accepted is None:
+            return SamplerOutput(fetched, None, sampled.logprobs), done
+        return SamplerOutput(fetched[:, :-1], fetched[:, -1], sampled.logprobs), done

@@ -56,9 +56,13 @@ class RowState:
 class InputBatch:
     """Rows [0, max_num_seqs) belong to requests; one more, the null row, pads a batch.
 
-    `token_ids[row, p]` is the token at position p, for p below the tokens known so far.
-    `block_tables[group][row, b]` is the block of positions [b · block_size, (b + 1) ·
-    block_size). The null row's blocks are the null block.
+    `token_ids[row, p]` is the token at position p, for p below the tokens known so far; guesses
+    of what follows may lie behind them. `block_tables[group][row, b]` is the block of positions
+    [b · block_size, (b + 1) · block_size), or the null block where the row's request has none:
+    what is written there nobody reads. The null row has null blocks only.
+
+    Where a draft model guesses, `num_known[row]` is how many tokens of a row are known once the
+    steps that are queued have run. The null row has none.
     """
 
     def __init__(
@@ -75,12 +79,19 @@ class InputBatch:
         self.token_ids = torch.zeros(
             (rows, config.model.max_model_len + 1), dtype=torch.int64, device=device
         )
-        shape = (rows, config.max_blocks_per_request)
+        shape = (rows, config.blocks_per_row)
         self.host_tables = [np.zeros(shape, dtype=np.int32) for _ in range(num_groups)]
         # On a CPU the device's table is the host's.
         self.block_tables = [torch.from_numpy(table).to(device) for table in self.host_tables]
         self._floats = torch.zeros((3, rows), dtype=torch.float32, device=device)
         self._integers = torch.zeros((2, rows), dtype=torch.int64, device=device)
+        self.num_known: Tensor | None = None
+        if config.speculation is not None and config.speculation.guesses_on_device:
+            self.num_known = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.acceptance_rate: Tensor | None = None  # of "synthetic" verification
+        if config.speculation is not None and config.speculation.acceptance_rate is not None:
+            rate = config.speculation.acceptance_rate
+            self.acceptance_rate = torch.tensor(rate, dtype=torch.float32, device=device)
         self._block_size = config.cache.block_size
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
@@ -140,7 +151,12 @@ class InputBatch:
             integers.append((request.seed, params.top_k))
             tokens = self._send(torch.tensor(request.token_ids))
             self.token_ids[request.row, : len(request.token_ids)] = tokens
+            for table in self.host_tables:
+                table[request.row] = 0
         rows = self._send(torch.tensor([request.row for request in requests]))
+        if self._device.type != "cpu":
+            for device_table in self.block_tables:
+                device_table[rows] = 0
         self._floats[:, rows] = self._send(torch.tensor(floats, dtype=torch.float32)).T
         self._integers[:, rows] = self._send(torch.tensor(integers)).T
 
@@ -199,25 +215,41 @@ class InputBatch:
         """
         # A row without a token (`NO_TOKEN`) ends in an error, but the next step may be queued.
         # So does an id that a swapped sampler made up.
-        tokens = sampled.tokens.clamp(0, self._vocab_size - 1)
         if drafts is None:
-            self.token_ids[rows, positions] = tokens[:, 0]
+            self.token_ids[rows, positions] = sampled.tokens.clamp(0, self._vocab_size - 1)[:, 0]
+            self._know(rows, positions + 1)
             return
         assert sampled.num_accepted is not None, "a step with drafts says how many were right"
         first = self._send(torch.tensor(drafts.first_rows[:-1]))
+        self.keep_accepted(rows[first], positions[first], sampled.tokens, sampled.num_accepted)
+
+    def keep_accepted(
+        self, rows: Tensor, positions: Tensor, tokens: Tensor, num_accepted: Tensor
+    ) -> None:
+        """Write the first `num_accepted` of each request's `tokens` [R, W] from `positions` on."""
         column = torch.arange(tokens.shape[1], device=self._device)
         # What was not accepted goes behind the longest sequence, where nobody looks.
         nowhere = self.token_ids.shape[1] - 1
         targets = torch.where(
-            column < sampled.num_accepted[:, None], positions[first][:, None] + column, nowhere
-        )
-        self.token_ids[rows[first][:, None], targets] = tokens
+            column < num_accepted[:, None], positions[:, None] + column, nowhere
+        ).clamp(max=nowhere)
+        self.token_ids[rows[:, None], targets] = tokens.clamp(0, self._vocab_size - 1)
+        self._know(rows, positions + num_accepted)
+
+    def _know(self, rows: Tensor, num_known: Tensor) -> None:
+        """Note how many tokens of rows are known; of a padded one none, whatever was chosen."""
+        if self.num_known is not None:
+            self.num_known[rows] = torch.where(rows == self.null_row, 0, num_known)
 
     def captured_sampling_tensors(self, rows: Tensor, positions: Tensor) -> SamplingTensors:
         """Gather the parameters of any rows: which of them are used is read on the device."""
         temperature, top_p, min_p = self._floats.index_select(1, rows).unbind()
         seeds, top_k = self._integers.index_select(1, rows).unbind()
         return SamplingTensors(temperature, seeds, positions, False, top_k, top_p, min_p)
+
+    def seeds(self, rows: Tensor) -> Tensor:
+        """Return the seeds of rows, int64."""
+        return self._integers[0, rows]
 
     def _add_uncaptured(self, tensors: SamplingTensors, rows: _Histories) -> None:
         """Fill in what a captured step never has."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -21,12 +21,14 @@ from quire.models.decoder import Decoder
 from quire.runner.check_sampled import check_sampled, check_values
 from quire.runner.decode_graphs import DecodeGraphs, Ending
 from quire.runner.device import Answers, DeviceParts
+from quire.runner.draft_model import DraftModel
 from quire.runner.input_batch import InputBatch, TableUpdate
 from quire.runner.pending import PendingStep, PromptScores
 from quire.runner.staging import make_staging
 from quire.sampling.drafts import Drafts
-from quire.sampling.sampler import Sampler, SamplerOutput
+from quire.sampling.sampler import Sampler, SamplerOutput, TorchSampler
 from quire.sampling.scoring import score_tokens
+from quire.speculation.drafting import Drafting
 from quire.speculation.host import HostDrafting
 from quire.speculation.proposer import Proposer
 
@@ -47,20 +49,24 @@ class ModelRunner:
         sampler: Sampler,
         layout: CacheLayout,
         proposer: Proposer | None = None,
+        draft: tuple[Decoder, TorchSampler] | None = None,
     ) -> None:
         """Make the rows and buffers, and capture graphs where they are asked for.
 
         Args:
-            proposer: guesses tokens for the steps that follow, where the config speculates.
+            layout: of the model's layers, and behind them of the draft model's.
+            proposer: guesses tokens for the steps that follow, where the host guesses.
+            draft: the model that guesses them, where one does, and who chooses its guesses.
         """
-        num_groups = layout.num_groups
+        num_groups, num_layers = layout.num_groups, model.config.num_layers
+        self._storage = storage
         self._parts = DeviceParts(
             config=config,
             model=model,
-            storage=storage,
+            storage=storage.part(0, num_layers),
             backend=backend,
             sampler=sampler,
-            layout=layout,
+            layout=layout.part(0, num_layers),
             batch=InputBatch(
                 config, num_groups, model.config.vocab_size, model.config.eos_token_ids
             ),
@@ -68,38 +74,58 @@ class ModelRunner:
                 _bytes_a_step(config, num_groups), config.max_in_flight, config.model.device
             ),
         )
-        self._answers = Answers(
-            config.scheduling.max_num_seqs, config.max_in_flight, config.model.device
-        )
-        self._drafting: HostDrafting | None = None
-        if config.speculation is not None and proposer is not None:
+        self.batch = self._parts.batch
+        num_guesses = 0
+        self.drafting: Drafting | None = None
+        if config.speculation is not None:
             num_guesses = config.speculation.num_speculative_tokens
-            self._drafting = HostDrafting(proposer, num_guesses, self._parts.batch.token_ids)
+        if proposer is not None:
+            self.drafting = HostDrafting(proposer, num_guesses, self.batch.token_ids)
+        self._answers = Answers(
+            config.scheduling.max_num_seqs,
+            1 + num_guesses,
+            config.max_in_flight,
+            config.model.device,
+        )
         self._sampler_name = type(sampler).__name__
         self._check_values = partial(
             check_values, vocab_size=model.config.vocab_size, name=self._sampler_name
         )
-        self._graphs: DecodeGraphs | None = None
+        self.graphs: DecodeGraphs | None = None
         if config.model.cuda_graphs and config.model.device.type == "cuda" and backend.graph_safe:
             with torch.inference_mode():
-                self._graphs = DecodeGraphs(self._parts)
+                self.graphs = DecodeGraphs(self._parts)
+        if draft is not None:
+            draft_model, draft_sampler = draft
+            layers = num_layers, len(layout.specs)
+            parts = replace(
+                self._parts,
+                model=draft_model,
+                storage=storage.part(*layers),
+                layout=layout.part(*layers),
+            )
+            self.drafting = DraftModel(parts, draft_sampler, captures=self.graphs is not None)
 
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> PendingStep:
         """Queue one step: forward pass, logits, sampling. Returns without waiting."""
-        updates = self._parts.batch.update(output)
-        if self._drafting is not None:
-            self._drafting.begin(output.new_requests)
+        updates = self.batch.update(output)
+        if self.drafting is not None:
+            self.drafting.begin(output.new_requests)
         if output.transfers:
-            assert self._parts.storage.host is not None, "transfers without num_host_blocks"
-            self._parts.storage.host.carry_out(output.transfers)
+            assert self._storage.host is not None, "transfers without num_host_blocks"
+            self._storage.host.carry_out(output.transfers)
         if any(output.block_copies):
-            self._parts.storage.copy_blocks(output.block_copies)
+            self._storage.copy_blocks(output.block_copies)
         if not output.entries:
             return PendingStep(output)
-        if self._graphs is not None and self._graphs.fits(output):
-            return self._replay(output)
-        return self._run(output, updates)
+        if self.graphs is not None and self.graphs.fits(output):
+            pending = self._replay(output, self.graphs)
+        else:
+            pending = self._run(output, updates)
+        if self.drafting is not None:
+            self.drafting.queue(output)
+        return pending
 
     def settle(self, in_flight: Iterable[PendingStep]) -> None:
         """Let the device finish, and take the answers of steps in flight out of shared memory.
@@ -112,23 +138,32 @@ class ModelRunner:
             for pending in in_flight:
                 pending.keep()
 
-    def _replay(self, output: SchedulerOutput) -> PendingStep:
+    def _replay(self, output: SchedulerOutput, graphs: DecodeGraphs) -> PendingStep:
         """Queue a captured step."""
-        assert self._graphs is not None
         # The longest first, as attention's programs start in this order: a long one that
         # started last would run on alone.
         entries = sorted(output.entries, key=lambda entry: entry.start, reverse=True)
-        pending = PendingStep(output, entries, check=self._check_values, drafting=self._drafting)
-        ending = self._graphs.ending(entries)
-        result = self._graphs.replay(entries, ending)
+        pending = PendingStep(output, entries, check=self._check_values, drafting=self.drafting)
+        ending = graphs.ending(entries)
+        result = graphs.replay(entries, ending)
         if ending is Ending.HIDDEN:
-            chosen = torch.tensor([[e.row for e in entries], [e.start + 1 for e in entries]])
-            rows, positions = chosen.pin_memory().to(
-                self._parts.config.model.device, non_blocking=True
+            chosen = [
+                (i * result.shape[1] + token, entry.row, position)
+                for i, entry in enumerate(entries)
+                for token, position in enumerate(entry.chosen_positions)
+            ]
+            tokens, rows, positions = (
+                torch.tensor(chosen)
+                .T.contiguous()
+                .pin_memory()
+                .to(self._parts.config.model.device, non_blocking=True)
             )
-            self._sample(pending, result, rows, positions)
-        else:
-            pending.sampled, pending.done = self._answers.fetch(SamplerOutput(result[:, None]))
+            self._sample(pending, result.flatten(0, 1)[tokens], rows, positions)
+            return pending
+        sampled = SamplerOutput(result)
+        if result.shape[1] > 1:
+            sampled = SamplerOutput(result[:, :-1], result[:, -1])
+        pending.sampled, pending.done = self._answers.fetch(sampled)
         return pending
 
     def _run(self, output: SchedulerOutput, updates: list[TableUpdate]) -> PendingStep:
@@ -158,7 +193,7 @@ class ModelRunner:
             output,
             sampling,
             check=self._check_values,
-            drafting=self._drafting,
+            drafting=self.drafting,
             prompt_scores=self._score_prompts(entries, hidden),
         )
         if sampling:
@@ -173,12 +208,13 @@ class ModelRunner:
 
         Where drafts are verified a request has a row for each, in order, and one more.
         """
-        batch, sampler = self._parts.batch, self._parts.sampler
+        batch, sampler = self.batch, self._parts.sampler
         chosen = [(e, p) for e in pending.sampling for p in e.chosen_positions]
         tensors = batch.sampling_tensors(rows, positions, chosen)
         drafts = None
         if len(chosen) > len(pending.sampling):
-            drafts = Drafts(batch.token_ids[rows, positions], pending.first_rows)
+            guesses = batch.token_ids[rows, positions]
+            drafts = Drafts(guesses, pending.first_rows, batch.acceptance_rate)
         sampled = sampler(self._parts.model.compute_logits(hidden).float(), tensors, drafts)
         vocab_size = self._parts.model.config.vocab_size
         check_sampled(sampled, len(pending.sampling), tensors, vocab_size, self._sampler_name)
@@ -200,13 +236,13 @@ class ModelRunner:
         scored = {}
         begin = 0
         for entry in entries:
-            state = self._parts.batch.state(entry.row)
+            state = self.batch.state(entry.row)
             wanted = state.params.prompt_logprobs
             # Position p predicts the token at p + 1, as long as that is a prompt token.
             count = min(entry.num_tokens, state.num_prompt_tokens - 1 - entry.start)
             if wanted is not None and count > 0:
                 first = entry.start + 1
-                targets = self._parts.batch.token_ids[entry.row, first : first + count].clone()
+                targets = self.batch.token_ids[entry.row, first : first + count].clone()
                 model, states = self._parts.model, hidden[begin : begin + count]
                 values = score_tokens(
                     model.compute_logits, states, targets, wanted, model.config.vocab_size

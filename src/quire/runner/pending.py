@@ -13,7 +13,7 @@ from torch import Tensor
 from quire.kernels.sampling import NO_TOKEN
 from quire.messages import Logprob, PromptLogprobs, ScheduledEntry, SchedulerOutput, StepResult
 from quire.sampling.sampler import SamplerOutput, TokenLogprobs
-from quire.speculation.host import HostDrafting
+from quire.speculation.drafting import Drafting
 
 
 @dataclass
@@ -34,7 +34,7 @@ class PendingStep:
     sampling: list[ScheduledEntry] = field(default_factory=list)  # who chose a token, in order
     sampled: SamplerOutput | None = None  # on the host once `done` has passed
     check: Callable[[SamplerOutput], None] = lambda sampled: None  # raises for impossible values
-    drafting: HostDrafting | None = None  # guesses what follows, once the tokens are known
+    drafting: Drafting | None = None  # guesses what follows, once the tokens are known
     num_logprobs: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)  # why a request has no token
     prompt_scores: dict[str, PromptScores] = field(default_factory=dict)
@@ -49,7 +49,12 @@ class PendingStep:
     def keep(self) -> None:
         """Copy the tokens of a step that is done out of the buffer that steps take in turn."""
         if self.sampled is not None:
-            self.sampled = replace(self.sampled, tokens=self.sampled.tokens.clone())
+            counts = self.sampled.num_accepted
+            self.sampled = replace(
+                self.sampled,
+                tokens=self.sampled.tokens.clone(),
+                num_accepted=None if counts is None else counts.clone(),
+            )
 
     def wait(self) -> StepResult:
         """Block until the step is done and return what it chose.
@@ -86,7 +91,7 @@ class PendingStep:
             self.output.step, token_ids, logprobs, prompt_logprobs, failures, num_draft_tokens
         )
 
-    def _guess(self, drafting: HostDrafting, told: dict[str, list[int]]) -> dict[str, int]:
+    def _guess(self, drafting: Drafting, told: dict[str, list[int]]) -> dict[str, int]:
         entries = [entry for entry in self.sampling if told.get(entry.request_id)]
         return drafting.propose(entries, told)
 

@@ -25,8 +25,8 @@ from quire.models.loader import initialize_random, load_weights
 from quire.runner.memory import default_num_blocks
 from quire.runner.model_runner import ModelRunner
 from quire.runner.warm_up import warm_up
-from quire.sampling.sampler import Sampler, TorchSampler
-from quire.speculation.factory import make_proposer
+from quire.sampling.sampler import TorchSampler
+from quire.speculation.factory import DraftSource, make_proposer
 from quire.speculation.proposer import Proposer
 
 
@@ -42,8 +42,9 @@ class Worker:
         layout: CacheLayout,
         folder: Path | None,
         components: Components,
+        draft: DraftSource | None = None,
     ) -> None:
-        """Load the model onto the device.
+        """Load the model onto the device, and the draft model where there is one.
 
         Args:
             folder: the checkpoint; None gives random weights.
@@ -60,15 +61,24 @@ class Worker:
         self._sampler = (components.sampler or _default_sampler(device))()
         self._gives_logprobs = components.sampler is None
         self._proposer: Proposer | None = None
-        if config.speculation is not None:
+        if config.speculation is not None and draft is None:
             self._proposer = (components.proposer or make_proposer)(config.speculation)
-        self._model = Decoder(
-            model_config, self._backend, config.model.max_model_len, config.model.dtype, device
+        self._model = self._load(model_config, folder)
+        self._draft: tuple[Decoder, TorchSampler] | None = None
+        if draft is not None:
+            draft_model = self._load(draft.config, draft.folder)
+            self._draft = draft_model, _default_sampler(device)()
+
+    def _load(self, model_config: ModelConfig, folder: Path | None) -> Decoder:
+        options = self._config.model
+        model = Decoder(
+            model_config, self._backend, options.max_model_len, options.dtype, options.device
         )
         if folder is None:
-            initialize_random(self._model)
+            initialize_random(model)
         else:
-            load_weights(self._model, folder)
+            load_weights(model, folder)
+        return model
 
     def most_blocks(self) -> int:
         """Return how many blocks the cache can have here, the null block included.
@@ -104,6 +114,7 @@ class Worker:
             self._sampler,
             self._layout,
             self._proposer,
+            self._draft,
         )
         if runs_triton(config.model.device):
             warm_up(
@@ -138,7 +149,7 @@ def _default_attention(device: torch.device) -> type[AttentionBackend]:
     return TorchAttention
 
 
-def _default_sampler(device: torch.device) -> type[Sampler]:
+def _default_sampler(device: torch.device) -> type[TorchSampler]:
     if runs_triton(device):
         from quire.sampling.triton_sampler import TritonSampler  # needs Triton
 

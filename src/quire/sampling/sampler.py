@@ -85,7 +85,8 @@ class TorchSampler:
             logprobs = gather_logprobs(logits, tokens, sampling.num_logprobs)
         if drafts is None:
             return SamplerOutput(tokens[:, None], logprobs=logprobs)
-        return SamplerOutput(*accept_equal(tokens, drafts), logprobs)
+        accepted = accept_equal(tokens, drafts, sampling.seeds, sampling.positions)
+        return SamplerOutput(*accepted, logprobs)
 
     def choose(self, logits: Tensor, sampling: SamplingTensors) -> Tensor:
         """Return the next token of each row, int64 [N]; `NO_TOKEN` where there is none."""

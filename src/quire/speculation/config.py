@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from quire.errors import QuireError
-from quire.option_checks import require_counts
+from quire.models.config import ModelConfig
+from quire.option_checks import require_counts, require_share
 
-METHODS = ("ngram",)
-VERIFICATIONS = ("coupled",)
+METHODS = ("ngram", "draft_model")
+VERIFICATIONS = ("coupled", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -19,29 +21,56 @@ class SpeculativeConfig:
 
     Args:
         method: "ngram" takes the guesses from the request's own tokens, where they continued
-            the same way before (prompt lookup).
+            the same way before (prompt lookup); "draft_model" from a smaller model that knows
+            the same tokens.
+        model: the draft model: a shipped model's name, a checkpoint folder, a hub name, or a
+            `ModelConfig`, which gets random weights.
         num_speculative_tokens: guesses a request and step, at most.
         prompt_lookup_max: the most tokens that must have stood before the guesses then as now.
         prompt_lookup_min: the fewest; a longer match is preferred.
         verification: "coupled" keeps a guess if it is the token that the step draws there
-            without it, so that the output does not depend on the guesses.
+            without it, so that the output does not depend on the guesses; "synthetic", for
+            measurements alone, tosses a coin, whatever the guess is.
+        acceptance_rate: the probability that a coin of "synthetic" verification keeps a guess.
     """
 
     method: str
+    model: str | Path | ModelConfig | None = None
     num_speculative_tokens: int = 4
     prompt_lookup_max: int = 4
     prompt_lookup_min: int = 2
     verification: str = "coupled"
+    acceptance_rate: float | None = None
 
     def __post_init__(self) -> None:
         _require_one_of("method", self.method, METHODS)
         _require_one_of("verification", self.verification, VERIFICATIONS)
         require_counts(self, "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min")
+        if (self.model is None) == (self.method == "draft_model"):
+            needs = "needs the draft model's name as" if self.model is None else "has no"
+            raise QuireError(f"speculative_config: method={self.method!r} {needs} 'model'")
+        if (self.acceptance_rate is None) == (self.verification == "synthetic"):
+            raise QuireError(
+                f"speculative_config: acceptance_rate={self.acceptance_rate!r} with verification="
+                f"{self.verification!r}: 'synthetic' takes one, and no other verification does"
+            )
+        if self.acceptance_rate is not None:
+            require_share(self, "acceptance_rate", zero=True, one=True)
         if self.prompt_lookup_min > self.prompt_lookup_max:
             raise QuireError(
                 f"prompt_lookup_min={self.prompt_lookup_min}: must be at most "
                 f"prompt_lookup_max={self.prompt_lookup_max}"
             )
+
+    @property
+    def guesses_on_device(self) -> bool:
+        """Whether guesses are computed where the tokens are, and not from the host's copy."""
+        return self.method == "draft_model"
+
+    @property
+    def num_lookahead_tokens(self) -> int:
+        """Positions behind a step's own that a guess is computed at, and needs room for."""
+        return self.num_speculative_tokens if self.guesses_on_device else 0
 
     @classmethod
     def of(cls, given: SpeculativeConfig | Mapping[str, Any] | None) -> SpeculativeConfig | None:

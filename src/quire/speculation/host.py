@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quire.messages import NewRequest, ScheduledEntry
+from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
 from quire.speculation.proposer import ProposeContext, Proposer
 
 
@@ -47,6 +47,9 @@ class HostDrafting:
             self._num_known[request.row] = 0
             self._extend(request.row, request.token_ids)
 
+    def queue(self, output: SchedulerOutput) -> None:
+        """Nothing to queue: the tokens must be known first."""
+
     def propose(
         self,
         entries: Sequence[ScheduledEntry],
@@ -64,7 +67,8 @@ class HostDrafting:
         if not guessing:
             return {}
         known = [self._known[entry.row, : self._num_known[entry.row]] for entry in guessing]
-        guesses = self._proposer.propose(ProposeContext(known), self._num_guesses)
+        context = ProposeContext(known, [entry.row for entry in guessing])
+        guesses = self._proposer.propose(context, self._num_guesses)
         rows: list[int] = []
         positions: list[int] = []
         tokens: list[int] = []

@@ -15,6 +15,7 @@ class ProposeContext:
     """What a proposer sees of R requests, after a step has given each its tokens."""
 
     token_ids: Sequence[NDArray[np.int64]]  # of each request: prompt and output, all known
+    rows: Sequence[int]  # of each request: its row, its own until it ends
 
 
 class Proposer(Protocol):

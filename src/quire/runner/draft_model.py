@@ -1,0 +1,205 @@
+"""`DraftModel`: a smaller model guesses what the model will say next.
+
+It reads the same tokens, from the same rows of the device, and keeps its own keys and values in
+the same blocks. After a step of the model it computes what it has not seen yet, and then k tokens
+one after another, each from the one that it has just guessed. Where graphs are captured these k
+steps are one graph: a small model's step is shorter than its launch.
+
+A guess is drawn with the noise of its position, the very one that the model's own draw will use
+there. Two similar distributions that share their noise mostly choose alike (Daliri, Musco and
+Suresh 2024): that is what makes coupled verification accept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quire.kv.batch import HostSequences
+from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
+from quire.runner.decode_graphs import batch_sizes
+from quire.runner.device import DeviceParts
+from quire.runner.staging import make_staging
+from quire.sampling.sampler import GraphSafeSampler, TorchSampler
+
+
+class DraftModel:
+    """Guesses on the device, without the host's knowing how many tokens were accepted.
+
+    Invariant: before it guesses, the draft model's keys and values of a row's tokens at
+    [0, n - 2) are in the cache, n being `InputBatch.num_known`; only such as a step without
+    guesses, or a full cache, left out are missing, which makes a guess worse and no output wrong.
+    """
+
+    def __init__(self, parts: DeviceParts, sampler: TorchSampler, *, captures: bool) -> None:
+        """Take the engine's parts, with the draft model, its storage and its layout among them.
+
+        Args:
+            sampler: chooses the guesses, as the model's own draws are chosen.
+            captures: capture a graph for each batch size.
+        """
+        config = parts.config
+        assert config.speculation is not None
+        assert parts.batch.num_known is not None
+        self._parts, self._sampler = parts, sampler
+        self._num_known = parts.batch.num_known
+        self._num_guesses = config.speculation.num_speculative_tokens
+        self._max_model_len = config.model.max_model_len
+        most, device = config.scheduling.max_num_seqs, config.model.device
+        num_groups = len(parts.batch.block_tables)
+        a_step = (most + 1) * 32 + config.scheduling.max_num_batched_tokens * 8 * (2 + num_groups)
+        # Apart from each other and from the step's own: a captured graph reads its place.
+        self._prompt_staging = make_staging(a_step + 1024, config.max_in_flight, device)
+        self._row_staging = make_staging((most + 16) * 8, config.max_in_flight, device)
+        self._sizes = batch_sizes(most)
+        self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
+        if captures:
+            with torch.inference_mode():
+                self._capture()
+
+    def begin(self, requests: Sequence[NewRequest]) -> None:
+        """Nothing to note: the tokens are in the device's rows."""
+
+    @torch.inference_mode()
+    def queue(self, output: SchedulerOutput) -> None:
+        """Queue the draft model's part of a step: the prompts in it, then guesses."""
+        prompts = [e for e in output.entries if e.num_tokens > 1 + e.num_draft_tokens]
+        prompts += [e for e in output.entries if e.num_tokens == 1 and not e.samples]
+        if prompts:
+            self._compute(prompts)
+        rows = [entry.row for entry in output.entries if entry.samples]
+        if not rows:
+            return
+        state = self._parts.batch.state
+        greedy = all(state(row).params.greedy for row in rows)
+        if self._graphs:
+            self.replay(rows, greedy)
+        else:
+            self._guess(self._send(rows, len(rows)), greedy)
+
+    def replay(self, rows: Sequence[int], greedy: bool) -> None:
+        """Queue the captured k steps of some rows."""
+        size = next(size for size in self._sizes if size >= len(rows))
+        self._send(rows, size)
+        self._graphs[size, greedy].replay()
+
+    def propose(
+        self, entries: Sequence[ScheduledEntry], told: Mapping[str, Sequence[int]]
+    ) -> dict[str, int]:
+        """Return how many of its guesses a request can use: those with a place in the cache.
+
+        Args:
+            entries: of the requests that got tokens.
+            told: these tokens, by request id.
+        """
+        numbers = {}
+        for entry in entries:
+            state = self._parts.batch.state(entry.row)
+            if state.params.speculate:
+                known = entry.chosen_positions[0] + len(told[entry.request_id])
+                places = min(state.num_blocks) * self._parts.config.cache.block_size
+                # A guess follows from the one before it, which has to be computed somewhere.
+                room = min(places - known + 1, self._max_model_len - known)
+                numbers[entry.request_id] = max(0, min(self._num_guesses, room))
+        return numbers
+
+    def _compute(self, entries: Sequence[ScheduledEntry]) -> None:
+        """Compute the known tokens of a step's prompts, and whatever else of it is known."""
+        parts, put = self._parts, self._prompt_staging.put
+        counts = [entry.num_tokens - entry.num_draft_tokens for entry in entries]
+        starts = [0, *np.cumsum(counts).tolist()]
+        lengths = [e.start + count for e, count in zip(entries, counts, strict=True)]
+        row_of_entry = [entry.row for entry in entries]
+        rows = np.repeat(row_of_entry, counts)
+        positions = np.concatenate(
+            [np.arange(e.start, length) for e, length in zip(entries, lengths, strict=True)]
+        )
+        self._prompt_staging.begin()
+        token_rows, places = put(rows, np.int64), put(positions, np.int64)
+        slots = [put(group, np.int64) for group in parts.batch.slots(rows, positions)]
+        query_starts, ends, entry_rows = (
+            put(numbers, np.int32) for numbers in (starts, lengths, row_of_entry)
+        )
+        self._prompt_staging.upload()
+        host = HostSequences(starts, lengths, row_of_entry)
+        step = parts.step_metadata(query_starts, ends, entry_rows, places, slots, host)
+        parts.model(parts.batch.token_ids[token_rows, places], parts.storage, step)
+
+    def _send(self, rows: Sequence[int], size: int) -> Tensor:
+        padding = [self._parts.batch.null_row] * (size - len(rows))
+        self._row_staging.begin()
+        sent = self._row_staging.put([*rows, *padding], np.int64)
+        self._row_staging.upload()
+        return sent
+
+    # docs: draft begin
+    def _guess(self, rows: Tensor, greedy: bool) -> None:
+        """Queue k steps for R rows, int64 [R]; each writes its guess behind the row's tokens.
+
+        The first computes two tokens a row. Of the last step's tokens the final one is always
+        new to the draft model; the one before it is, where all guesses were right.
+        """
+        parts, batch = self._parts, self._parts.batch
+        known = self._num_known[rows]
+        nowhere = batch.token_ids.shape[1] - 1
+        for turn in range(self._num_guesses):
+            end = (known + turn).clamp(max=self._max_model_len)
+            hidden = self._forward(rows, end, 2 if turn == 0 else 1, is_kept=known + turn == end)
+            tensors = batch.captured_sampling_tensors(rows, end)
+            tensors.all_greedy = greedy
+            tokens = self._sampler.choose(self._logits(hidden), tensors)
+            place = (known + turn).clamp(max=nowhere)
+            batch.token_ids[rows, place] = tokens.clamp(0, parts.model.config.vocab_size - 1)
+
+    # docs: draft end
+
+    def _forward(self, rows: Tensor, ends: Tensor, width: int, is_kept: Tensor) -> Tensor:
+        """Compute the tokens at [end - width, end) of rows; return the last ones' hidden states.
+
+        Args:
+            rows, ends: int64 [R]; a row of which nothing is known ends at 0.
+            width: tokens a row.
+            is_kept: bool [R], where keys and values are to be kept.
+        """
+        parts, batch = self._parts, self._parts.batch
+        size, block_size = len(rows), parts.config.cache.block_size
+        later = torch.arange(width, device=rows.device)
+        positions = (ends[:, None] - width + later).clamp(min=0)
+        slots = [
+            torch.where(
+                is_kept[:, None],
+                table[rows[:, None], positions // block_size].long() * block_size
+                + positions % block_size,
+                0,
+            ).flatten()
+            for table in batch.block_tables
+        ]
+        starts = torch.arange(0, size * width + 1, width, dtype=torch.int32, device=rows.device)
+        host = None
+        if not self._parts.backend.graph_safe:
+            host = HostSequences(starts.tolist(), ends.tolist(), rows.tolist())
+        step = parts.step_metadata(
+            starts, ends.int(), rows.int(), positions.flatten(), slots, host, width
+        )
+        tokens = batch.token_ids[rows[:, None], positions].flatten()
+        hidden = parts.model(tokens, parts.storage, step)
+        return hidden.view(size, width, -1)[:, -1]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = self._parts.model.compute_logits(hidden.contiguous())
+        return logits if isinstance(self._sampler, GraphSafeSampler) else logits.float()
+
+    def _capture(self) -> None:
+        device, pool = self._parts.config.model.device, torch.cuda.graph_pool_handle()
+        for size, greedy in product(reversed(self._sizes), (True, False)):
+            rows = self._send([], size)
+            self._guess(rows, greedy)  # compiles kernels, which a capture cannot
+            torch.cuda.synchronize(device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                self._guess(rows, greedy)
+            self._graphs[size, greedy] = graph

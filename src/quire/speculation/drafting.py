@@ -1,0 +1,31 @@
+"""`Drafting`: what a runner asks of whoever guesses, on the host or on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
+
+
+class Drafting(Protocol):
+    """Writes guesses behind the known tokens of the device's rows, step by step."""
+
+    def begin(self, requests: Sequence[NewRequest]) -> None:
+        """Take the tokens of requests that were given a row."""
+        ...
+
+    def queue(self, output: SchedulerOutput) -> None:
+        """Queue what guesses on the device, behind a step that was queued there."""
+        ...
+
+    def propose(
+        self, entries: Sequence[ScheduledEntry], told: Mapping[str, Sequence[int]]
+    ) -> dict[str, int]:
+        """Return how many guesses lie behind a step's tokens for each request.
+
+        Args:
+            entries: of the requests that got tokens.
+            told: these tokens, by request id.
+        """
+        ...

@@ -1,0 +1,131 @@
+"""Captured steps of several tokens, and the draft model's own graph, say what plain steps say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from quire import LLM, RequestOutput, SamplingParams, Trace
+from quire.runner.decode_graphs import DecodeGraphs, Ending
+
+pytestmark = pytest.mark.gpu
+
+CODE = (
+    "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n    return a - b\n\n\n",
+    "x = [1, 2, 3]\ny = [1, 2, 3]\nz = [1,",
+    "class Stack:\n    def push(self, item):\n        self.items.append(item)\n\n    def",
+    "import os\nimport sys\n",
+    "for i in range(10):\n    print(i)\n",
+)
+SIZES: dict[str, Any] = {
+    "device": "cuda",
+    "dtype": "float32",
+    "max_model_len": 256,
+    "max_num_seqs": 6,
+    "num_blocks": 120,
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "n-gram": {"method": "ngram", "prompt_lookup_min": 1},
+    "draft model": {"method": "draft_model", "model": "quire-mini-draft"},
+    "itself": {"method": "draft_model", "model": "quire-mini"},
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "graphs": {},
+    "kernel by kernel": {"cuda_graphs": False},
+    "preemption": {"num_blocks": 24, "max_num_batched_tokens": 64},
+    "INT8": {"kv_cache_dtype": "int8"},
+    "window": {"kv_window": 40, "kv_sinks": 4},
+    "host tier": {"num_blocks": 24, "num_host_blocks": 60},
+}
+
+
+def run(params: SamplingParams, **options: Any) -> tuple[list[RequestOutput], Trace]:
+    trace = Trace()
+    llm = LLM("quire-mini", **{**SIZES, **options}, trace=trace)
+    return llm.generate(list(CODE) * 2, params, use_tqdm=False), trace
+
+
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Ending]]:
+    """Of each captured step, how many tokens a request it has and how it ends."""
+    found: list[tuple[int, Ending]] = []
+    replay = DecodeGraphs.replay
+
+    def noted(self: DecodeGraphs, entries: Any, ending: Ending) -> torch.Tensor:
+        found.append((self.width(entries), ending))
+        return replay(self, entries, ending)
+
+    monkeypatch.setattr(DecodeGraphs, "replay", noted)
+    return found
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("k", [1, 3, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_captured_steps(
+    method: str, k: int, temperature: float, replayed: list[tuple[int, Ending]]
+) -> None:
+    params = SamplingParams(temperature=temperature, seed=1, max_tokens=60)
+    plain, _ = run(params)
+    replayed.clear()
+    config = {**METHODS[method], "num_speculative_tokens": k}
+    guessed, trace = run(params, speculative_config=config)
+    ending = Ending.GREEDY if temperature == 0 else Ending.SAMPLED
+    assert (1 + k, ending) in replayed
+    for ours, theirs in zip(guessed, plain, strict=True):
+        assert ours.outputs[0].token_ids == theirs.outputs[0].token_ids
+    if method == "itself":  # nothing is missing in the draft model's cache
+        drafted, kept = (sum(numbers) for numbers in zip(*trace.acceptance(), strict=True))
+        assert kept > 0.9 * drafted  # the rest lies behind the ends of texts
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("method", ["n-gram", "draft model"])
+def test_options(method: str, option: str) -> None:
+    params = SamplingParams(temperature=0.7, seed=2, max_tokens=60)
+    plain, _ = run(params, **OPTIONS[option])
+    config = {**METHODS[method], "num_speculative_tokens": 3}
+    guessed, trace = run(params, **OPTIONS[option], speculative_config=config)
+    assert trace.acceptance()[0][1] > 0
+    for ours, theirs in zip(guessed, plain, strict=True):
+        assert ours.outputs[0].token_ids == theirs.outputs[0].token_ids
+
+
+@pytest.mark.parametrize("method", ["n-gram", "draft model"])
+def test_what_a_captured_step_does_not_end_with(
+    method: str, replayed: list[tuple[int, Ending]]
+) -> None:
+    """Log-probabilities and penalties: hidden states of all rows, sampled behind the graph."""
+    params = SamplingParams(
+        temperature=0.8, seed=3, max_tokens=40, logprobs=2, frequency_penalty=0.4, min_tokens=9
+    )
+    plain, _ = run(params)
+    replayed.clear()
+    config = {**METHODS[method], "num_speculative_tokens": 3}
+    guessed, _ = run(params, speculative_config=config)
+    assert (4, Ending.HIDDEN) in replayed
+    for ours, theirs in zip(guessed, plain, strict=True):
+        assert ours.outputs[0].token_ids == theirs.outputs[0].token_ids
+        assert ours.outputs[0].logprobs is not None
+        assert theirs.outputs[0].logprobs is not None
+        for row, other in zip(ours.outputs[0].logprobs, theirs.outputs[0].logprobs, strict=True):
+            for token, value in other.items():
+                assert row[token].logprob == pytest.approx(value.logprob, abs=1e-3)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+def test_a_coin_that_judges(rate: float) -> None:
+    """As many guesses are kept as the rate says, each step for itself."""
+    config = {
+        **METHODS["draft model"],
+        "num_speculative_tokens": 3,
+        "verification": "synthetic",
+        "acceptance_rate": rate,
+    }
+    params = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
+    _, trace = run(params, speculative_config=config)
+    drafted, kept = trace.acceptance()[0]
+    assert drafted > 100
+    assert kept / drafted == pytest.approx(rate, abs=0.1)
