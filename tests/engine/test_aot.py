@@ -51,8 +51,8 @@ OLDEST = {"int8": 80, "fp8": 89}  # E4M3 came with Ada and Hopper
 CODES = {"int8": "*i8", "fp8": "*fp8e4nv"}
 DECODED = {**ATTENDED, "partials": FLOAT, "sums": FLOAT, "arrivals": INT}
 DECODE = {
-    "TOKENS": 1, "GROUP": 4, "PADDED": 4, "ROWS": 16, "HEAD_SIZE": 128, "PAGE": 16, "TILE": 16, "MIN_TILES": 2,
-    "STAGES": 3, "MOST": 64, "CHUNK": 2,
+    "TOKENS": 1, "GROUP": 4, "PADDED": 4, "ROWS": 16, "HEAD_SIZE": 128, "PAGE": 16, "TILE": 16,
+    "MIN_TILES": 2, "STAGES": 3, "MOST": 64, "CHUNK": 2,
 }  # fmt: skip
 DRAFTS = {"TOKENS": 5, "PADDED": 32, "ROWS": 32}
 PREFILL_TILES = {

@@ -158,6 +158,20 @@ def test_what_a_request_asks_for(kind: str) -> None:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
+def test_suffixes_in_any_engine(option: str) -> None:
+    """Guesses from earlier outputs as well; rows that are taken over by others."""
+    plain, _ = run(option, "greedy")
+    trace = Trace()
+    config = {"method": "suffix", "num_speculative_tokens": 6}
+    guessed, llm = run(option, "greedy", speculative_config=config, trace=trace)
+    assert_same(guessed, plain)
+    steps = len(trace.steps)
+    again = llm.generate(list(CODE) * 2, SamplingParams(temperature=0, max_tokens=40))
+    assert_same(again, plain)
+    assert len(trace.steps) - steps < steps  # the texts are known by now
+
+
+@pytest.mark.parametrize("option", OPTIONS)
 def test_what_an_engine_is_made_with(option: str) -> None:
     """Guesses that are often right, with each option; nothing that was rejected is published."""
     for kind in ("greedy", "drawn"):
@@ -177,12 +191,13 @@ def test_what_an_engine_is_made_with(option: str) -> None:
         assert_same(again, plain)  # from the blocks that the first run has left
 
 
+@pytest.mark.parametrize("method", ["ngram", "suffix"])
 @pytest.mark.parametrize("kind", ["greedy", "drawn"])
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_ngrams_leave_the_text_alone(kind: str, k: int) -> None:
+def test_guesses_of_the_host_leave_the_text_alone(kind: str, k: int, method: str) -> None:
     plain, _ = run("plain", kind)
     trace = Trace()
-    config = {"method": "ngram", "num_speculative_tokens": k}
+    config = {"method": method, "num_speculative_tokens": k}
     guessed, _ = run("plain", kind, speculative_config=config, trace=trace)
     assert_same(guessed, plain)
     if kind == "greedy":

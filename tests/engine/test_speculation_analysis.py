@@ -32,6 +32,14 @@ from quire.kernels.noise import Purpose, exponential, uniform
 
 P, Q = (0.5, 0.3, 0.2), (0.2, 0.3, 0.5)
 NUM_DRAWS = 100_000
+PAIR_FORMULAS = (
+    total_variation,
+    rejection_acceptance,
+    coupled_agreement,
+    agreement_bound,
+    independent_agreement,
+    argmax_agreement,
+)
 
 # ---- tokens, speed-up, k
 
@@ -225,6 +233,12 @@ def test_a_whole_vocabulary_in_float32() -> None:
     assert coupled_agreement(short_p, short_q) == pytest.approx(expected, rel=1e-9)
 
 
+def test_what_rounding_took_from_a_sum_changes_nothing() -> None:
+    for formula in PAIR_FORMULAS:
+        rounded = formula(0.9995 * np.array(P), 1.0005 * np.array(Q))
+        assert rounded == pytest.approx(formula(P, Q), abs=1e-12), formula.__name__
+
+
 # ---- what is refused
 
 
@@ -253,16 +267,6 @@ def test_a_whole_vocabulary_in_float32() -> None:
 def test_bad_counts_and_costs_are_refused_by_name(call: Callable[[], object], message: str) -> None:
     with pytest.raises(QuireError, match=message):
         call()
-
-
-PAIR_FORMULAS = (
-    total_variation,
-    rejection_acceptance,
-    coupled_agreement,
-    agreement_bound,
-    independent_agreement,
-    argmax_agreement,
-)
 
 
 @pytest.mark.parametrize("formula", PAIR_FORMULAS, ids=lambda formula: formula.__name__)

@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     TOKEN = 1  # the next token
     ACCEPT = 2  # whether a draft token is accepted
     RESIDUAL = 3  # the token that replaces a rejected draft
+    DRAFT = 4  # a draft of rejection sampling
 
 
 def mix(x: Tensor) -> Tensor:

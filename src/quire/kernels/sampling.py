@@ -74,15 +74,45 @@ def sample_torch(
 ) -> Tensor:
     """`sample` in torch, with a sort."""
     logits = logits.float()
+    scaled = _cut_off(logits, temperature, top_k, top_p, min_p)
+    race = exponential(seeds, positions, Purpose.TOKEN, width=logits.shape[-1])
+    # argmax(p / ε), in logarithms so that a low temperature cannot underflow.
+    drawn = scaled - race.log()
+    return greedy_torch(torch.where(temperature[:, None] == 0, logits, drawn))
+
+
+def probabilities(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    min_p: Tensor | None,
+) -> Tensor:
+    """Return what `sample` draws from, float32 [R, V]; a greedy row holds a single 1.
+
+    A row without a token has no positive number.
+    """
+    logits = logits.float()
+    drawn = _cut_off(logits, temperature, top_k, top_p, min_p).softmax(dim=-1)
+    best = greedy_torch(logits)[:, None]
+    ids = torch.arange(logits.shape[-1], device=logits.device)
+    return torch.where(temperature[:, None] == 0, (ids == best).float(), drawn)
+
+
+def _cut_off(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    min_p: Tensor | None,
+) -> Tensor:
+    """Return logits over the temperature, and -inf where a token is removed."""
     scaled = apply_temperature(logits, temperature)
     if min_p is not None:
         scaled = apply_min_p(scaled, min_p)
     if top_k is not None or top_p is not None:
         scaled = apply_top_k_top_p(scaled, top_k, top_p)
-    race = exponential(seeds, positions, Purpose.TOKEN, width=logits.shape[-1])
-    # argmax(p / ε), in logarithms so that a low temperature cannot underflow.
-    drawn = scaled - race.log()
-    return greedy_torch(torch.where(temperature[:, None] == 0, logits, drawn))
+    return scaled
 
 
 def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:

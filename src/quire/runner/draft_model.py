@@ -19,12 +19,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quire.config import EngineConfig
+from quire.kernels.noise import Purpose
+from quire.kernels.sampling import probabilities
 from quire.kv.batch import HostSequences
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
 from quire.runner.decode_graphs import batch_sizes
 from quire.runner.device import DeviceParts
 from quire.runner.staging import make_staging
 from quire.sampling.sampler import GraphSafeSampler, TorchSampler
+from quire.sampling.tensors import SamplingTensors
+from quire.speculation.block import round_seeds
+from quire.speculation.rejection import draw
+
+
+def probabilities_shape(config: EngineConfig, vocab_size: int) -> tuple[int, int, int]:
+    """Return the shape of what all rows' guesses were drawn from, [rows, k, V]."""
+    assert config.speculation is not None
+    num_rows = config.scheduling.max_num_seqs + 1
+    return num_rows, config.speculation.num_speculative_tokens, vocab_size
 
 
 class DraftModel:
@@ -55,6 +68,11 @@ class DraftModel:
         # Apart from each other and from the step's own: a captured graph reads its place.
         self._prompt_staging = make_staging(a_step + 1024, config.max_in_flight, device)
         self._row_staging = make_staging((most + 16) * 8, config.max_in_flight, device)
+        self._is_block = config.speculation.verification == "block"
+        self._probabilities: Tensor | None = None  # [rows, k, V]
+        if config.speculation.needs_probabilities:
+            shape = probabilities_shape(config, parts.model.config.vocab_size)
+            self._probabilities = torch.zeros(shape, dtype=torch.float32, device=device)
         self._sizes = batch_sizes(most)
         self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
         if captures:
@@ -151,11 +169,34 @@ class DraftModel:
             hidden = self._forward(rows, end, 2 if turn == 0 else 1, is_kept=known + turn == end)
             tensors = batch.captured_sampling_tensors(rows, end)
             tensors.all_greedy = greedy
-            tokens = self._sampler.choose(self._logits(hidden), tensors)
+            tokens = self._choose(rows, known, turn, hidden, tensors)
             place = (known + turn).clamp(max=nowhere)
             batch.token_ids[rows, place] = tokens.clamp(0, parts.model.config.vocab_size - 1)
 
     # docs: draft end
+
+    def _choose(
+        self, rows: Tensor, known: Tensor, turn: int, hidden: Tensor, tensors: SamplingTensors
+    ) -> Tensor:
+        """Choose a guess a row: by the model's own noise, or where a coin judges by another."""
+        logits = self._parts.model.compute_logits(hidden.contiguous())
+        if self._probabilities is None:
+            on_gpu = isinstance(self._sampler, GraphSafeSampler)
+            return self._sampler.choose(logits if on_gpu else logits.float(), tensors)
+        q = probabilities(logits, tensors.temperature, tensors.top_k, tensors.top_p, tensors.min_p)
+        self._probabilities[rows, turn] = q
+        seeds = round_seeds(tensors.seeds, known) if self._is_block else tensors.seeds
+        return draw(q, seeds, tensors.positions, Purpose.DRAFT)
+
+    def probabilities(self, rows: Tensor, turns: Tensor) -> Tensor | None:
+        """Return what guesses were drawn from, float32 [N, V].
+
+        Args:
+            rows, turns: int64 [N]: whose guess, and which of its last ones; k stands for any.
+        """
+        if self._probabilities is None:
+            return None
+        return self._probabilities[rows, turns.clamp(max=self._num_guesses - 1)]
 
     def _forward(self, rows: Tensor, ends: Tensor, width: int, is_kept: Tensor) -> Tensor:
         """Compute the tokens at [end - width, end) of rows; return the last ones' hidden states.
@@ -188,10 +229,6 @@ class DraftModel:
         tokens = batch.token_ids[rows[:, None], positions].flatten()
         hidden = parts.model(tokens, parts.storage, step)
         return hidden.view(size, width, -1)[:, -1]
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits = self._parts.model.compute_logits(hidden.contiguous())
-        return logits if isinstance(self._sampler, GraphSafeSampler) else logits.float()
 
     def _capture(self) -> None:
         device, pool = self._parts.config.model.device, torch.cuda.graph_pool_handle()

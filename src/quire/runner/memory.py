@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -14,6 +15,7 @@ from quire.kv.spec import CacheLayout
 from quire.kv.storage import KVStorage, bytes_per_block
 from quire.layers.attention import StepMetadata
 from quire.models.decoder import Decoder
+from quire.runner.draft_model import probabilities_shape
 from quire.sampling.params import MAX_LOGPROBS
 from quire.sampling.scoring import score_tokens
 from quire.sampling.trial import sample_with_everything
@@ -53,6 +55,8 @@ def default_num_blocks(
     reserved = torch.cuda.memory_reserved(config.model.device)
     others = total - free - reserved  # other processes, and CUDA's own
     budget = int(total * utilization) - others - peak - GRAPH_BYTES
+    if config.speculation is not None and config.speculation.needs_probabilities:
+        budget -= 4 * math.prod(probabilities_shape(config, model.config.vocab_size))
     if budget < 2 * block:
         raise QuireError(
             f"no memory is left for the KV cache: the GPU has {total / 1e9:.1f} GB, weights and "

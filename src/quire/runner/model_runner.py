@@ -75,10 +75,11 @@ class ModelRunner:
             ),
         )
         self.batch = self._parts.batch
-        num_guesses = 0
+        num_guesses, self._needs_probabilities = 0, False
         self.drafting: Drafting | None = None
         if config.speculation is not None:
             num_guesses = config.speculation.num_speculative_tokens
+            self._needs_probabilities = config.speculation.needs_probabilities
         if proposer is not None:
             self.drafting = HostDrafting(proposer, num_guesses, self.batch.token_ids)
         self._answers = Answers(
@@ -214,7 +215,13 @@ class ModelRunner:
         drafts = None
         if len(chosen) > len(pending.sampling):
             guesses = batch.token_ids[rows, positions]
-            drafts = Drafts(guesses, pending.first_rows, batch.acceptance_rate)
+            probabilities = None
+            if self._needs_probabilities and self.drafting is not None:
+                turns = [p - e.chosen_positions[0] for e, p in chosen]
+                probabilities = self.drafting.probabilities(
+                    rows, torch.tensor(turns).to(rows.device, non_blocking=True)
+                )
+            drafts = Drafts(guesses, pending.first_rows, probabilities, batch.acceptance_rate)
         sampled = sampler(self._parts.model.compute_logits(hidden).float(), tensors, drafts)
         vocab_size = self._parts.model.config.vocab_size
         check_sampled(sampled, len(pending.sampling), tensors, vocab_size, self._sampler_name)

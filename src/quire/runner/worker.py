@@ -25,7 +25,8 @@ from quire.models.loader import initialize_random, load_weights
 from quire.runner.memory import default_num_blocks
 from quire.runner.model_runner import ModelRunner
 from quire.runner.warm_up import warm_up
-from quire.sampling.sampler import TorchSampler
+from quire.sampling.rejection_sampler import RejectionSampler
+from quire.sampling.sampler import Sampler, TorchSampler
 from quire.speculation.factory import DraftSource, make_proposer
 from quire.speculation.proposer import Proposer
 
@@ -58,7 +59,15 @@ class Worker:
         self._layout = layout
         self._backend = (components.attention or _default_attention(device))()
         _require_served(config, self._backend, layout)
-        self._sampler = (components.sampler or _default_sampler(device))()
+        self._sampler: Sampler = (components.sampler or _default_sampler(device))()
+        if config.speculation is not None and config.speculation.needs_probabilities:
+            verification = config.speculation.verification
+            if components.sampler is not None:
+                raise QuireError(
+                    f"speculative_config: verification={verification!r} with a sampler of your "
+                    "own: it judges drafts itself; leave one of the two away"
+                )
+            self._sampler = RejectionSampler(verification, self._sampler)
         self._gives_logprobs = components.sampler is None
         self._proposer: Proposer | None = None
         if config.speculation is not None and draft is None:

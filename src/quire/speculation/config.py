@@ -11,8 +11,8 @@ from quire.errors import QuireError
 from quire.models.config import ModelConfig
 from quire.option_checks import require_counts, require_share
 
-METHODS = ("ngram", "draft_model")
-VERIFICATIONS = ("coupled", "synthetic")
+METHODS = ("ngram", "suffix", "draft_model")
+VERIFICATIONS = ("coupled", "rejection", "block", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class SpeculativeConfig:
 
     Args:
         method: "ngram" takes the guesses from the request's own tokens, where they continued
-            the same way before (prompt lookup); "draft_model" from a smaller model that knows
+            the same way before (prompt lookup); "suffix" from there and from earlier outputs, as
+            far as they have mostly gone on alike; "draft_model" from a smaller model that knows
             the same tokens.
         model: the draft model: a shipped model's name, a checkpoint folder, a hub name, or a
             `ModelConfig`, which gets random weights.
@@ -29,7 +30,10 @@ class SpeculativeConfig:
         prompt_lookup_max: the most tokens that must have stood before the guesses then as now.
         prompt_lookup_min: the fewest; a longer match is preferred.
         verification: "coupled" keeps a guess if it is the token that the step draws there
-            without it, so that the output does not depend on the guesses; "synthetic", for
+            without it, so that the output does not depend on the guesses; "rejection" keeps it
+            with the probability that the model gives it over that of who guessed, so that the
+            output's law does not depend on them; "block" does so for the guesses of a step
+            together, and keeps no fewer on average; "synthetic", for
             measurements alone, tosses a coin, whatever the guess is.
         acceptance_rate: the probability that a coin of "synthetic" verification keeps a guess.
     """
@@ -66,6 +70,11 @@ class SpeculativeConfig:
     def guesses_on_device(self) -> bool:
         """Whether guesses are computed where the tokens are, and not from the host's copy."""
         return self.method == "draft_model"
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether the verification asks what a guess was drawn from."""
+        return self.verification in ("rejection", "block")
 
     @property
     def num_lookahead_tokens(self) -> int:

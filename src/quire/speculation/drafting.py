@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from torch import Tensor
+
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
 
 
@@ -17,6 +19,15 @@ class Drafting(Protocol):
 
     def queue(self, output: SchedulerOutput) -> None:
         """Queue what guesses on the device, behind a step that was queued there."""
+        ...
+
+    def probabilities(self, rows: Tensor, turns: Tensor) -> Tensor | None:
+        """Return what guesses were drawn from, float32 [N, V]; None if they were not drawn.
+
+        Args:
+            rows: int64 [N], whose guesses.
+            turns: int64 [N], which of its guesses, 0 the first.
+        """
         ...
 
     def propose(

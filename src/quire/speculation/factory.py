@@ -11,10 +11,13 @@ from quire.models.loader import resolve_checkpoint
 from quire.speculation.config import SpeculativeConfig
 from quire.speculation.ngram import NGramProposer
 from quire.speculation.proposer import Proposer
+from quire.speculation.suffix import SuffixProposer
 
 
 def make_proposer(config: SpeculativeConfig) -> Proposer:
     """Return a new proposer, where the host guesses."""
+    if config.method == "suffix":
+        return SuffixProposer()
     assert config.method == "ngram", config.method  # the config refuses any other
     return NGramProposer(config.prompt_lookup_min, config.prompt_lookup_max)
 

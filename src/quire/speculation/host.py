@@ -50,6 +50,9 @@ class HostDrafting:
     def queue(self, output: SchedulerOutput) -> None:
         """Nothing to queue: the tokens must be known first."""
 
+    def probabilities(self, rows: Tensor, turns: Tensor) -> None:
+        """Guesses that were found, and not drawn, have none."""
+
     def propose(
         self,
         entries: Sequence[ScheduledEntry],
