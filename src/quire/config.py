@@ -127,7 +127,8 @@ class SchedulingOptions:
             (`quire.policy`).
         watermark: share of the blocks that admitting a request leaves free, so that those that
             run can grow before anyone is preempted.
-        overlap: schedule a step while the one before it still runs; by default on a GPU.
+        overlap: schedule a step while the one before it still runs; by default on a GPU. A step
+            behind which tokens are guessed is waited for even so.
     """
 
     max_num_seqs: int = 32
@@ -180,11 +181,6 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         device = self.model.device
-        if self.speculation is not None and self.scheduling.overlap:
-            raise QuireError(
-                f"overlap=True with speculative_config method={self.speculation.method!r}: it "
-                "guesses from the tokens of a step that has ended; leave overlap out"
-            )
         require_rows(
             self.scheduling.max_num_seqs,
             self.model.max_model_len,
@@ -241,7 +237,7 @@ class EngineConfig:
         resolved = {
             "max_model_len": _max_model_len(options.get("max_model_len"), model),
             "device": device,
-            "overlap": _overlaps(device, options) if overlap is None else overlap,
+            "overlap": device.type == "cuda" if overlap is None else overlap,
             "cuda_graphs": runs_triton(device) if graphs is None else graphs,
         }
         return cls.of(**{**options, **resolved})
@@ -265,13 +261,8 @@ class EngineConfig:
     @property
     def blocks_per_row(self) -> int:
         """Columns of a row of block tables: those of the longest sequence and of its drafts."""
-        drafts = 0 if self.speculation is None else self.speculation.num_speculative_tokens
+        drafts = 0 if self.speculation is None else self.speculation.most_guesses
         return -(-(self.model.max_model_len + drafts) // self.cache.block_size)
-
-
-def _overlaps(device: torch.device, options: EngineOptions) -> bool:
-    """Whether steps overlap by default: on a GPU, unless the next step waits for guesses."""
-    return device.type == "cuda" and options.get("speculative_config") is None
 
 
 def _max_model_len(asked: int | None, model: ModelConfig) -> int:

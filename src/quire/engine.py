@@ -31,6 +31,7 @@ from quire.runner.pending import PendingStep
 from quire.sampling.params import SamplingParams
 from quire.sampling.resolve import resolve
 from quire.scheduler import Scheduler
+from quire.speculation.controller import LengthController, RoundCosts
 from quire.tokenizer import Tokenizer
 from quire.trace import Trace
 
@@ -62,6 +63,12 @@ class LLMEngine:
         self._handles: dict[str, RequestHandle] = {}  # by the caller's id
         self._owners: dict[str, RequestHandle] = {}  # by the id of each sequence that runs
         self._in_flight: deque[tuple[PendingStep, float]] = deque()  # with when it was scheduled
+        # When the last step's tokens were known, if its requests go on; idle time is no step's.
+        self._last_end: float | None = None
+        self._controller: LengthController | None = None
+        if config.speculation is not None and config.speculation.is_adaptive:
+            costs = RoundCosts(executor.round_costs)
+            self._controller = LengthController(costs, config.speculation.choices)
 
     @property
     def has_requests(self) -> bool:
@@ -162,9 +169,12 @@ class LLMEngine:
     @uninterrupted()
     def advance(self) -> list[RequestHandle]:
         """Run one step; return the prompts that got a token or failed, uncopied."""
-        while len(self._in_flight) < self.config.max_in_flight:
+        while self._may_schedule():
             begin = time.perf_counter()
             scheduled = self._scheduler.schedule()
+            if self._controller is not None:
+                number = self._controller.choose(len(scheduled.entries))
+                scheduled = replace(scheduled, num_guesses=number)
             with self._retracting(scheduled):
                 self._in_flight.append((self.executor.execute(scheduled), begin))
             if not scheduled.entries:
@@ -176,6 +186,9 @@ class LLMEngine:
         failed = self._fail(result.failures)
         advanced = self._scheduler.update(scheduled, result)
         end = time.perf_counter()
+        if self._controller is not None:
+            since = begin if self._last_end is None else self._last_end
+            self._controller.observe(scheduled, result, end - since)
         queued = [scheduled, *(step.output for step, _ in self._in_flight)]
         if self.has_requests and not any(output.entries for output in queued):
             raise QuireError(
@@ -186,9 +199,23 @@ class LLMEngine:
         if self.trace is not None:
             self.trace.record(scheduled, result, begin, end)
         grown = failed + self._collect(advanced, result, end)
+        self._last_end = end if self.has_requests else None
         if not self.has_requests:
             self._drain()
         return grown
+
+    def _may_schedule(self) -> bool:
+        """Whether the next step can be scheduled before those in flight have been waited for.
+
+        Not behind one that verifies guesses or makes new ones: what follows depends on them.
+        """
+        if self.config.speculation is not None and any(
+            step.output.num_guesses != 0 or any(e.num_draft_tokens for e in step.output.entries)
+            for step, _ in self._in_flight
+            if step.output.entries
+        ):
+            return False
+        return len(self._in_flight) < self.config.max_in_flight
 
     @contextmanager
     def _retracting(self, scheduled: SchedulerOutput) -> Iterator[None]:

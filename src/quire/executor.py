@@ -6,7 +6,7 @@ stand the device halves, one `Worker` a rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +30,11 @@ class Executor(Protocol):
     @property
     def num_blocks(self) -> int:
         """Blocks of the KV cache, the null block among them: as many as every rank has."""
+        ...
+
+    @property
+    def round_costs(self) -> Mapping[tuple[int, int], float]:
+        """Seconds of a step with k guesses of each request, by (requests, k), if k may vary."""
         ...
 
     def execute(self, output: SchedulerOutput) -> PendingStep:
@@ -81,6 +86,11 @@ class InlineExecutor:
     def num_blocks(self) -> int:
         """Blocks of the KV cache, the null block among them."""
         return self._num_blocks
+
+    @property
+    def round_costs(self) -> Mapping[tuple[int, int], float]:
+        """Seconds of a step with k guesses of each request, by (requests, k), if k may vary."""
+        return self.worker.round_costs
 
     def execute(self, output: SchedulerOutput) -> PendingStep:
         """Queue a step on the worker's device."""

@@ -75,6 +75,7 @@ class SchedulerOutput:
     num_free_blocks: int = 0  # after this step's reservations, in the fullest KV group
     finish_reasons: dict[str, str] = field(default_factory=dict)  # of `finished_ids`
     transfers: tuple[Transfer, ...] = ()  # carried out in order, before all else of the step
+    num_guesses: int | None = None  # to make behind each request's tokens; None: all there may be
 
     @property
     def num_tokens(self) -> int:

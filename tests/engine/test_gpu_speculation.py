@@ -129,3 +129,29 @@ def test_a_coin_that_judges(rate: float) -> None:
     drafted, kept = trace.acceptance()[0]
     assert drafted > 100
     assert kept / drafted == pytest.approx(rate, abs=0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_number_of_guesses_that_the_engine_chooses(method: str) -> None:
+    """Steps with and without guesses by turns, overlapped where there are none."""
+    params = SamplingParams(temperature=0.7, seed=4, max_tokens=120)
+    plain, _ = run(params)
+    guessed, trace = run(params, speculative_config=METHODS[method])
+    assert {step.scheduled.num_guesses for step in trace.steps} <= {0, 1, 2, 4}
+    for ours, theirs in zip(guessed, plain, strict=True):
+        assert ours.outputs[0].token_ids == theirs.outputs[0].token_ids
+
+
+@pytest.mark.parametrize("verification", ["rejection", "block"])
+@pytest.mark.parametrize("method", METHODS)
+def test_verifications_by_probability(method: str, verification: str) -> None:
+    """A greedy text is the plain one; what is drawn is judged on the device."""
+    config = {**METHODS[method], "num_speculative_tokens": 3, "verification": verification}
+    greedy = SamplingParams(temperature=0, max_tokens=60)
+    plain, _ = run(greedy)
+    guessed, _ = run(greedy, speculative_config=config)
+    for ours, theirs in zip(guessed, plain, strict=True):
+        assert ours.outputs[0].token_ids == theirs.outputs[0].token_ids
+    _, trace = run(SamplingParams(seed=1, max_tokens=60), speculative_config=config)
+    drafted, kept = trace.acceptance()[0]
+    assert kept > (0.9 if method == "itself" else 0.2) * drafted

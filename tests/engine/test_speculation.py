@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire import LLM, Components, QuireError, RequestOutput, SamplingParams, Trace
+from quire.engine import LLMEngine
 from quire.models.config import ModelConfig
 from quire.models.loader import resolve_checkpoint
 from quire.sampling.drafts import Drafts
 from quire.speculation.config import SpeculativeConfig
+from quire.speculation.controller import LengthController
 from quire.speculation.coupled import accept_equal
 from quire.speculation.ngram import NGramProposer
 from quire.speculation.proposer import ProposeContext
@@ -123,6 +125,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "INT8": {"kv_cache_dtype": "int8"},
     "window": {"kv_window": 24, "kv_sinks": 3},
     "host tier": {"num_blocks": 18, "num_host_blocks": 40},
+    "overlap": {"overlap": True, "num_blocks": 20},
 }
 
 
@@ -204,7 +207,7 @@ def test_guesses_of_the_host_leave_the_text_alone(kind: str, k: int, method: str
         assert accepted(trace) > 20  # a small model's greedy text repeats itself
 
 
-DRAFTS = {
+DRAFTS: dict[str, dict[str, Any]] = {
     "itself": {"method": "draft_model", "model": "quire-mini-draft"},
     "another": {"method": "draft_model", "model": "quire-mini"},  # the larger one guesses
 }
@@ -369,11 +372,6 @@ def test_a_config_that_is_wrong(given: Any, message: str) -> None:
         LLM("quire-mini-draft", device="cpu", speculative_config=given)
 
 
-def test_overlap_and_guesses_from_the_host() -> None:
-    with pytest.raises(QuireError, match=r"overlap=True with speculative_config method='ngram'"):
-        LLM("quire-mini-draft", device="cpu", overlap=True, speculative_config=NGRAM)
-
-
 def test_a_draft_model_of_another_vocabulary() -> None:
     target = ModelConfig.from_folder(resolve_checkpoint("quire-mini-draft"))
     other = replace(target, vocab_size=4000)
@@ -398,6 +396,7 @@ def test_a_coin_judges_where_it_is_told_to() -> None:
     config = {
         "method": "draft_model",
         "model": "quire-mini-draft",
+        "num_speculative_tokens": 4,
         "verification": "synthetic",
         "acceptance_rate": 0.6,
     }
@@ -407,3 +406,47 @@ def test_a_coin_judges_where_it_is_told_to() -> None:
     counts = trace.acceptance()
     assert counts[0][0] > 100
     assert counts[0][1] / counts[0][0] == pytest.approx(0.6, abs=0.15)  # three standard errors
+
+
+@pytest.mark.parametrize("option", ["plain", "preemption", "host tier", "overlap"])
+@pytest.mark.parametrize("method", ["ngram", "itself"])
+def test_a_number_of_guesses_that_varies(
+    option: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any number in any step, none too: a draft model catches up with what it has missed."""
+    numbers = random.Random(1)
+    monkeypatch.setattr(
+        LengthController, "choose", lambda self, batch: numbers.choice([0, 0, 0, 1, 2, 4])
+    )
+    config = DRAFTS["itself"] if method == "itself" else {"method": "ngram"}
+    for kind in ("greedy", "drawn"):
+        plain, _ = run(option, kind)
+        trace = Trace()
+        guessed, llm = run(option, kind, speculative_config=config, trace=trace)
+        again = llm.generate(list(CODE) * 2, SamplingParams(**{"max_tokens": 40, **PARAMS[kind]}))
+        assert_same(guessed, plain)
+        assert_same(again, plain)
+        assert drafted(trace) > 0
+        if method == "itself" and option == "plain":
+            counts = trace.acceptance()
+            assert counts[0][1] > 0.9 * counts[0][0]
+
+
+def test_a_step_without_guesses_is_overlapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    most: list[int] = []
+    advance = LLMEngine.advance
+
+    def noted(self: LLMEngine) -> Any:
+        grown = advance(self)
+        most.append(len(self._in_flight))
+        return grown
+
+    monkeypatch.setattr(LLMEngine, "advance", noted)
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    for number, in_flight in ((0, 1), (1, 0)):
+        most.clear()
+        monkeypatch.setattr(LengthController, "choose", lambda self, batch, n=number: n)
+        LLM(
+            "quire-mini-draft", **SIZES, overlap=True, speculative_config={"method": "ngram"}
+        ).generate(CODE[0], params)
+        assert most[5] == in_flight

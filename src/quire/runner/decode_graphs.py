@@ -5,7 +5,7 @@ needs to launch them. A CUDA graph launches them all at once. It replays the ver
 addresses and grids, so a graph is captured for each of a few batch sizes and a step is
 padded to the next of them; what changes from step to step lies in memory.
 
-Where drafts are verified each batch size has a second graph, of 1 + k tokens a request. A
+Where drafts are verified each batch size has further graphs, of 1 + k tokens a request. A
 request with fewer drafts has tokens in it that nobody looks at.
 """
 
@@ -51,8 +51,9 @@ class DecodeGraphs:
         self._parts = parts
         self._sizes = batch_sizes(parts.config.scheduling.max_num_seqs)
         device, speculation = parts.config.model.device, parts.config.speculation
-        drafts = 0 if speculation is None else speculation.num_speculative_tokens
-        self._widths = [1] if drafts == 0 else [1, 1 + drafts]
+        choices = () if speculation is None else speculation.choices
+        drafts = max(choices, default=0)
+        self._widths = [1, *(1 + number for number in choices)]
         reserved = 1 if speculation is None else 1 + drafts + speculation.num_lookahead_tokens
         self._most_new_blocks = -(-reserved // parts.config.cache.block_size)
         sequences = torch.arange(

@@ -12,7 +12,8 @@ Suresh 2024): that is what makes coupled verification accept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -37,7 +38,7 @@ def probabilities_shape(config: EngineConfig, vocab_size: int) -> tuple[int, int
     """Return the shape of what all rows' guesses were drawn from, [rows, k, V]."""
     assert config.speculation is not None
     num_rows = config.scheduling.max_num_seqs + 1
-    return num_rows, config.speculation.num_speculative_tokens, vocab_size
+    return num_rows, config.speculation.most_guesses, vocab_size
 
 
 class DraftModel:
@@ -60,7 +61,10 @@ class DraftModel:
         assert parts.batch.num_known is not None
         self._parts, self._sampler = parts, sampler
         self._num_known = parts.batch.num_known
-        self._num_guesses = config.speculation.num_speculative_tokens
+        self._choices = config.speculation.choices
+        self._most_guesses = config.speculation.most_guesses
+        # Of each row's tokens, those that the draft model has computed; None: at its first step.
+        self._num_computed: list[int | None] = [None] * (config.scheduling.max_num_seqs + 1)
         self._max_model_len = config.model.max_model_len
         most, device = config.scheduling.max_num_seqs, config.model.device
         num_groups = len(parts.batch.block_tables)
@@ -74,47 +78,71 @@ class DraftModel:
             shape = probabilities_shape(config, parts.model.config.vocab_size)
             self._probabilities = torch.zeros(shape, dtype=torch.float32, device=device)
         self._sizes = batch_sizes(most)
-        self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
         if captures:
             with torch.inference_mode():
                 self._capture()
 
     def begin(self, requests: Sequence[NewRequest]) -> None:
-        """Nothing to note: the tokens are in the device's rows."""
+        """Note whose tokens are new; what lies in cached blocks is taken as computed."""
+        for request in requests:
+            self._num_computed[request.row] = None
 
     @torch.inference_mode()
     def queue(self, output: SchedulerOutput) -> None:
-        """Queue the draft model's part of a step: the prompts in it, then guesses."""
-        prompts = [e for e in output.entries if e.num_tokens > 1 + e.num_draft_tokens]
-        prompts += [e for e in output.entries if e.num_tokens == 1 and not e.samples]
-        if prompts:
-            self._compute(prompts)
+        """Queue the draft model's part of a step: what it has not computed yet, then guesses.
+
+        Where nothing is to be guessed it computes nothing: it catches up once it is.
+        """
+        for entry in output.entries:
+            if self._num_computed[entry.row] is None:
+                self._num_computed[entry.row] = entry.start
+        num_guesses = self._most_guesses if output.num_guesses is None else output.num_guesses
+        if num_guesses == 0:
+            return
+        pieces = []
+        for entry in output.entries:
+            begin = self._num_computed[entry.row]
+            assert begin is not None
+            end = entry.start + entry.num_tokens - entry.num_draft_tokens
+            # To guess it computes the last token but one and the last, which the step chooses.
+            wanted = end - 1 if entry.samples else end
+            if entry.num_draft_tokens == 0 and begin < wanted:
+                pieces.append(_Piece(entry.row, begin, end))
+            self._num_computed[entry.row] = end
+        for some in _within(pieces, self._parts.config.scheduling.max_num_batched_tokens):
+            self._compute(some)
         rows = [entry.row for entry in output.entries if entry.samples]
         if not rows:
             return
         state = self._parts.batch.state
         greedy = all(state(row).params.greedy for row in rows)
         if self._graphs:
-            self.replay(rows, greedy)
+            self.replay(rows, num_guesses, greedy)
         else:
-            self._guess(self._send(rows, len(rows)), greedy)
+            self._guess(self._send(rows, len(rows)), num_guesses, greedy)
 
-    def replay(self, rows: Sequence[int], greedy: bool) -> None:
-        """Queue the captured k steps of some rows."""
+    def replay(self, rows: Sequence[int], num_guesses: int, greedy: bool) -> None:
+        """Queue the captured steps that guess so many tokens of some rows."""
         size = next(size for size in self._sizes if size >= len(rows))
         self._send(rows, size)
-        self._graphs[size, greedy].replay()
+        self._graphs[size, num_guesses, greedy].replay()
 
     def propose(
-        self, entries: Sequence[ScheduledEntry], told: Mapping[str, Sequence[int]]
+        self,
+        entries: Sequence[ScheduledEntry],
+        told: Mapping[str, Sequence[int]],
+        num_guesses: int | None = None,
     ) -> dict[str, int]:
         """Return how many of its guesses a request can use: those with a place in the cache.
 
         Args:
             entries: of the requests that got tokens.
             told: these tokens, by request id.
+            num_guesses: that were asked for; None: as many as there may be.
         """
-        numbers = {}
+        most = self._most_guesses if num_guesses is None else num_guesses
+        numbers: dict[str, int] = {}
         for entry in entries:
             state = self._parts.batch.state(entry.row)
             if state.params.speculate:
@@ -122,28 +150,28 @@ class DraftModel:
                 places = min(state.num_blocks) * self._parts.config.cache.block_size
                 # A guess follows from the one before it, which has to be computed somewhere.
                 room = min(places - known + 1, self._max_model_len - known)
-                numbers[entry.request_id] = max(0, min(self._num_guesses, room))
+                numbers[entry.request_id] = max(0, min(most, room))
         return numbers
 
-    def _compute(self, entries: Sequence[ScheduledEntry]) -> None:
-        """Compute the known tokens of a step's prompts, and whatever else of it is known."""
+    def _compute(self, pieces: Sequence[_Piece]) -> None:
+        """Compute known tokens of some rows."""
         parts, put = self._parts, self._prompt_staging.put
-        counts = [entry.num_tokens - entry.num_draft_tokens for entry in entries]
+        counts = [piece.end - piece.begin for piece in pieces]
         starts = [0, *np.cumsum(counts).tolist()]
-        lengths = [e.start + count for e, count in zip(entries, counts, strict=True)]
-        row_of_entry = [entry.row for entry in entries]
-        rows = np.repeat(row_of_entry, counts)
-        positions = np.concatenate(
-            [np.arange(e.start, length) for e, length in zip(entries, lengths, strict=True)]
-        )
+        lengths = [piece.end for piece in pieces]
+        row_of_piece = [piece.row for piece in pieces]
+        rows = np.repeat(row_of_piece, counts)
+        positions = np.concatenate([np.arange(piece.begin, piece.end) for piece in pieces])
+        if self._parts.config.model.device.type == "cuda":
+            torch.cuda.synchronize()  # the staging may be read by the pieces before
         self._prompt_staging.begin()
         token_rows, places = put(rows, np.int64), put(positions, np.int64)
         slots = [put(group, np.int64) for group in parts.batch.slots(rows, positions)]
         query_starts, ends, entry_rows = (
-            put(numbers, np.int32) for numbers in (starts, lengths, row_of_entry)
+            put(numbers, np.int32) for numbers in (starts, lengths, row_of_piece)
         )
         self._prompt_staging.upload()
-        host = HostSequences(starts, lengths, row_of_entry)
+        host = HostSequences(starts, lengths, row_of_piece)
         step = parts.step_metadata(query_starts, ends, entry_rows, places, slots, host)
         parts.model(parts.batch.token_ids[token_rows, places], parts.storage, step)
 
@@ -155,8 +183,8 @@ class DraftModel:
         return sent
 
     # docs: draft begin
-    def _guess(self, rows: Tensor, greedy: bool) -> None:
-        """Queue k steps for R rows, int64 [R]; each writes its guess behind the row's tokens.
+    def _guess(self, rows: Tensor, num_guesses: int, greedy: bool) -> None:
+        """Queue a step a guess for R rows, int64 [R]; each writes it behind the row's tokens.
 
         The first computes two tokens a row. Of the last step's tokens the final one is always
         new to the draft model; the one before it is, where all guesses were right.
@@ -164,7 +192,7 @@ class DraftModel:
         parts, batch = self._parts, self._parts.batch
         known = self._num_known[rows]
         nowhere = batch.token_ids.shape[1] - 1
-        for turn in range(self._num_guesses):
+        for turn in range(num_guesses):
             end = (known + turn).clamp(max=self._max_model_len)
             hidden = self._forward(rows, end, 2 if turn == 0 else 1, is_kept=known + turn == end)
             tensors = batch.captured_sampling_tensors(rows, end)
@@ -196,7 +224,7 @@ class DraftModel:
         """
         if self._probabilities is None:
             return None
-        return self._probabilities[rows, turns.clamp(max=self._num_guesses - 1)]
+        return self._probabilities[rows, turns.clamp(max=self._most_guesses - 1)]
 
     def _forward(self, rows: Tensor, ends: Tensor, width: int, is_kept: Tensor) -> Tensor:
         """Compute the tokens at [end - width, end) of rows; return the last ones' hidden states.
@@ -232,11 +260,38 @@ class DraftModel:
 
     def _capture(self) -> None:
         device, pool = self._parts.config.model.device, torch.cuda.graph_pool_handle()
-        for size, greedy in product(reversed(self._sizes), (True, False)):
+        for size, number, greedy in product(reversed(self._sizes), self._choices, (True, False)):
             rows = self._send([], size)
-            self._guess(rows, greedy)  # compiles kernels, which a capture cannot
+            self._guess(rows, number, greedy)  # compiles kernels, which a capture cannot
             torch.cuda.synchronize(device)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                self._guess(rows, greedy)
-            self._graphs[size, greedy] = graph
+                self._guess(rows, number, greedy)
+            self._graphs[size, number, greedy] = graph
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens [begin, end) of a row."""
+
+    row: int
+    begin: int
+    end: int
+
+
+def _within(pieces: Sequence[_Piece], budget: int) -> Iterator[list[_Piece]]:
+    """Yield pieces in lists of at most `budget` tokens; a longer piece is cut."""
+    some: list[_Piece] = []
+    room = budget
+    for piece in pieces:
+        begin = piece.begin
+        while begin < piece.end:
+            end = min(piece.end, begin + room)
+            some.append(_Piece(piece.row, begin, end))
+            room -= end - begin
+            begin = end
+            if room == 0:
+                yield some
+                some, room = [], budget
+    if some:
+        yield some

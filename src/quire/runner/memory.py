@@ -92,7 +92,7 @@ def _trial_step(
     hidden = model(tokens, storage, step)
     num_rows = config.scheduling.max_num_seqs
     if config.speculation is not None:  # a row for each guess, and one behind them
-        num_rows *= 1 + config.speculation.num_speculative_tokens
+        num_rows *= 1 + config.speculation.most_guesses
     logits = model.compute_logits(hidden[:num_rows]).float()
     sample_with_everything(logits, config.model.max_model_len)
     del logits

@@ -78,7 +78,7 @@ class ModelRunner:
         num_guesses, self._needs_probabilities = 0, False
         self.drafting: Drafting | None = None
         if config.speculation is not None:
-            num_guesses = config.speculation.num_speculative_tokens
+            num_guesses = config.speculation.most_guesses
             self._needs_probabilities = config.speculation.needs_probabilities
         if proposer is not None:
             self.drafting = HostDrafting(proposer, num_guesses, self.batch.token_ids)

@@ -93,7 +93,7 @@ class PendingStep:
 
     def _guess(self, drafting: Drafting, told: dict[str, list[int]]) -> dict[str, int]:
         entries = [entry for entry in self.sampling if told.get(entry.request_id)]
-        return drafting.propose(entries, told)
+        return drafting.propose(entries, told, self.output.num_guesses)
 
     def _read_logprobs(
         self, values: TokenLogprobs, token_ids: dict[str, list[int]]

@@ -24,6 +24,7 @@ from quire.models.decoder import Decoder
 from quire.models.loader import initialize_random, load_weights
 from quire.runner.memory import default_num_blocks
 from quire.runner.model_runner import ModelRunner
+from quire.runner.round_costs import measure_round_costs
 from quire.runner.warm_up import warm_up
 from quire.sampling.rejection_sampler import RejectionSampler
 from quire.sampling.sampler import Sampler, TorchSampler
@@ -35,6 +36,7 @@ class Worker:
     """Loads the model first; `allocate` follows, since ranks must agree on the cache's size."""
 
     runner: ModelRunner  # from `allocate` on
+    round_costs: dict[tuple[int, int], float]  # of steps with guesses, where their number varies
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Worker:
         self._layout = layout
         self._backend = (components.attention or _default_attention(device))()
         _require_served(config, self._backend, layout)
+        self.round_costs = {}
         self._sampler: Sampler = (components.sampler or _default_sampler(device))()
         if config.speculation is not None and config.speculation.needs_probabilities:
             verification = config.speculation.verification
@@ -132,6 +135,8 @@ class Worker:
                 self._layout.num_groups,
                 gives_logprobs=self._gives_logprobs,
             )
+        if config.speculation is not None and config.speculation.is_adaptive:
+            self.round_costs = measure_round_costs(self.runner, config, self._layout.num_groups)
 
 
 def _require_served(config: EngineConfig, backend: AttentionBackend, layout: CacheLayout) -> None:

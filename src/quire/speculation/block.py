@@ -47,7 +47,7 @@ def accept_or_replace(
 
     # docs: block begin
     p_draft, q_draft = table.of_drafts(p, q)
-    ratios = (p_draft / q_draft.clamp(min=torch.finfo(p.dtype).tiny))[table.rows]
+    ratios = (p_draft / q_draft)[table.rows]  # 0/0 is NaN, and no beginning with it stands
     weights = [torch.ones_like(ratios[:, 0])]
     for ratio in ratios[:, :-1].unbind(dim=1):
         weights.append((weights[-1] * ratio).clamp(max=1))

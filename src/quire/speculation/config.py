@@ -12,6 +12,7 @@ from quire.models.config import ModelConfig
 from quire.option_checks import require_counts, require_share
 
 METHODS = ("ngram", "suffix", "draft_model")
+AUTO_CHOICES = (1, 2, 4)
 VERIFICATIONS = ("coupled", "rejection", "block", "synthetic")
 
 
@@ -26,7 +27,9 @@ class SpeculativeConfig:
             the same tokens.
         model: the draft model: a shipped model's name, a checkpoint folder, a hub name, or a
             `ModelConfig`, which gets random weights.
-        num_speculative_tokens: guesses a request and step, at most.
+        num_speculative_tokens: guesses a request and step, at most. "auto" chooses for each step
+            among 0, 1, 2 and 4, by what they cost and how many of them stood
+            (`quire.speculation.controller`).
         prompt_lookup_max: the most tokens that must have stood before the guesses then as now.
         prompt_lookup_min: the fewest; a longer match is preferred.
         verification: "coupled" keeps a guess if it is the token that the step draws there
@@ -40,7 +43,7 @@ class SpeculativeConfig:
 
     method: str
     model: str | Path | ModelConfig | None = None
-    num_speculative_tokens: int = 4
+    num_speculative_tokens: int | str = "auto"
     prompt_lookup_max: int = 4
     prompt_lookup_min: int = 2
     verification: str = "coupled"
@@ -49,7 +52,9 @@ class SpeculativeConfig:
     def __post_init__(self) -> None:
         _require_one_of("method", self.method, METHODS)
         _require_one_of("verification", self.verification, VERIFICATIONS)
-        require_counts(self, "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min")
+        require_counts(self, "prompt_lookup_max", "prompt_lookup_min")
+        if not self.is_adaptive:
+            require_counts(self, "num_speculative_tokens")
         if (self.model is None) == (self.method == "draft_model"):
             needs = "needs the draft model's name as" if self.model is None else "has no"
             raise QuireError(f"speculative_config: method={self.method!r} {needs} 'model'")
@@ -79,7 +84,24 @@ class SpeculativeConfig:
     @property
     def num_lookahead_tokens(self) -> int:
         """Positions behind a step's own that a guess is computed at, and needs room for."""
-        return self.num_speculative_tokens if self.guesses_on_device else 0
+        return self.most_guesses if self.guesses_on_device else 0
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the engine chooses anew for each step how many tokens are guessed."""
+        return self.num_speculative_tokens == "auto"
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """The numbers of guesses that steps are made for, besides none."""
+        if isinstance(self.num_speculative_tokens, str):
+            return AUTO_CHOICES
+        return (self.num_speculative_tokens,)
+
+    @property
+    def most_guesses(self) -> int:
+        """The most guesses a request and step."""
+        return max(self.choices)
 
     @classmethod
     def of(cls, given: SpeculativeConfig | Mapping[str, Any] | None) -> SpeculativeConfig | None:

@@ -31,12 +31,16 @@ class Drafting(Protocol):
         ...
 
     def propose(
-        self, entries: Sequence[ScheduledEntry], told: Mapping[str, Sequence[int]]
+        self,
+        entries: Sequence[ScheduledEntry],
+        told: Mapping[str, Sequence[int]],
+        num_guesses: int | None,
     ) -> dict[str, int]:
         """Return how many guesses lie behind a step's tokens for each request.
 
         Args:
             entries: of the requests that got tokens.
             told: these tokens, by request id.
+            num_guesses: at most so many; None: as many as there may be.
         """
         ...

@@ -39,10 +39,12 @@ class HostDrafting:
         self._known = np.zeros((rows, width), dtype=np.int64)
         self._num_known = [0] * rows
         self._speculates = [False] * rows
+        self._owners = [""] * rows  # the request of each
 
     def begin(self, requests: Sequence[NewRequest]) -> None:
         """Take the tokens of requests that were given a row."""
         for request in requests:
+            self._owners[request.row] = request.request_id
             self._speculates[request.row] = request.sampling_params.speculate
             self._num_known[request.row] = 0
             self._extend(request.row, request.token_ids)
@@ -57,21 +59,26 @@ class HostDrafting:
         self,
         entries: Sequence[ScheduledEntry],
         told: Mapping[str, Sequence[int]],
+        num_guesses: int | None = None,
     ) -> dict[str, int]:
         """Guess what follows a step's tokens; return how many guesses each request has.
 
         Args:
             entries: of the requests that got tokens.
             told: these tokens, by request id.
+            num_guesses: at most so many; None: as many as there may be.
         """
+        most = self._num_guesses if num_guesses is None else num_guesses
+        # A step that overlaps the one told of here may have given a row to somebody else.
+        entries = [e for e in entries if self._owners[e.row] == e.request_id]
         for entry in entries:
             self._extend(entry.row, told[entry.request_id])
         guessing = [entry for entry in entries if self._speculates[entry.row]]
-        if not guessing:
+        if not guessing or most == 0:
             return {}
         known = [self._known[entry.row, : self._num_known[entry.row]] for entry in guessing]
         context = ProposeContext(known, [entry.row for entry in guessing])
-        guesses = self._proposer.propose(context, self._num_guesses)
+        guesses = self._proposer.propose(context, most)
         rows: list[int] = []
         positions: list[int] = []
         tokens: list[int] = []

@@ -1,0 +1,67 @@
+"""What steps with guesses cost on this device, measured once when the engine starts.
+
+The steps run as they will be run, captured where steps are: k guesses of each request are
+verified and k new ones made. Their requests are short and lie in the null block, so attention
+costs next to nothing; of long texts every k reads the cache once, and guesses pay a little more
+than is measured here.
+"""
+
+from __future__ import annotations
+
+import time
+
+from quire.config import EngineConfig
+from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
+from quire.runner.model_runner import ModelRunner
+from quire.sampling.params import SamplingParams
+
+BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 1024)
+STEPS = 4  # queued in a row, so that the host's work between two is hidden, as it is in overlap
+ROUNDS = 3
+LARGEST_ON_CPU = 16  # requests; beyond, a CPU takes as long as the numbers of tokens say
+GREEDY = SamplingParams(temperature=0)
+
+
+def measure_round_costs(
+    runner: ModelRunner, config: EngineConfig, num_groups: int
+) -> dict[tuple[int, int], float]:
+    """Return seconds a step, by (requests, k), k being 0 or one of the config's choices.
+
+    A number of requests whose tokens exceed the step's budget has none.
+    """
+    assert config.speculation is not None
+    scheduling, seconds = config.scheduling, {}
+    most = scheduling.max_num_seqs
+    batches = [b for b in BATCHES if b < most] + [most]
+    if config.model.device.type == "cpu":
+        batches = [b for b in batches if b <= LARGEST_ON_CPU] or [most]
+    for batch in batches:
+        for k in (0, *config.speculation.choices):
+            room = batch * (1 + k) <= scheduling.max_num_batched_tokens
+            if room and 3 + k <= config.model.max_model_len:
+                seconds[batch, k] = _seconds(runner, batch, k, num_groups)
+    return seconds
+
+
+def _seconds(runner: ModelRunner, batch: int, k: int, num_groups: int) -> float:
+    names = [f"round-{row}" for row in range(batch)]
+    begun = SchedulerOutput(
+        0,
+        (),
+        tuple(NewRequest(name, i, [0, 0], 2, GREEDY, seed=0) for i, name in enumerate(names)),
+    )
+    nothing_new = ((),) * num_groups
+    entries = tuple(
+        ScheduledEntry(name, row, 1, 1 + k, True, nothing_new, k) for row, name in enumerate(names)
+    )
+    runner.execute(begun)
+    step = SchedulerOutput(1, entries, num_guesses=k)
+    times = []
+    for _ in range(1 + ROUNDS):  # the first loads what was not loaded yet
+        runner.settle(())
+        begin = time.perf_counter()
+        for _ in range(STEPS):
+            runner.execute(step)
+        runner.settle(())
+        times.append((time.perf_counter() - begin) / STEPS)
+    return min(times[1:])  # what else the machine did is none of its cost

@@ -1,0 +1,143 @@
+"""`LengthController`: how many tokens to guess, from what guesses cost and how many stand.
+
+A step that verifies k guesses and makes k new ones takes longer than one that does neither, and
+how much depends on the batch. It brings 1 + r₁ + … + r_k tokens a request, r_i being the share of
+requests whose i-th guess stands. The controller takes the k with the most tokens a second. Costs
+are measured when the engine starts (`quire.runner.round_costs`) and corrected by what steps then
+take; the shares are those of recent steps.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from quire.messages import SchedulerOutput, StepResult
+
+FIRST_SHARE = 0.8  # believed of each guess, if those before it stand, until one was judged
+HOPEFUL_SHARE = 0.95  # what might have become of the text while nothing was guessed
+MEMORY = 0.05  # weight of one request's newest step in the shares
+TRIAL_MEMORY = 0.4  # of a trial's, which comes after many steps that showed nothing
+COST_MEMORY = 7  # steps whose median says what steps take: one that was disturbed says nothing
+FORGET_EVERY = 32  # steps after which one of those is believed to be as it was measured
+SWITCH = 1.03  # another k must bring so much more
+TRIAL_EVERY, TRIAL_STEPS = 256, 4  # while nothing is guessed
+
+
+class RoundCosts:
+    """Seconds of a step that verifies k guesses of each of some requests and makes k new ones."""
+
+    def __init__(self, seconds: Mapping[tuple[int, int], float]) -> None:
+        """Take what was measured, by (requests, k)."""
+        self._batches: dict[int, list[int]] = {}
+        self._seconds: dict[int, list[float]] = {}
+        for batch, k in sorted(seconds):
+            self._batches.setdefault(k, []).append(batch)
+            self._seconds.setdefault(k, []).append(seconds[batch, k])
+
+    def at(self, batch: int, k: int) -> float:
+        """Return the seconds for a batch, between those measured; infinite if k was not."""
+        batches, seconds = self._batches.get(k, []), self._seconds.get(k, [])
+        i = bisect_left(batches, batch)
+        if not batches:
+            return float("inf")
+        if i == len(batches):  # beyond the largest
+            return seconds[-1] * batch / batches[-1]
+        if i == 0 or batches[i] == batch:
+            return seconds[i]
+        share = (batch - batches[i - 1]) / (batches[i] - batches[i - 1])
+        return seconds[i - 1] + share * (seconds[i] - seconds[i - 1])
+
+
+class LengthController:
+    """Chooses k for each step, among a few; 0 guesses nothing."""
+
+    def __init__(self, costs: RoundCosts, choices: Sequence[int]) -> None:
+        """Choose among `choices` and 0, in tokens."""
+        self._costs = costs
+        self._choices = (0, *sorted(choices))
+        self._shares: list[float] = []  # of requests whose i-th guess stood, as far as judged
+        self._share_of_steps = 1.0  # in which somebody had guesses, after they were asked for
+        # What steps took, in units of what was measured: the host's work, the texts' length.
+        self._ratios = {k: deque([1.0] * COST_MEMORY, COST_MEMORY) for k in self._choices}
+        self._num_observed = 0
+        self._chosen = 0
+        self._asked: int | None = 0  # how many guesses behind the last step observed
+        self._steps_without = 0
+
+    # docs: choose begin
+    def choose(self, batch: int) -> int:
+        """Return how many tokens to guess behind the next step, of `batch` requests."""
+        shares = self._shares_ahead()
+        best = max(self._choices, key=lambda k: self._tokens_a_second(batch, k, shares))
+        gain = self._tokens_a_second(batch, best, shares)
+        if gain < SWITCH * self._tokens_a_second(batch, self._chosen, shares):
+            best = self._chosen
+        self._steps_without = 0 if best > 0 else self._steps_without + 1
+        self._chosen = best
+        if self._steps_without % TRIAL_EVERY >= TRIAL_EVERY - TRIAL_STEPS:
+            return self._trial(batch)
+        return best
+
+    def _tokens_a_second(self, batch: int, k: int, shares: Sequence[float]) -> float:
+        """Return what k guesses a step bring each request."""
+        plain = self._cost(batch, 0)
+        if k == 0:
+            return 1 / plain
+        drafted = self._cost(batch, k)
+        seconds = plain + (drafted - plain) * self._share_of_steps
+        return (1 + sum(shares[:k])) / seconds
+
+    # docs: choose end
+
+    def _cost(self, batch: int, k: int) -> float:
+        return self._costs.at(batch, k) * median(self._ratios[k])
+
+    def _trial(self, batch: int) -> int:
+        """Return the k that would bring most if the text had become easy to guess."""
+        hoped = [HOPEFUL_SHARE**i for i in range(1, self._choices[-1] + 1)]
+        return max(self._choices[1:], key=lambda k: self._tokens_a_second(batch, k, hoped))
+
+    def _shares_ahead(self) -> list[float]:
+        """Return the shares of all positions; one not judged yet stands as often as the first."""
+        first = self._shares[0] if self._shares else FIRST_SHARE
+        shares = list(self._shares)
+        while len(shares) < self._choices[-1]:
+            shares.append(shares[-1] * first if shares else first)
+        return shares
+
+    def observe(self, output: SchedulerOutput, result: StepResult, seconds: float) -> None:
+        """Learn from a step behind which guesses had been asked for before.
+
+        Args:
+            seconds: from the end of the step before it to its own.
+        """
+        entries = output.entries
+        if not entries or any(e.num_tokens != 1 + e.num_draft_tokens for e in entries):
+            return  # prompts are computed: it says nothing of decoding
+        longest = max(entry.num_draft_tokens for entry in entries)
+        asked, self._asked = self._asked, output.num_guesses
+        self._num_observed += 1
+        if self._num_observed % FORGET_EVERY == 0:
+            for ratios in self._ratios.values():
+                ratios.append(1.0)
+        if longest in self._ratios and longest == output.num_guesses:  # not while k changes
+            self._ratios[longest].append(seconds / self._costs.at(len(entries), longest))
+        if not asked:  # behind the step before this one
+            return
+        weight = min(0.5, MEMORY * len(entries))
+        if self._steps_without > 0:
+            weight = max(weight, TRIAL_MEMORY)
+        self._share_of_steps += weight * ((longest > 0) - self._share_of_steps)
+        kept = [
+            min(entry.num_draft_tokens, len(result.token_ids.get(entry.request_id, ())) - 1)
+            for entry in entries
+        ]
+        for i in range(asked if longest == 0 else longest):
+            share = sum(number > i for number in kept) / len(entries)
+            if i < len(self._shares):
+                self._shares[i] += weight * (share - self._shares[i])
+            else:
+                self._shares.append(share)

@@ -1,0 +1,141 @@
+"""How many tokens to guess: by what guesses cost and how many stand, in a made-up world."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from quire import LLM, SamplingParams, Trace
+from quire.messages import ScheduledEntry, SchedulerOutput, StepResult
+from quire.speculation.controller import LengthController, RoundCosts
+
+CHOICES = (1, 2, 4)
+
+
+def seconds(batch: int, k: int) -> float:
+    """What steps take: free up to 64 rows, then in proportion; and a tenth for each guess."""
+    return max(1.0, batch * (1 + k) / 64) + 0.1 * k
+
+
+COSTS = RoundCosts({(b, k): seconds(b, k) for b in (1, 8, 32, 64, 256) for k in (0, *CHOICES)})
+
+
+class World:
+    """Requests whose guesses stand with a probability; each step tells the controller."""
+
+    def __init__(self, batch: int, slower: float = 1.0) -> None:
+        self.controller = LengthController(COSTS, CHOICES)
+        self._random = random.Random(0)
+        self._batch, self._slower = batch, slower
+        self._drafted = 0
+        self.tokens = self.time = 0.0
+
+    def run(self, acceptance: float, steps: int) -> Counter[int]:
+        chosen: Counter[int] = Counter()
+        for step in range(steps):
+            k = self.controller.choose(self._batch)
+            chosen[k] += 1
+            entries, told = [], {}
+            for r in range(self._batch):
+                stands = 0
+                while stands < self._drafted and self._random.random() < acceptance:
+                    stands += 1
+                entries.append(
+                    ScheduledEntry(str(r), r, 5, 1 + self._drafted, True, (), self._drafted)
+                )
+                told[str(r)] = [0] * (1 + stands)
+            taken = seconds(self._batch, self._drafted) * (self._slower if self._drafted else 1)
+            output = SchedulerOutput(step, tuple(entries), num_guesses=k)
+            self.controller.observe(output, StepResult(step, told), taken)
+            self.tokens += sum(map(len, told.values())) / self._batch
+            self.time += taken
+            self._drafted = k
+        return chosen
+
+
+@pytest.mark.parametrize(
+    ("batch", "acceptance", "best"),
+    [(1, 0.9, 4), (1, 0.0, 0), (8, 0.8, 4), (32, 0.6, 1), (64, 0.5, 0), (256, 0.9, 0)],
+)
+def test_the_best_number_is_found(batch: int, acceptance: float, best: int) -> None:
+    world = World(batch)
+    world.run(acceptance, 60)
+    chosen = world.run(acceptance, 200)
+    assert chosen.most_common(1)[0][0] == best
+    assert chosen[best] > 150
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32, 64, 128, 256])
+@pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.6, 0.9])
+def test_it_is_never_much_slower_than_no_guesses(batch: int, acceptance: float) -> None:
+    world = World(batch)
+    world.run(acceptance, 60)
+    world.tokens = world.time = 0
+    world.run(acceptance, 1000)
+    assert world.tokens / world.time > 0.97 / seconds(batch, 0)
+
+
+def test_a_text_that_becomes_easy_is_noticed() -> None:
+    world = World(4)
+    assert world.run(0.0, 300)[0] > 270
+    world.run(0.95, 600)
+    assert world.run(0.95, 200)[4] > 180
+
+
+def test_steps_that_take_longer_than_was_measured() -> None:
+    """Guesses that cost three times what the start said are given up."""
+    assert World(8).run(0.7, 300)[0] < 50
+    slow = World(8, slower=3.5)
+    slow.run(0.7, 60)
+    assert slow.run(0.7, 300)[0] > 250
+
+
+def test_a_step_that_was_disturbed_changes_nothing() -> None:
+    """The first plain steps took long, as a compilation may, and plain steps are the best."""
+    world = World(64)
+    entries = tuple(ScheduledEntry(str(r), r, 5, 1, True) for r in range(64))
+    told = {str(r): [0] for r in range(64)}
+    output = SchedulerOutput(0, entries, num_guesses=0)
+    for _ in range(3):
+        world.controller.observe(output, StepResult(0, told), 100.0)
+    world.run(0.0, 60)
+    assert world.run(0.0, 200)[0] > 180
+
+
+def test_prompts_teach_nothing() -> None:
+    controller = LengthController(COSTS, CHOICES)
+    before = vars(controller) | {}
+    prompt = SchedulerOutput(0, (ScheduledEntry("a", 0, 0, 9, True),), num_guesses=4)
+    controller.observe(prompt, StepResult(0, {"a": [1]}), 100.0)
+    assert vars(controller) == before
+
+
+def test_costs_between_those_measured() -> None:
+    costs = RoundCosts({(4, 0): 1.0, (8, 0): 3.0, (16, 0): 4.0})
+    assert [costs.at(b, 0) for b in (1, 4, 6, 8, 12, 16, 32)] == [1, 1, 2, 3, 3.5, 4, 8]
+    assert costs.at(4, 2) == float("inf")
+
+
+@pytest.mark.parametrize("method", ["ngram", "suffix", "draft_model"])
+def test_texts_do_not_depend_on_it(method: str) -> None:
+    config = {"method": method}
+    if method == "draft_model":
+        config["model"] = "quire-mini"
+    prompts = ["x = [1, 2, 3]\ny = [1, 2,", "import os\n", "def f(a):\n    return a\n\n\ndef"] * 3
+    params = SamplingParams(temperature=0.8, seed=4, max_tokens=60)
+    plain = LLM("quire-mini-draft", device="cpu", max_model_len=128).generate(prompts, params)
+    trace = Trace()
+    llm = LLM(
+        "quire-mini-draft",
+        device="cpu",
+        max_model_len=128,
+        max_num_seqs=5,
+        speculative_config=config,
+        trace=trace,
+    )
+    guessed = llm.generate(prompts, params)
+    assert [o.outputs[0].token_ids for o in guessed] == [o.outputs[0].token_ids for o in plain]
+    chosen = {step.scheduled.num_guesses for step in trace.steps}
+    assert chosen <= {0, 1, 2, 4}
