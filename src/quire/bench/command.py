@@ -24,6 +24,7 @@ from quire.bench import (
     peers,
     pitfalls,
     power,
+    speculation_acceptance,
     speculation_steps,
     spike,
     steps,
@@ -46,7 +47,9 @@ TITLES = {
     "cache-compression": "Perplexity of held-out text over the size of the KV cache",
     "power": "What the GPU draws while it decodes, and the energy of a token",
     "pitfalls": "One matrix-vector product timed rightly and with one mistake at a time",
+    "speculation-auto": "Whole runs whose number of guesses the engine chooses, over the batch",
     "speculation-steps": "Steps of several tokens, drafts, and whole runs at chosen acceptance",
+    "speculation-acceptance": "Drafts that stand, tokens a round and tokens per second, on a CPU",
     "spike": "The longest gap between tokens when a long prompt arrives, over the step's budget",
     "overlap": "A decode step with the host's work before it, and behind it",
     "peers": "quire and vLLM in turns on one GPU, on the same works",
@@ -128,8 +131,10 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
     if args.name == "divergence":
         dtypes = ("float32", "bfloat16") if device.type == "cuda" else ("float32",)
         return divergence.run(catalog_config(args.model) or args.model, device, dtypes)
-    if args.name == "speculation-steps":
+    if args.name in ("speculation-steps", "speculation-auto"):
         return _measure_speculation(args, device)
+    if args.name == "speculation-acceptance":
+        return speculation_acceptance.run(args.model, device)
     catalogued = catalog_config(args.model)
     if args.name in ("spike", "overlap", "load"):
         return _measure_batching(args.name, catalogued or args.model, device)
@@ -158,6 +163,10 @@ def _measure_speculation(args: argparse.Namespace, device: torch.device) -> list
     if model is None:
         raise QuireError(f"model {name!r} is not in the catalog: {', '.join(catalog_json())}")
     batches = tuple(b for b in speculation_steps.BATCHES if b <= args.max_batch)
+    if args.name == "speculation-auto":
+        assert draft is not None
+        batches = tuple(b for b in speculation_steps.AUTO_BATCHES if b <= args.max_batch)
+        return speculation_steps.auto_rows(model, draft, device, batches)
     # A model as small as the draft model gains nothing from it; its steps are measured alone.
     drafting = None if name == engine.MODELS[0] else draft
     return speculation_steps.run(model, drafting, device, batches=batches)

@@ -8,6 +8,9 @@ one token: GPU time alone, replayed. `draft-k<k>-batch<b>` is the draft model's 
 `eager-…` are the same steps kernel by kernel, from a trace. `speedup-a<a>-k<k>-batch<b>` is a
 whole run: milliseconds a token of each request, beside the same engine without guesses at its
 defaults, overlap included, and beside E / (v + k c) of the same run's v and c.
+
+`quire bench speculation-auto` lets the engine choose k for each step: `auto-a<a>-batch<b>` is such
+a run, and its `k` what was chosen on average.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ from quire.trace import Trace
 
 BATCHES = (1, 8, 32, 64, 128, 256)
 RATES = (0.5, 0.7, 0.85)
+AUTO_BATCHES = (1, 32, 128)
+AUTO_RATES = (0.0, 0.7)
 CONTEXT = 256  # prompt tokens
 NUM_TOKENS = 96  # of each request in a whole run
 REPLAYS = 30
@@ -225,7 +230,7 @@ def _speedup_rows(
     for batch in batches:
         seats = [entry.row for entry in _decoding(speculating, batch)]
         with torch.inference_mode():
-            drafting = _gpu_ms(partial(runner.drafting.replay, seats, True))
+            drafting = _gpu_ms(partial(runner.drafting.replay, seats, k, True))
         _abort(speculating, batch)
         verified = next(row for row in measured if row.case == f"verify-k{k}-batch{batch}")
         one = verified.baselines["one_token"]
@@ -271,6 +276,56 @@ def _speedup_rows(
                 )
             )
     del speculating, plain, runner, accepts
+    _collect()
+    return rows
+
+
+def auto_rows(
+    model: ModelConfig, draft: ModelConfig, device: torch.device, batches: Sequence[int]
+) -> list[Row]:
+    """Run whole texts whose k the engine chooses, in turns with no guesses.
+
+    Raises:
+        QuireError: not on a GPU.
+    """
+    if device.type != "cuda":
+        raise QuireError("bench speculation-auto measures real sizes: use --device cuda")
+    config = {"method": "draft_model", "model": draft, **_coin(0.0)}
+    num_blocks = max(batches) * ((CONTEXT + 2 * NUM_TOKENS) // 16 + 1) + 1
+    speculating = _engine(model, device, batches, config, num_blocks=num_blocks)
+    plain = _engine(model, device, batches, None, num_blocks=num_blocks)
+    trace = speculating.engine.trace = Trace()
+    runner = speculating.engine.executor.worker.runner  # type: ignore[attr-defined]
+    rows = []
+    for batch in batches:
+        for rate in AUTO_RATES:
+            runner.batch.acceptance_rate.fill_(rate)
+            with_guesses, without = [], []
+            for turn in range(4):
+                trace.steps.clear()
+                with_guesses.append(_ms_per_token(speculating, batch))
+                without.append(_ms_per_token(plain, batch))
+                if turn == 0:  # not counted
+                    with_guesses.clear()
+                    without.clear()
+            ms, baseline = statistics.median(with_guesses), statistics.median(without)
+            chosen = [s.scheduled.num_guesses or 0 for s in trace.steps if s.scheduled.entries]
+            rows.append(
+                Row(
+                    f"auto-a{rate}-batch{batch}",
+                    "ms_per_token",
+                    ms,
+                    "ms",
+                    {"no_guesses": baseline},
+                    {
+                        "batch": batch,
+                        "acceptance": rate,
+                        "speedup": baseline / ms,
+                        "k": statistics.mean(chosen),
+                    },
+                )
+            )
+    del speculating, plain, runner
     _collect()
     return rows
 
