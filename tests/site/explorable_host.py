@@ -29,6 +29,8 @@ NAMES = (
     "prefix-cache-explorer",
     "batching-timeline",
     "load-explorer",
+    "shared-race",
+    "speculation-payoff",
 )
 FALLBACK = "The static form of this figure."
 

@@ -44,6 +44,7 @@ from quire.sampling.tensors import SamplingTensors
 sys.path.insert(0, str(Path(__file__).parent))
 from record_batching import batching_timeline, load_explorer
 from record_cache import block_table_player, prefix_cache_explorer
+from record_speculation import shared_race, speculation_payoff
 
 FOLDER = Path(__file__).with_name("data")
 MODEL = "quire-mini"
@@ -266,6 +267,8 @@ MAKERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "prefix-cache-explorer": prefix_cache_explorer,
     "batching-timeline": batching_timeline,
     "load-explorer": load_explorer,
+    "shared-race": shared_race,
+    "speculation-payoff": speculation_payoff,
 }
 
 
