@@ -262,7 +262,9 @@ def test_a_task_line_of_any_length_is_read_in_no_time(lab: Lab) -> None:
         assert task_of("\n" * 100_000 + line, lab) is None
 
 
-@pytest.mark.parametrize("slug", ["autoregressive-decoding", "paged-kv-cache", "batching"])
+@pytest.mark.parametrize(
+    "slug", ["autoregressive-decoding", "paged-kv-cache", "batching", "speculative-decoding"]
+)
 @pytest.mark.parametrize("file", ["master.py", "second.py"])
 def test_no_solution_has_a_fault(slug: str, file: str) -> None:
     lab = load_lab(slug)

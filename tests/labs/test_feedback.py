@@ -318,7 +318,9 @@ def test_a_disguised_copy_of_any_variants_solution_is_named() -> None:
             assert any(variant in name for name in found if name.startswith("published: master"))
 
 
-@pytest.mark.parametrize("slug", ["autoregressive-decoding", "batching", "paged-kv-cache"])
+@pytest.mark.parametrize(
+    "slug", ["autoregressive-decoding", "batching", "paged-kv-cache", "speculative-decoding"]
+)
 def test_who_writes_it_alone_is_like_no_published_solution(
     slug: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
