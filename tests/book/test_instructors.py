@@ -66,8 +66,10 @@ def test_minutes_are_the_labs() -> None:
 def test_the_long_syllabus_names_every_chapter_in_order() -> None:
     weeks = page("syllabi").split("## Six weeks")[0]
     named = list(dict.fromkeys(re.findall(r"\{chapter\}`([a-z-]+)`", weeks)))
-    everything = dict.fromkeys([*bookmeta.slugs(), *lab_sheet.planned()])
-    assert named == list(everything)
+    written = bookmeta.slugs()  # not always the first ones of the book
+    planned = [slug for slug in lab_sheet.planned() if slug not in written]
+    assert [slug for slug in named if slug in written] == written
+    assert [slug for slug in named if slug not in written] == planned
     assert len(named) >= 11
 
 
