@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
 from quire.errors import InvalidRequestError, QuireError
 
@@ -103,6 +104,26 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         type=_json,
         help="""who guesses tokens ahead, as JSON: '{"method": "ngram"}'""",
     )
+    parser.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help="a smaller model that guesses tokens ahead, such as quire-mini-draft",
+    )
+
+
+def _speculative_config(args: argparse.Namespace) -> Any:
+    """Return who guesses, by either way to say it.
+
+    Raises:
+        QuireError: both are given.
+    """
+    if args.draft is None:
+        return args.speculative_config
+    if args.speculative_config is not None:
+        raise QuireError(
+            f"--draft {args.draft} with --speculative-config: name the draft model in one of them"
+        )
+    return {"method": "draft_model", "model": args.draft}
 
 
 def _json(text: str) -> object:
@@ -132,7 +153,7 @@ def _generate(args: argparse.Namespace) -> int:
         args.model,
         device=args.device,
         dtype=args.dtype,
-        speculative_config=args.speculative_config,
+        speculative_config=_speculative_config(args),
     )
     begin = time.perf_counter()
     shown = None

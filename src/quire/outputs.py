@@ -25,10 +25,12 @@ class CompletionOutput:
 
 @dataclass
 class RequestMetrics:
-    """When things happened to a request, in seconds of `time.perf_counter`."""
+    """When things happened to a request, in seconds of `time.perf_counter`; what was guessed."""
 
     arrival_time: float
     token_times: list[float] = field(default_factory=list)  # when each output token was known
+    num_draft_tokens: int = 0  # guesses of its tokens that steps have judged (`quire.speculation`)
+    num_accepted_tokens: int = 0  # those of them that stood
 
     @property
     def ttft(self) -> float | None:

@@ -132,7 +132,12 @@ class RequestHandle:
             outputs=[sequence.snapshot() for sequence in self.sequences],
             finished=self.finished,
             prompt_logprobs=self._prompt_logprobs,
-            metrics=RequestMetrics(first.request.arrival_time, list(first.token_times)),
+            metrics=RequestMetrics(
+                first.request.arrival_time,
+                list(first.token_times),
+                first.request.num_judged_drafts,
+                first.request.num_accepted_drafts,
+            ),
         )
 
 

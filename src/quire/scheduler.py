@@ -174,16 +174,22 @@ class TokenBudgetScheduler:
         is preempted for their sake.
         """
         request = tracked.request
-        reservation = None
-        until_limit = tracked.last_position - request.num_computed_tokens - num_tokens
-        lookahead = min(self._num_lookahead, until_limit)
-        if lookahead > 0 and request.sampling_params.speculate:
-            reservation = self._kv.reserve(request, num_tokens + lookahead)
-        reservation = reservation or self._kv.reserve(request, num_tokens)
+        reservation = self._reserve_ahead(tracked, num_tokens)
         num_known = request.num_known_unscheduled
         if reservation is None and num_tokens > num_known:
             num_tokens, reservation = num_known, self._kv.reserve(request, num_known)
         return num_tokens, reservation
+
+    def _reserve_ahead(self, tracked: _Tracked, num_tokens: int) -> Reservation | None:
+        """Make room for positions, and for guesses behind them if there is any."""
+        request = tracked.request
+        until_limit = tracked.last_position - request.num_computed_tokens - num_tokens
+        lookahead = min(self._num_lookahead, until_limit)
+        if lookahead > 0 and request.sampling_params.speculate:
+            reservation = self._kv.reserve(request, num_tokens + lookahead)
+            if reservation is not None:
+                return reservation
+        return self._kv.reserve(request, num_tokens)
 
     # docs: preempt begin
     def _preempt(self, step: StepBuilder) -> _Tracked:
@@ -221,7 +227,7 @@ class TokenBudgetScheduler:
         watermark = self._watermark if self._running else 0
         reservation = None
         if kv.num_free_blocks - num_blocks >= watermark:
-            reservation = kv.reserve(request, request.num_tokens - start)
+            reservation = self._reserve_ahead(tracked, request.num_tokens - start)
         if reservation is None:
             kv.free(request)
             request.num_computed_tokens = 0

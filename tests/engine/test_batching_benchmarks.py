@@ -81,7 +81,6 @@ def test_steps_are_timed_over_the_context(monkeypatch: pytest.MonkeyPatch) -> No
     assert rows["context-512"].parameters["prompt_tokens"] == 512
     assert rows["mixed-512"].parameters["context"] == 512
     assert rows["mixed-512"].parameters["prompt_tokens"] == 64
-    assert rows["mixed-512"].value > rows["context-512"].value  # 64 prompt tokens more
 
 
 def test_a_context_that_has_no_room_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,6 +236,17 @@ def test_generate_guesses_ahead_and_says_the_same(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == plain
 
 
+def test_a_draft_model_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", PROMPT, "--device", "cpu", "--max-tokens", "12", "--temperature", "0"]
+    assert main(arguments) == 0
+    plain = capsys.readouterr().out
+    assert main([*arguments, "--draft", "quire-mini-draft"]) == 0
+    assert capsys.readouterr().out == plain
+    both = ["--draft", "quire-mini-draft", "--speculative-config", '{"method": "ngram"}']
+    assert main([*arguments, *both]) == 2
+    assert "--draft quire-mini-draft with --speculative-config" in capsys.readouterr().err
+
+
 def test_a_speculative_config_that_is_no_json(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["generate", PROMPT, "--speculative-config", "{method: ngram}"])

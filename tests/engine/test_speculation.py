@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -129,22 +130,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def expected() -> dict[tuple[str, str], list[RequestOutput]]:
-    """Outputs without guesses, as they are asked for."""
-    return {}
-
-
 def run(option: str, kind: str, **more: Any) -> tuple[list[RequestOutput], LLM]:
     llm = LLM("quire-mini-draft", **{**SIZES, **OPTIONS[option], **more})
     params = SamplingParams(**{"max_tokens": 40, **PARAMS[kind]})
     return llm.generate(list(CODE) * 2, params, use_tqdm=False), llm
 
 
+@cache
+def plain_run(option: str, kind: str) -> list[RequestOutput]:
+    """Outputs without guesses, which most tests here compare with."""
+    return run(option, kind)[0]
+
+
 @pytest.mark.parametrize("kind", PARAMS)
 def test_what_a_request_asks_for(kind: str) -> None:
     """Guesses that are often right, with each parameter."""
-    plain, _ = run("plain", kind)
+    plain = plain_run("plain", kind)
     Prophet.known = texts_of(plain)
     trace = Trace()
     guessed, llm = run(
@@ -163,7 +164,7 @@ def test_what_a_request_asks_for(kind: str) -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_suffixes_in_any_engine(option: str) -> None:
     """Guesses from earlier outputs as well; rows that are taken over by others."""
-    plain, _ = run(option, "greedy")
+    plain = plain_run(option, "greedy")
     trace = Trace()
     config = {"method": "suffix", "num_speculative_tokens": 6}
     guessed, llm = run(option, "greedy", speculative_config=config, trace=trace)
@@ -178,7 +179,7 @@ def test_suffixes_in_any_engine(option: str) -> None:
 def test_what_an_engine_is_made_with(option: str) -> None:
     """Guesses that are often right, with each option; nothing that was rejected is published."""
     for kind in ("greedy", "drawn"):
-        plain, _ = run(option, kind)
+        plain = plain_run(option, kind)
         Prophet.known = texts_of(plain)
         trace = Trace()
         guessed, llm = run(
@@ -198,7 +199,7 @@ def test_what_an_engine_is_made_with(option: str) -> None:
 @pytest.mark.parametrize("kind", ["greedy", "drawn"])
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_guesses_of_the_host_leave_the_text_alone(kind: str, k: int, method: str) -> None:
-    plain, _ = run("plain", kind)
+    plain = plain_run("plain", kind)
     trace = Trace()
     config = {"method": method, "num_speculative_tokens": k}
     guessed, _ = run("plain", kind, speculative_config=config, trace=trace)
@@ -216,7 +217,7 @@ DRAFTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("kind", PARAMS)
 def test_a_draft_model_leaves_the_text_alone(kind: str, k: int) -> None:
-    plain, _ = run("plain", kind)
+    plain = plain_run("plain", kind)
     trace = Trace()
     config = {**DRAFTS["another"], "num_speculative_tokens": k}
     guessed, llm = run("plain", kind, speculative_config=config, trace=trace)
@@ -235,7 +236,7 @@ def test_a_draft_model_in_any_engine(option: str, draft: str) -> None:
     lie; a hole in its cache would show.
     """
     for kind in ("greedy", "drawn"):
-        plain, _ = run(option, kind)
+        plain = plain_run(option, kind)
         trace = Trace()
         config = {**DRAFTS[draft], "num_speculative_tokens": 3}
         guessed, llm = run(option, kind, speculative_config=config, trace=trace)
@@ -268,10 +269,10 @@ def test_a_request_that_does_not_speculate() -> None:
 
 
 def test_a_right_guess_saves_a_step() -> None:
-    plain, _ = run("one request at a time", "greedy")
+    plain = plain_run("one request at a time", "greedy")
     Prophet.known = texts_of(plain)
     trace = Trace()
-    run(
+    guessed, _ = run(
         "one request at a time",
         "greedy",
         speculative_config={"method": "ngram", "num_speculative_tokens": 4},
@@ -281,6 +282,9 @@ def test_a_right_guess_saves_a_step() -> None:
     tokens = sum(len(o.outputs[0].token_ids) for o in plain)
     assert len(trace.steps) < 0.6 * tokens
     counts = trace.acceptance()
+    metrics = [o.metrics for o in guessed if o.metrics is not None]
+    assert sum(m.num_draft_tokens for m in metrics) == drafted(trace)
+    assert sum(m.num_accepted_tokens for m in metrics) == accepted(trace)
     assert len(counts) == 4
     assert sum(guessed for guessed, _ in counts) == drafted(trace)
     assert sum(kept for _, kept in counts) == accepted(trace)
@@ -420,7 +424,7 @@ def test_a_number_of_guesses_that_varies(
     )
     config = DRAFTS["itself"] if method == "itself" else {"method": "ngram"}
     for kind in ("greedy", "drawn"):
-        plain, _ = run(option, kind)
+        plain = plain_run(option, kind)
         trace = Trace()
         guessed, llm = run(option, kind, speculative_config=config, trace=trace)
         again = llm.generate(list(CODE) * 2, SamplingParams(**{"max_tokens": 40, **PARAMS[kind]}))

@@ -135,7 +135,8 @@ def coupled_agreement(p: ArrayLike, q: ArrayLike) -> float:
     order of r each sum is the p up to i and the q behind it: one sort, O(V log V).
     """
     target, draft = _distributions(p, q)
-    ratio = np.divide(target, draft, out=np.full_like(target, np.inf), where=draft > 0)
+    with np.errstate(over="ignore"):  # infinite is what it is then, as for no draft at all
+        ratio = np.divide(target, draft, out=np.full_like(target, np.inf), where=draft > 0)
     order = np.argsort(-ratio, kind="stable")
     target, draft = target[order], draft[order]
     p_to_here, q_behind = np.cumsum(target), np.append(np.cumsum(draft[:0:-1])[::-1], 0.0)
