@@ -30,7 +30,7 @@ class RequestMetrics:
     arrival_time: float
     token_times: list[float] = field(default_factory=list)  # when each output token was known
     num_draft_tokens: int = 0  # guesses of its tokens that steps have judged (`quire.speculation`)
-    num_accepted_tokens: int = 0  # those of them that stood
+    num_accepted_tokens: int = 0  # those of them that stood, none behind the output's end
 
     @property
     def ttft(self) -> float | None:

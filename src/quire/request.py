@@ -47,7 +47,7 @@ class Request:
     num_placeholders: int = 0  # sampled by a queued step; the host does not know them yet
     num_draft_tokens: int = 0  # proposed for the positions that follow; no step has them yet
     num_unverified: int = 0  # drafts in a queued step, which says how many of them are true
-    num_judged_drafts: int = 0  # in all steps so far, and how many of them stood
+    num_judged_drafts: int = 0  # in all steps so far, and how many of them became output
     num_accepted_drafts: int = 0
     finish_reason: FinishReason | None = None
     detokenizer: Detokenizer | None = None  # its text as it grows; None: nobody reads it
@@ -93,13 +93,13 @@ class Request:
         self.num_placeholders -= 1
         self.num_unverified = 0
         self.num_judged_drafts += num_drafts
-        self.num_accepted_drafts += len(token_ids) - 1
         if self.sampling_params.output_limit == 0:  # only its prompt was to be scored
             self.finish_reason = FinishReason.LENGTH
         num_kept = 0
         while num_kept < len(token_ids) and self.finish_reason is None:
             self.append_output(token_ids[num_kept], max_model_len)
             num_kept += 1
+        self.num_accepted_drafts += min(num_kept, len(token_ids) - 1)
         self.num_computed_tokens -= 1 + num_drafts - num_kept
 
     def append_output(self, token_id: int, max_model_len: int) -> None:

@@ -153,7 +153,7 @@ class TokenBudgetScheduler:
             num_tokens = self._catch_up(tracked, step.budget)
             if num_tokens <= 0:
                 continue
-            num_tokens, reservation = self._reserve(tracked, num_tokens)
+            num_tokens, reservation = self._reserve(tracked, num_tokens, step)
             while reservation is None and self._preempt(step) is not tracked:
                 reservation = self._kv.reserve(request, num_tokens)
             if reservation is not None:
@@ -167,24 +167,37 @@ class TokenBudgetScheduler:
 
     # docs: schedule end
 
-    def _reserve(self, tracked: _Tracked, num_tokens: int) -> tuple[int, Reservation | None]:
+    def _reserve(
+        self, tracked: _Tracked, num_tokens: int, step: StepBuilder
+    ) -> tuple[int, Reservation | None]:
         """Make room for a request's next positions, without its drafts if that is all there is.
 
-        Where a model computes guesses it needs room behind them, too. Drafts are a guess: nobody
-        is preempted for their sake.
+        Where a model computes guesses it needs room behind them, too. Drafts are a guess: a
+        request preempts nobody for their sake, and leaves a token of the step's budget and a
+        block to each request behind it.
         """
         request = tracked.request
-        reservation = self._reserve_ahead(tracked, num_tokens)
         num_known = request.num_known_unscheduled
+        num_behind = max(0, len(self._running) - len(step.entries) - 1)
+        if num_tokens > num_known:
+            num_tokens = max(num_known, min(num_tokens, step.budget - num_behind))
+        reservation = None
+        if self._kv.num_free_blocks > num_behind or num_tokens <= num_known:
+            reservation = self._reserve_ahead(tracked, num_tokens, num_behind)
         if reservation is None and num_tokens > num_known:
             num_tokens, reservation = num_known, self._kv.reserve(request, num_known)
         return num_tokens, reservation
 
-    def _reserve_ahead(self, tracked: _Tracked, num_tokens: int) -> Reservation | None:
+    def _reserve_ahead(
+        self, tracked: _Tracked, num_tokens: int, num_behind: int = 0
+    ) -> Reservation | None:
         """Make room for positions, and for guesses behind them if there is any."""
         request = tracked.request
         until_limit = tracked.last_position - request.num_computed_tokens - num_tokens
         lookahead = min(self._num_lookahead, until_limit)
+        num_blocks = -(-(num_tokens + lookahead) // self._kv.block_size)
+        if self._kv.num_free_blocks < num_blocks + num_behind:
+            lookahead = 0
         if lookahead > 0 and request.sampling_params.speculate:
             reservation = self._kv.reserve(request, num_tokens + lookahead)
             if reservation is not None:

@@ -106,7 +106,7 @@ def test_a_step_that_was_disturbed_changes_nothing() -> None:
 
 def test_prompts_teach_nothing() -> None:
     controller = LengthController(COSTS, CHOICES)
-    before = vars(controller) | {}
+    before = vars(controller) | {"_asked": 4}  # but what the next step is to be judged by
     prompt = SchedulerOutput(0, (ScheduledEntry("a", 0, 0, 9, True),), num_guesses=4)
     controller.observe(prompt, StepResult(0, {"a": [1]}), 100.0)
     assert vars(controller) == before
@@ -139,3 +139,20 @@ def test_texts_do_not_depend_on_it(method: str) -> None:
     assert [o.outputs[0].token_ids for o in guessed] == [o.outputs[0].token_ids for o in plain]
     chosen = {step.scheduled.num_guesses for step in trace.steps}
     assert chosen <= {0, 1, 2, 4}
+
+
+def test_a_prompt_between_does_not_blame_the_guesses() -> None:
+    """Shares are learnt from the step that judged, also where a prompt's step lay before it."""
+    controller = LengthController(COSTS, CHOICES)
+
+    def step(number: int, drafts: int, asked: int, kept: int, prompt: bool = False) -> None:
+        entries = [ScheduledEntry("a", 0, 5, 1 + drafts, True, (), drafts)]
+        if prompt:
+            entries.append(ScheduledEntry("b", 1, 0, 30, False))
+        output = SchedulerOutput(number, tuple(entries), num_guesses=asked)
+        controller.observe(output, StepResult(number, {"a": [0] * (1 + kept)}), 1.0)
+
+    step(0, 0, 4, 0, prompt=True)
+    for number in range(1, 60):
+        step(number, 4, 4, 0)
+    assert controller.choose(1) == 0

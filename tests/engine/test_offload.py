@@ -158,7 +158,7 @@ class NothingForgotten(TwoTiers):
 def test_the_machine_notices(mutant: type[TwoTiers]) -> None:
     case = mutant.TestCase
     case.settings = settings(
-        max_examples=200, stateful_step_count=40, deadline=None, phases=[Phase.generate]
+        max_examples=2000, stateful_step_count=40, deadline=None, phases=[Phase.generate]
     )
     with pytest.raises(AssertionError):
         case("runTest").runTest()

@@ -100,8 +100,10 @@ class DraftModel:
         num_guesses = self._most_guesses if output.num_guesses is None else output.num_guesses
         if num_guesses == 0:
             return
+        state = self._parts.batch.state
+        entries = [e for e in output.entries if state(e.row).params.speculate]
         pieces = []
-        for entry in output.entries:
+        for entry in entries:
             begin = self._num_computed[entry.row]
             assert begin is not None
             end = entry.start + entry.num_tokens - entry.num_draft_tokens
@@ -112,10 +114,9 @@ class DraftModel:
             self._num_computed[entry.row] = end
         for some in _within(pieces, self._parts.config.scheduling.max_num_batched_tokens):
             self._compute(some)
-        rows = [entry.row for entry in output.entries if entry.samples]
+        rows = [entry.row for entry in entries if entry.samples]
         if not rows:
             return
-        state = self._parts.batch.state
         greedy = all(state(row).params.greedy for row in rows)
         if self._graphs:
             self.replay(rows, num_guesses, greedy)

@@ -228,7 +228,7 @@ class ModelRunner:
         batch.keep(rows, positions, sampled, drafts)
         pending.reasons = {
             chosen[row][0].request_id: f"request {chosen[row][0].request_id!r}: {reason}"
-            for row, reason in tensors.failures.items()
+            for row, reason in sorted(tensors.failures.items(), reverse=True)  # the first counts
         }
         for entry in pending.sampling:
             wanted = batch.state(entry.row).params.logprobs

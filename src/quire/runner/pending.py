@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, takewhile
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class PendingStep:
     def first_rows(self) -> list[int]:
         """Where each request's rows of logits begin, and after them all: R + 1 numbers."""
         counts = [1 + entry.num_draft_tokens for entry in self.sampling]
-        return [0, *itertools.accumulate(counts)]
+        return [0, *accumulate(counts)]
 
     def keep(self) -> None:
         """Copy the tokens of a step that is done out of the buffer that steps take in turn."""
@@ -73,9 +73,11 @@ class PendingStep:
             accepted = self.sampled.num_accepted
             counts = [1] * len(tokens) if accepted is None else accepted.tolist()
             for entry, row, count in zip(self.sampling, tokens, counts, strict=True):
-                token_ids[entry.request_id] = row[:count]
-                if NO_TOKEN in row[:count]:
-                    token_ids[entry.request_id] = []
+                chosen = list(takewhile(lambda token: token != NO_TOKEN, row[:count]))
+                token_ids[entry.request_id] = chosen
+                # A row without a token behind others may lie behind the text's end; if it does
+                # not, it is the first of the next step.
+                if not chosen:
                     failures[entry.request_id] = self.reasons.get(
                         entry.request_id, _no_token(entry.request_id, self.output.step)
                     )

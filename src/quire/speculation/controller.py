@@ -115,10 +115,12 @@ class LengthController:
             seconds: from the end of the step before it to its own.
         """
         entries = output.entries
-        if not entries or any(e.num_tokens != 1 + e.num_draft_tokens for e in entries):
+        if not entries:
+            return
+        asked, self._asked = self._asked, output.num_guesses
+        if any(entry.num_tokens != 1 + entry.num_draft_tokens for entry in entries):
             return  # prompts are computed: it says nothing of decoding
         longest = max(entry.num_draft_tokens for entry in entries)
-        asked, self._asked = self._asked, output.num_guesses
         self._num_observed += 1
         if self._num_observed % FORGET_EVERY == 0:
             for ratios in self._ratios.values():
