@@ -169,7 +169,7 @@ def not_yet(student: Subject, variant: str) -> None:
 
 
 def rule(student: Subject, variant: str) -> None:
-    """The rule of your variant."""
+    """Your variant's rule: a client's quota, two candidates a position, or a grammar."""
     if variant == "pair":
         made = _request(variant, [7, 6, 0, 0, 3], [[7, 4], [5, 6]])
         want = [_answer(variant, [7, 6, 3], [0, 1, 4])]
@@ -196,14 +196,18 @@ def rule(student: Subject, variant: str) -> None:
         first = _request(variant, [7, 4, 3], [7, 5], quota=3)
         second = _request(variant, [1, 2, 3], [1, 2], quota=3)
         want = [_answer(variant, [7, 4], [0, 1]), _answer(variant, [1, 2, 3], [0, 1, 2])]
-        _verify(student, [first, second], want, "7, 1 and 2 are kept; a wrong draft is free")
+        why = "at most `quota` drafts of a client: 7, 1 and 2 are 3; a wrong draft is free"
+        _verify(student, [first, second], want, why)
         first = _request(variant, [7, 5, 3], [7, 5], quota=3)
         other = _request(variant, [1, 2, 3], [1, 2], quota=1, client="bob")
         want = [
             _answer(variant, [7, 5, 3], [0, 1, 2]), _answer(variant, [1, 2], [0, 1]),
             _answer(variant, [1, 2], [0, 1]),
         ]  # fmt: skip
-        why = "ada keeps 7, 5 and 1, then 2 is said as a chosen token; bob keeps 1"
+        why = (
+            "at most `quota` drafts of a client: ada keeps 7, 5 and 1, and her 2 is said, not kept;"
+            " bob keeps 1"
+        )
         _verify(student, [first, second, other], want, why)
 
 
@@ -268,8 +272,13 @@ def draft_model(student: Subject, variant: str) -> None:
     ledger.expect("settle", 1, [4, 5, 6], want=[[0, [1, 2, 3, 4]]])
     ledger.expect("behind", "a", want=2, because="it computed up to 4, not its last draft 5")
     ledger.expect("plan", "a", [7, 8, 9], 9, want=_planned(2, 5, [6, 7, 8, 9], 3))
+    ledger.expect("behind", "a", want=0, because="it computed the 6 known tokens, 7 and 8")
     ledger.expect("settle", 2, [7, 1], want=[])
     ledger.expect("behind", "a", want=1, because="7 was kept; 1 is new")
+    ledger.expect("plan", "a", [5, 6, 7], 2, want=_planned(3, 7, [1, 5], 1))
+    ledger.expect("settle", 3, [5, 6], want=[[1, [5, 6, 7, 1]]])
+    why = "`plan` left the draft 6 out, so it was not kept, though 6 was said"
+    ledger.expect("behind", "a", want=1, because=why)
 
 
 def begins_anew(student: Subject, variant: str) -> None:
@@ -281,8 +290,10 @@ def begins_anew(student: Subject, variant: str) -> None:
     ledger.expect("plan", "a", [5], 9, want=_planned(2, 3, [4, 5], 1))
     ledger.expect("preempt", "a", want=None)
     ledger.expect("state", "a", want=[4, 0, 0])
+    ledger.expect("behind", "a", want=4, because="the draft model begins anew, too")
     ledger.expect("plan", "a", [], 9, want=_planned(3, 0, [1, 2, 3, 4], 0))
     ledger.expect("settle", 2, [5, 6], want=[], because="a was preempted after step 2")
+    ledger.expect_error("ValueError", "settle", 2, [5, 6], because="step 2 is settled by that")
     ledger.expect("settle", 3, [7], want=[[0, [1, 2]], [1, [3, 4]]], because="published anew")
 
 
@@ -390,7 +401,7 @@ def compete(student: Subject, variant: str) -> None:
 
 
 def rule_of_plan(student: Subject, variant: str) -> None:
-    """The rule of your variant."""
+    """Your variant's rule: a client's quota, a tree of two candidates a place, or forced places."""
     if variant == "pair":
         wish = {"most": 2, "history": []}
         want = [[[0], [1], [0, 0], [0, 1], [1, 0]]]
@@ -398,14 +409,15 @@ def rule_of_plan(student: Subject, variant: str) -> None:
         student.expect("plan", [0, *range(20, 26)], [wish], 9, want=want, because=why)
     elif variant == "grammar":
         wish = _wish(variant, 3, forced=[0, 2])
-        why = "the values are 1, 1/2 and 1/2"
+        why = "a forced place has the chance 1, so the values are 1, 1/2 and 1/2"
         _plan(student, variant, [0, 10, 15, 20, 22], [wish], [3], why)
         _plan(student, variant, [0, 10, 15, 20, 25], [wish], [1], why)
         sure = _wish(variant, 1, forced=[0])
-        _plan(student, variant, [0, 10, 30], [sure], [0], "a sure draft has its price, too")
+        why = "a forced draft has the chance 1, and its price as any other"
+        _plan(student, variant, [0, 10, 30], [sure], [0], why)
     else:
         wishes = [_wish(variant, 2, client=c, quota=q) for c, q in (("a", 1), ("a", 1), ("b", 2))]
-        why = "a has one draft in all, b two"
+        why = "at most `quota` drafts of a client: a has one in all, b two"
         _plan(student, variant, [0, *range(50, 60)], wishes, [1, 0, 2], why)
         good = [(2, 2)] * 9
         wishes = [_wish(variant, 2, *good, quota=1), _wish(variant, 1, client="b")]

@@ -12,7 +12,9 @@
 # You write what speculative decoding adds to an engine: who proposes the drafts, how one step
 # judges them, what is taken back afterwards, and how many drafts are worth computing. Then your
 # proposer drafts for quire. Chapter: *Speculative decoding*. 100 points, 70 core and 30 depth, all
-# on a CPU, about five and a quarter hours.
+# on a CPU. The minutes below are estimates. They add up to five hours and twenty minutes, which is
+# two evenings. This lab is a notebook of its own. The chapter's workbench notebook, for which the
+# chapter gives 60 minutes, is `notebooks/speculative-decoding.ipynb`; this lab does not need it.
 #
 # | task | tier | points | minutes |
 # |---|---|---|---|
@@ -29,7 +31,9 @@
 # Five words are used throughout. A *token* is a number. A request *knows* its prompt and what it
 # has said so far. A *draft* is a token that may come next and is not believed yet. A *row* is what
 # the model gives for one position: a weight for every token that may follow. A draft is *kept* if
-# the step says the same token at its place.
+# the step says the same token at its place and then uses the row behind it. So the last token that
+# a step says is never a kept draft, even if it equals one. Task 5 alone counts otherwise; there it
+# says how.
 #
 # A call that is refused raises `ValueError` and changes nothing. No function changes its arguments.
 
@@ -163,7 +167,7 @@ labkit.check("propose")
 # ### END VARIANT
 # ### BEGIN VARIANT quota
 # | `client` | whose request it is |
-# | `quota` | how many drafts the requests of this client may keep in this step, all together |
+# | `quota` | how many drafts this client may keep in this step; the same in all requests of it |
 # ### END VARIANT
 #
 # ### BEGIN VARIANT pair
@@ -363,25 +367,28 @@ labkit.check("verify")
 # | `plan("a", [7, 8], 4)` | `[1, 0, [1, 2, 3, 4], 0, False]` | `[6, 0, 0]` | 4 of 6: no drafts |
 # | `settle(1, [])` | `[[0, [1, 2, 3, 4]]]` | `[6, 4, 0]` | |
 # | `plan("a", [7, 8], 9)` | `[2, 4, [5, 6, 7, 8], 2, True]` | `[6, 4, 2]` | |
+# | `behind("a")` | `0` | `[6, 4, 2]` | the draft model has all 6, and position 6, of draft 7 |
 # | `settle(2, [7, 9])` | `[]` | `[8, 7, 0]` | 7 is kept; position 7 is of the wrong 8 |
 # | `behind("a")` | `1` | `[8, 7, 0]` | the draft model lacks the position of 9 |
 # | `plan("a", [1], 9)` | `[3, 7, [9, 1], 1, True]` | `[8, 7, 1]` | |
 # | `settle(3, [1, 2])` | `[[1, [5, 6, 7, 9]]]` | `[10, 9, 0]` | position 7 is computed anew, of 9 |
 # | `behind("a")` | `2` | `[10, 9, 0]` | and lacks those of 1 and of 2 |
 # | `preempt("a")` | `None` | `[10, 0, 0]` | |
+# | `behind("a")` | `10` | `[10, 0, 0]` | the draft model begins anew, too |
 #
 # What is planned:
 #
 # - A step computes the known tokens that are not computed yet and behind them the drafts, from the
 #   first position on that is not computed. `start` is that position, `tokens` are the tokens of all
 #   positions that it computes, `drafts` is the number of drafts among these.
-# - At most `budget` positions are computed, which is at least 1. What is too much is left out from
-#   the end.
+# - At most `budget` positions are computed. What is too much is left out from the end.
 # - A step that computes the last known token *samples* (`True`): it says a token behind it and
 #   behind each draft that is kept. A step that does not, computes no drafts and says nothing.
 # - A request holds at most `max_len` tokens, and a step that keeps all its drafts says one more. So
 #   drafts beyond `max_len - known - 1` are left out.
 # - Steps are numbered 1, 2, 3 in the order of all calls of `plan` that were not refused.
+# - The caller promises a `budget` of at least 1, and prompts of 1 to `max_len` tokens. A `Ledger`
+#   need not check either.
 #
 # What is settled, in this order:
 #
@@ -393,15 +400,18 @@ labkit.check("verify")
 # - `tokens` are what the step said: all but the last are its drafts, in order; the last may be any
 #   token, a draft's value included. A step that does not sample says none.
 # - A step may be settled after its request was preempted or has ended, even if one of that name is
-#   there again: then it returns `[]` and changes nothing, whatever its tokens.
+#   there again: then it returns `[]` and changes no request, whatever its tokens. It is settled by
+#   that, so a second `settle` of it is refused.
 #
 # The draft model:
 #
 # - To give `m` drafts it computes all known tokens and all of its drafts but the last, which it has
 #   no need to read. `plan` gets what it gave: its positions count whether or not `plan` leaves
 #   drafts out. Where it gave none it computes nothing.
-# - `settle` takes back its positions of drafts that were not kept, as those of the large model.
-# - `behind` returns how many known tokens it has not computed.
+# - `settle` takes back its positions of drafts that were not kept, as those of the large model. A
+#   draft that `plan` left out is never kept, even if the step's last token is equal to it.
+# - `behind` returns how many known tokens it has not computed. That is 0, never less, while its
+#   drafts are in flight and it has computed more than the known tokens.
 #
 # Preempted and ended:
 #
@@ -411,7 +421,7 @@ labkit.check("verify")
 #
 # What is refused:
 #
-# - `add` of a request that is there. A prompt has 1 to `max_len` tokens.
+# - `add` of a request that is there.
 # - `plan` of a request that has a step in flight, and of one whose step would sample although it
 #   has `max_len` tokens.
 # - `settle` of a step that was never planned or is settled already, and tokens that the step cannot
@@ -555,7 +565,7 @@ labkit.check("ledger")
 # ### END VARIANT
 # ### BEGIN VARIANT quota
 # | `client` | whose request it is |
-# | `quota` | how many drafts the requests of this client may have in this step, all together |
+# | `quota` | how many drafts this client may have in this step; the same in all requests of it |
 # ### END VARIANT
 #
 # ### BEGIN VARIANT grammar quota
@@ -750,8 +760,9 @@ labkit.check("plan")
 #   `drafted`, `judged`, `kept`, lists of counts by place, the first draft's first, as long as the
 #   longest `drafts`.
 # - A place is *judged* if a token was said there, and *kept* if that is the draft. Behind a wrong
-#   draft nothing is judged. A draft behind the end of its request is drafted and not judged; one
-#   that was kept and ends it is kept.
+#   draft nothing is judged. A draft behind the end of its request is drafted and not judged.
+# - Here *kept* means said: the row behind a draft does not matter. So a draft that is said and ends
+#   its request is kept.
 #
 # | record | drafted | judged | kept | |
 # |---|---|---|---|---|

@@ -53,6 +53,15 @@ def test_every_task_names_sections_that_the_chapter_has() -> None:
         assert set(named) <= set(headings)
 
 
+def test_the_minutes_of_the_introduction_are_those_of_the_tasks() -> None:
+    tasks = load_lab("speculative-decoding").tasks
+    cells = build_notebook(load_lab("speculative-decoding"), None)["cells"]
+    intro = cells[0]["source"]
+    assert [int(row[-1].strip("| ")) for row in _rows(intro)[2:]] == [t.minutes for t in tasks]
+    assert sum(task.minutes for task in tasks) == 5 * 60 + 20
+    assert "five hours and twenty minutes" in " ".join(intro.split())
+
+
 @pytest.mark.parametrize("file", ["master.py", "second.py"])
 def test_the_drafts_of_the_table(file: str) -> None:
     propose = _names(file, "quota")["propose"]
@@ -77,7 +86,7 @@ def test_the_trace_of_the_ledger(file: str) -> None:
         assert eval(f"made.{call}", {"made": made}) == eval(returned), call
         assert eval('made.state("a")', {"made": made}) == eval(state), call
         calls += 1
-    assert calls == 10
+    assert calls == 12
 
 
 @pytest.mark.parametrize("file", ["master.py", "second.py"])

@@ -134,6 +134,14 @@ def test_draft_model(student, variant, prompt, day):
     steps.look("b", draft_model=True)
     steps.call("preempt", "b")
     steps.look("b", draft_model=True)
+    steps.add("c", 4)
+    steps.settle(steps.plan("c", 3), 1, same=True, because="the second draft is said, not kept")
+    steps.look("c", draft_model=True)
+    drafts = steps.fresh(3)
+    step, *_ = steps.call("plan", "c", drafts, 2)  # one of three fits
+    steps.look("c", draft_model=True)
+    steps.call("settle", step, drafts[:2], because="the second draft was left out, so not kept")
+    steps.look("c", draft_model=True)
 
 
 @given(day=DAYS, prompt=st.integers(2, 9))

@@ -3,7 +3,8 @@
 The steps run as they will be run, captured where steps are: k guesses of each request are
 verified and k new ones made. Their requests are short and lie in the null block, so attention
 costs next to nothing; of long texts every k reads the cache once, and guesses pay a little more
-than is measured here.
+than is measured here. A proposer's search on the host is not in it either. What steps then take
+corrects both (`quire.speculation.controller`).
 """
 
 from __future__ import annotations
