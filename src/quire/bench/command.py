@@ -25,6 +25,7 @@ from quire.bench import (
     pitfalls,
     power,
     speculation_acceptance,
+    speculation_auto,
     speculation_steps,
     spike,
     steps,
@@ -165,8 +166,8 @@ def _measure_speculation(args: argparse.Namespace, device: torch.device) -> list
     batches = tuple(b for b in speculation_steps.BATCHES if b <= args.max_batch)
     if args.name == "speculation-auto":
         assert draft is not None
-        batches = tuple(b for b in speculation_steps.AUTO_BATCHES if b <= args.max_batch)
-        return speculation_steps.auto_rows(model, draft, device, batches)
+        batches = tuple(b for b in speculation_auto.BATCHES if b <= args.max_batch)
+        return speculation_auto.run(model, draft, device, batches)
     # A model as small as the draft model gains nothing from it; its steps are measured alone.
     drafting = None if name == engine.MODELS[0] else draft
     return speculation_steps.run(model, drafting, device, batches=batches)

@@ -1,16 +1,13 @@
 """`quire bench speculation-steps`: what verifying and drafting cost, and what they bring, on a GPU.
 
 Random weights of real shapes have the costs of trained ones, and a coin decides which guesses
-are right: so acceptance is chosen and time is measured. Three kinds of rows:
+are right: so its rate is chosen and time is measured. Four kinds of rows:
 
 `verify-k<k>-batch<b>` is a captured step of 1 + k tokens for each of b requests, beside one of
 one token: GPU time alone, replayed. `draft-k<k>-batch<b>` is the draft model's graph of k steps.
 `eager-…` are the same steps kernel by kernel, from a trace. `speedup-a<a>-k<k>-batch<b>` is a
 whole run: milliseconds a token of each request, beside the same engine without guesses at its
 defaults, overlap included, and beside E / (v + k c) of the same run's v and c.
-
-`quire bench speculation-auto` lets the engine choose k for each step: `auto-a<a>-batch<b>` is such
-a run, and its `k` what was chosen on average.
 """
 
 from __future__ import annotations
@@ -41,8 +38,6 @@ from quire.trace import Trace
 
 BATCHES = (1, 8, 32, 64, 128, 256)
 RATES = (0.5, 0.7, 0.85)
-AUTO_BATCHES = (1, 32, 128)
-AUTO_RATES = (0.0, 0.7)
 CONTEXT = 256  # prompt tokens
 NUM_TOKENS = 96  # of each request in a whole run
 REPLAYS = 30
@@ -75,11 +70,11 @@ def run(
         raise QuireError("bench speculation-steps measures real sizes: use --device cuda")
     rows: list[Row] = []
     for k in ks:
-        with_guesses = {"method": "ngram", "num_speculative_tokens": k, **_coin(0.0)}
-        llm = _engine(model, device, batches, with_guesses, Components(proposer=Constant))
+        with_guesses = {"method": "ngram", "num_speculative_tokens": k, **coin(0.0)}
+        llm = engine(model, device, batches, with_guesses, Components(proposer=Constant))
         rows += [row for batch in batches for row in _verify_rows(llm, k, batch)]
         del llm
-        _collect()
+        collect()
     rows += _eager_rows(model, device, 3)
     if draft is not None:
         for k in (3, 4):
@@ -87,11 +82,12 @@ def run(
     return rows
 
 
-def _coin(rate: float) -> dict[str, Any]:
+def coin(rate: float) -> dict[str, Any]:
+    """Return the keys of a config whose guesses stand with a probability."""
     return {"verification": "synthetic", "acceptance_rate": rate}
 
 
-def _engine(
+def engine(
     model: ModelConfig,
     device: torch.device,
     batches: Sequence[int],
@@ -99,6 +95,7 @@ def _engine(
     components: Components | None = None,
     **options: Any,
 ) -> LLM:
+    """Make an engine with seats for the largest batch."""
     return LLM(
         model,
         device=device,
@@ -180,8 +177,8 @@ def _verify_rows(llm: LLM, k: int, batch: int) -> list[Row]:
 
 def _eager_rows(model: ModelConfig, device: torch.device, k: int) -> list[Row]:
     """Time steps that are launched kernel by kernel: with guesses, and without."""
-    config = {"method": "ngram", "num_speculative_tokens": k, **_coin(0.0)}
-    llm = _engine(model, device, (8,), config, Components(proposer=Constant), cuda_graphs=False)
+    config = {"method": "ngram", "num_speculative_tokens": k, **coin(0.0)}
+    llm = engine(model, device, (8,), config, Components(proposer=Constant), cuda_graphs=False)
     rows = []
     for batch in (1, 8):
         taken = {}
@@ -202,7 +199,7 @@ def _eager_rows(model: ModelConfig, device: torch.device, k: int) -> list[Row]:
             )
         )
     del llm
-    _collect()
+    collect()
     return rows
 
 
@@ -219,11 +216,11 @@ def _speedup_rows(
         "method": "draft_model",
         "model": draft,
         "num_speculative_tokens": k,
-        **_coin(RATES[0]),
+        **coin(RATES[0]),
     }
     num_blocks = max(batches) * ((CONTEXT + 2 * NUM_TOKENS) // 16 + 1) + 1
-    speculating = _engine(model, device, batches, config, num_blocks=num_blocks)
-    plain = _engine(model, device, batches, None, num_blocks=num_blocks)
+    speculating = engine(model, device, batches, config, num_blocks=num_blocks)
+    plain = engine(model, device, batches, None, num_blocks=num_blocks)
     runner = speculating.engine.executor.worker.runner  # type: ignore[attr-defined]
     accepts = runner.batch.acceptance_rate  # read by captured steps: no new engine for a new rate
     rows = []
@@ -249,8 +246,8 @@ def _speedup_rows(
             accepts.fill_(rate)
             with_guesses, without = [], []
             for turn in range(4):
-                with_guesses.append(_ms_per_token(speculating, batch))
-                without.append(_ms_per_token(plain, batch))
+                with_guesses.append(ms_per_token(speculating, batch))
+                without.append(ms_per_token(plain, batch))
                 if turn == 0:  # not counted
                     with_guesses.clear()
                     without.clear()
@@ -276,61 +273,11 @@ def _speedup_rows(
                 )
             )
     del speculating, plain, runner, accepts
-    _collect()
+    collect()
     return rows
 
 
-def auto_rows(
-    model: ModelConfig, draft: ModelConfig, device: torch.device, batches: Sequence[int]
-) -> list[Row]:
-    """Run whole texts whose k the engine chooses, in turns with no guesses.
-
-    Raises:
-        QuireError: not on a GPU.
-    """
-    if device.type != "cuda":
-        raise QuireError("bench speculation-auto measures real sizes: use --device cuda")
-    config = {"method": "draft_model", "model": draft, **_coin(0.0)}
-    num_blocks = max(batches) * ((CONTEXT + 2 * NUM_TOKENS) // 16 + 1) + 1
-    speculating = _engine(model, device, batches, config, num_blocks=num_blocks)
-    plain = _engine(model, device, batches, None, num_blocks=num_blocks)
-    trace = speculating.engine.trace = Trace()
-    runner = speculating.engine.executor.worker.runner  # type: ignore[attr-defined]
-    rows = []
-    for batch in batches:
-        for rate in AUTO_RATES:
-            runner.batch.acceptance_rate.fill_(rate)
-            with_guesses, without = [], []
-            for turn in range(4):
-                trace.steps.clear()
-                with_guesses.append(_ms_per_token(speculating, batch))
-                without.append(_ms_per_token(plain, batch))
-                if turn == 0:  # not counted
-                    with_guesses.clear()
-                    without.clear()
-            ms, baseline = statistics.median(with_guesses), statistics.median(without)
-            chosen = [s.scheduled.num_guesses or 0 for s in trace.steps if s.scheduled.entries]
-            rows.append(
-                Row(
-                    f"auto-a{rate}-batch{batch}",
-                    "ms_per_token",
-                    ms,
-                    "ms",
-                    {"no_guesses": baseline},
-                    {
-                        "batch": batch,
-                        "acceptance": rate,
-                        "speedup": baseline / ms,
-                        "k": statistics.mean(chosen),
-                    },
-                )
-            )
-    del speculating, plain, runner
-    _collect()
-    return rows
-
-
-def _ms_per_token(llm: LLM, batch: int) -> float:
+def ms_per_token(llm: LLM, batch: int) -> float:
     """Return the time from the last first token to the last token, a token of each request."""
     outputs = llm.generate(_prompts(batch), _params(NUM_TOKENS), use_tqdm=False)
     times = [o.metrics.token_times for o in outputs if o.metrics is not None]
@@ -339,6 +286,7 @@ def _ms_per_token(llm: LLM, batch: int) -> float:
     return 1e3 / statistics.mean(counted)
 
 
-def _collect() -> None:
+def collect() -> None:
+    """Let the GPU have the memory of engines that are gone."""
     gc.collect()
     torch.cuda.empty_cache()

@@ -17,5 +17,5 @@ class Drafts:
 
     tokens: Tensor  # int64 [N], the draft at each row's position; anything in a request's last row
     first_rows: list[int]  # R + 1 numbers
-    probabilities: Tensor | None = None  # float32 [N, V], what each was drawn from; None: from one
+    probabilities: Tensor | None = None  # float32 [N, V], what each was drawn from, if it was
     acceptance_rate: Tensor | None = None  # of a coin that judges them, in place of equality

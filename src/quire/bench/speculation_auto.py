@@ -1,0 +1,72 @@
+"""`quire bench speculation-auto`: whole runs whose number of guesses the engine chooses.
+
+Weights are random and a coin decides which guesses stand, as in `speculation_steps`. Each row
+`auto-a<a>-batch<b>` stands beside the same engine without guesses at its defaults; its `k` is
+what was chosen on average in the last run.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import torch
+
+from quire.bench.measurement import Row
+from quire.bench.speculation_steps import CONTEXT, NUM_TOKENS, coin, collect, engine, ms_per_token
+from quire.errors import QuireError
+from quire.models.config import ModelConfig
+from quire.trace import Trace
+
+BATCHES = (1, 32, 128)
+RATES = (0.0, 0.7)
+
+
+def run(
+    model: ModelConfig, draft: ModelConfig, device: torch.device, batches: Sequence[int]
+) -> list[Row]:
+    """Run whole texts whose k the engine chooses, in turns with no guesses.
+
+    Raises:
+        QuireError: not on a GPU.
+    """
+    if device.type != "cuda":
+        raise QuireError("bench speculation-auto measures real sizes: use --device cuda")
+    config = {"method": "draft_model", "model": draft, **coin(0.0)}
+    num_blocks = max(batches) * ((CONTEXT + 2 * NUM_TOKENS) // 16 + 1) + 1
+    speculating = engine(model, device, batches, config, num_blocks=num_blocks)
+    plain = engine(model, device, batches, None, num_blocks=num_blocks)
+    trace = speculating.engine.trace = Trace()
+    runner = speculating.engine.executor.worker.runner  # type: ignore[attr-defined]
+    rows = []
+    for batch in batches:
+        for rate in RATES:
+            runner.batch.acceptance_rate.fill_(rate)
+            with_guesses, without = [], []
+            for turn in range(4):
+                trace.steps.clear()
+                with_guesses.append(ms_per_token(speculating, batch))
+                without.append(ms_per_token(plain, batch))
+                if turn == 0:  # not counted
+                    with_guesses.clear()
+                    without.clear()
+            ms, baseline = statistics.median(with_guesses), statistics.median(without)
+            chosen = [s.scheduled.num_guesses or 0 for s in trace.steps if s.scheduled.entries]
+            rows.append(
+                Row(
+                    f"auto-a{rate}-batch{batch}",
+                    "ms_per_token",
+                    ms,
+                    "ms",
+                    {"no_guesses": baseline},
+                    {
+                        "batch": batch,
+                        "acceptance": rate,
+                        "speedup": baseline / ms,
+                        "k": statistics.mean(chosen),
+                    },
+                )
+            )
+    del speculating, plain, runner
+    collect()
+    return rows
