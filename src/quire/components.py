@@ -11,6 +11,7 @@ from quire.config import EngineConfig
 from quire.errors import QuireError
 from quire.kv.block_pool import BlockPool
 from quire.kv.kv_cache_manager import KVCacheManager
+from quire.layers.linear import MethodFactory
 from quire.sampling.sampler import Sampler
 from quire.scheduler import Scheduler
 from quire.speculation.config import SpeculativeConfig
@@ -35,6 +36,7 @@ class Components:
     kv_cache_manager: Callable[[list[BlockPool], int, bool], KVCacheManager] | None = None
     attention: Callable[[], AttentionBackend] | None = None
     proposer: Callable[[SpeculativeConfig], Proposer] | None = None  # where there is a config
+    quant_method: MethodFactory | None = None  # of a layer, by the names of its shards
 
     def __post_init__(self) -> None:
         for name, arguments in _ARGUMENTS.items():
@@ -53,6 +55,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "kv_cache_manager": ("block_pools", "block_size", "enable_prefix_caching"),
     "attention": (),
     "proposer": ("speculative_config",),
+    "quant_method": ("names",),
 }
 
 

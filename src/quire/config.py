@@ -19,6 +19,7 @@ from quire.kv.quantized import FORMATS
 from quire.models.config import ModelConfig
 from quire.option_checks import require_counts, require_flags, require_rows, require_share
 from quire.policy import require_policy
+from quire.quantization.scheme import Scheme
 from quire.sampling.params import is_int
 from quire.speculation.config import SpeculativeConfig
 
@@ -37,16 +38,22 @@ class ModelOptions:
             bfloat16 from compute capability 8.0 on and float16 below.
         cuda_graphs: replay captured graphs for steps of one token a request; by default where
             Triton's kernels run, from compute capability 8.0 on.
+        quantization: what the layers of a plain checkpoint are rounded to while it is loaded:
+            "int8", "int4", "fp8", "fp8_block" or another scheme of `quire.quantization.scheme`;
+            by default nothing. A checkpoint that is quantized already needs no option.
     """
 
     max_model_len: int
     device: torch.device
     dtype: torch.dtype
     cuda_graphs: bool = False
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
         require_counts(self, "max_model_len")
         require_flags(self, "cuda_graphs")
+        if self.quantization is not None:
+            Scheme.named(self.quantization)  # refuses what is none
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,7 @@ class EngineOptions(TypedDict, total=False):
     device: str | torch.device | None
     dtype: str | torch.dtype | None
     cuda_graphs: bool | None
+    quantization: str | None
     block_size: int
     num_blocks: int | None
     gpu_memory_utilization: float

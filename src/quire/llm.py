@@ -44,7 +44,8 @@ class LLM:
         components: a reader's own parts, see `Components`.
         trace: record every step here.
         options: the fields of three groups in `quire.config`, by name; there each is described,
-            with its default. `ModelOptions`: `device`, `dtype`, `max_model_len`, `cuda_graphs`.
+            with its default. `ModelOptions`: `device`, `dtype`, `max_model_len`, `cuda_graphs`,
+            `quantization`.
             `CacheOptions`: `num_blocks`, `gpu_memory_utilization`, `block_size`,
             `enable_prefix_caching`, `kv_cache_dtype`, `kv_window`, `kv_sinks`,
             `num_host_blocks`. `SchedulingOptions`: `max_num_seqs`, `max_num_batched_tokens`,

@@ -54,6 +54,14 @@ DECODE = {
     "TOKENS": 1, "GROUP": 4, "PADDED": 4, "ROWS": 16, "HEAD_SIZE": 128, "PAGE": 16, "TILE": 16,
     "MIN_TILES": 2, "STAGES": 3, "MOST": 64, "CHUNK": 2,
 }  # fmt: skip
+INT4 = {
+    "x": HALF, "words": "*i16", "scales": INT, "bias": HALF, "out": HALF, "parts": FLOAT,
+    "counters": INT, "num_rows": "i32", "size": "i32",
+}  # fmt: skip
+INT4_TILE = {
+    "depth": 4096, "blocks": 32, "groups": 1, "halves": False, "adds_bias": False,
+    "block_rows": 16, "block_outputs": 64, "split": 4,
+}  # fmt: skip
 DRAFTS = {"TOKENS": 5, "PADDED": 32, "ROWS": 32}
 PREFILL_TILES = {
     "num_kv_heads": 8,
@@ -74,6 +82,41 @@ def few_rows(rows: int, depth: int, tile: tuple[int, int, int], adds_bias: bool)
         "block_depth": block_depth,
     }  # fmt: skip
     return Served("linear._few_rows_kernel", FEW_ROWS, constants, {"num_warps": num_warps})
+
+
+def eight_bit_kernels(name: str) -> list[Served]:
+    """The product of codes, and the kernel that makes them of inputs."""
+    code, is_int, oldest = CODES[name], name == "int8", OLDEST[name]
+    operands = {
+        "codes": code, "code_scale": FLOAT, "weight": code, "scale": FLOAT, "bias": HALF,
+        "out": HALF, "parts": FLOAT, "counters": INT, "num_rows": "i32", "size": "i32",
+    }  # fmt: skip
+    tile = {
+        "depth": 4096, "by_group": False, "adds_bias": False, "is_int": is_int,
+        "block_rows": 16, "block_outputs": 64, "split": 4,
+    }  # fmt: skip
+    changes = [{}, {"block_rows": 128, "split": 1, "adds_bias": True}, {"by_group": True}]
+    rounding = {
+        "columns": 4000, "block": 4096, "width": 4096, "groups": 1, "is_fixed": False,
+        "is_int": is_int, "largest": LARGEST[FORMATS[name]], "smallest": 1e-12,
+    }  # fmt: skip
+    inputs = {"x": HALF, "fixed": FLOAT, "codes": code, "scale": FLOAT}
+    return [
+        *(
+            Served(
+                "eight_bits._eight_bit_kernel",
+                operands,
+                {**tile, **change},
+                {"num_warps": 4, "num_stages": 4},
+                oldest,
+            )
+            for change in changes
+        ),
+        *(
+            Served("round_inputs._round_kernel", inputs, {**rounding, **change}, {}, oldest)
+            for change in ({}, {"width": 128, "groups": 32}, {"is_fixed": True})
+        ),
+    ]
 
 
 def code_kernels(name: str) -> list[Served]:
@@ -224,6 +267,21 @@ SERVED = [
         {"num_warps": 4},
     ),
     *(served for name in CODES for served in code_kernels(name)),
+    *(
+        Served(
+            "int4._int4_kernel",
+            INT4,
+            {**INT4_TILE, **change},
+            {"num_warps": 4, "num_stages": 4},
+        )
+        for change in (
+            {},
+            {"split": 1, "block_rows": 64, "block_outputs": 128},
+            {"groups": 4, "halves": True, "adds_bias": True, "depth": 1000, "blocks": 8},
+            {"groups": 2, "block_rows": 32},
+        )
+    ),
+    *(served for name in CODES for served in eight_bit_kernels(name)),
     Served("sampling._best_kernel", {**BEST, "tokens": LONG}, {"num_parts": 75, "block": 128}),
 ]  # fmt: skip
 # Compute capability → bytes of shared memory a program may take.

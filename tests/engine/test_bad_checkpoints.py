@@ -179,9 +179,15 @@ BROKEN: dict[str, tuple[str, Change, type[QuireError], str]] = {
     ),
     "quantized": (
         "qwen2",
-        edit_config(quantization_config={"quant_method": "awq"}),
+        edit_config(quantization_config={"quant_method": "bitsandbytes"}),
         UnsupportedModelError,
-        r"quantization_config is not supported; load its unquantized original",
+        r"quant_method='bitsandbytes'",
+    ),
+    "quantized by half": (
+        "qwen2",
+        edit_config(quantization_config={"quant_method": "awq"}),
+        CheckpointError,
+        r"bits=None",
     ),
     "other activation": (
         "qwen2",

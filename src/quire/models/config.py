@@ -8,6 +8,7 @@ other sizes and a few switches (biases, q/k norm, sliding windows). See the chap
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class ModelConfig:
     sliding_windows: tuple[int | None, ...] = ()  # per layer, in tokens; None: full attention
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"  # the checkpoint's own
+    # The table that `QuantConfig` translates; a dict, which no hash can include.
+    quantization: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.sliding_windows:
@@ -105,11 +108,6 @@ class ModelConfig:
             raise UnsupportedModelError(
                 f"hidden_act={raw['hidden_act']!r} is not supported; quire has 'silu'"
             )
-        if raw.get("quantization_config"):
-            raise UnsupportedModelError(
-                "a checkpoint with a quantization_config is not supported; load its "
-                "unquantized original"
-            )
         hidden_size, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
         max_position = keys.integer("max_position_embeddings")
         rope = RopeConfig.from_dict(raw, max_position)
@@ -137,6 +135,7 @@ class ModelConfig:
             sliding_windows=_sliding_windows(keys, architecture.model_type),
             eos_token_ids=_as_ids(eos),
             dtype=_named_dtype(raw) or "float32",
+            quantization=_quantization(raw),
         )
 
 
@@ -168,6 +167,16 @@ def _named_dtype(raw: dict[str, Any]) -> str | None:
     """Return the dtype that a `config.json` names, under its new or its old key."""
     name = raw.get("dtype") or raw.get("torch_dtype")
     return str(name).removeprefix("torch.") if name else None
+
+
+def _quantization(raw: dict[str, Any]) -> Mapping[str, Any] | None:
+    """Return how the weights are quantized, under its key or its old one; None: they are not."""
+    for key in ("quantization_config", "compression_config"):
+        if table := raw.get(key):
+            if not isinstance(table, dict):
+                raise CheckpointError(f"{key}={table!r}: must be a table")
+            return table
+    return None
 
 
 def _sliding_windows(keys: ConfigKeys, model_type: str) -> tuple[int | None, ...]:

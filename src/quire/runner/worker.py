@@ -19,9 +19,11 @@ from quire.kernels.runtime import runs_triton
 from quire.kv.host.storage import HostBlocks
 from quire.kv.spec import CacheLayout
 from quire.kv.storage import KVStorage, require_one_request
+from quire.layers.linear import MethodFactory
 from quire.models.config import ModelConfig
 from quire.models.decoder import Decoder
 from quire.models.loader import initialize_random, load_weights
+from quire.quantization.factory import methods
 from quire.runner.memory import default_num_blocks
 from quire.runner.model_runner import ModelRunner
 from quire.runner.round_costs import measure_round_costs
@@ -75,16 +77,35 @@ class Worker:
         self._proposer: Proposer | None = None
         if config.speculation is not None and draft is None:
             self._proposer = (components.proposer or make_proposer)(config.speculation)
-        self._model = self._load(model_config, folder)
+        options = config.model
+        own = components.quant_method
+        if own is not None and options.quantization is not None:
+            raise QuireError(
+                f"quantization={options.quantization!r} with a quant_method of your own, which "
+                "decides how layers are stored: leave one of the two away"
+            )
+        self._model = self._load(
+            model_config,
+            folder,
+            own or methods(model_config, options.quantization, options.dtype, device),
+        )
         self._draft: tuple[Decoder, TorchSampler] | None = None
         if draft is not None:
-            draft_model = self._load(draft.config, draft.folder)
+            method_for = methods(draft.config, None, options.dtype, device)
+            draft_model = self._load(draft.config, draft.folder, method_for)
             self._draft = draft_model, _default_sampler(device)()
 
-    def _load(self, model_config: ModelConfig, folder: Path | None) -> Decoder:
+    def _load(
+        self, model_config: ModelConfig, folder: Path | None, method_for: MethodFactory
+    ) -> Decoder:
         options = self._config.model
         model = Decoder(
-            model_config, self._backend, options.max_model_len, options.dtype, options.device
+            model_config,
+            self._backend,
+            options.max_model_len,
+            options.dtype,
+            options.device,
+            method_for,
         )
         if folder is None:
             initialize_random(model)

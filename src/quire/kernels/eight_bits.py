@@ -1,0 +1,184 @@
+"""Products with eight bits on both sides, INT8 or FP8: the matrix units take them as they are.
+
+Their rate is twice that of 16-bit numbers, and a weight has half the bytes. See the chapter
+"Quantization".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quire.kernels.int4 import Tile
+from quire.kernels.runtime import jit, starts_early, tl, triton
+
+DEPTH = 128  # columns of a step, and of a group where scales are by group
+LIBRARY_FROM = 129  # rows of x from which cuBLAS and CUTLASS multiply FP8 by rows faster
+
+
+def eight_bit_linear(
+    codes: Tensor,
+    code_scale: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    counters: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the product of two matrices of codes, scaled, plus bias, [rows, N] in `dtype`.
+
+    Args:
+        codes: int8 or float8_e4m3fn [rows, K].
+        code_scale: float32 [rows, G], G being 1 or ⌈K / 128⌉.
+        weight: of the same kind, [N, K].
+        scale: float32 [N, G].
+        counters: int32, all 0, as `quire.kernels.int4.make_counters` makes them.
+    """
+    by_row = scale.shape[1] == 1
+    is_float = weight.dtype.is_floating_point
+    if by_row and is_float and len(codes) >= LIBRARY_FROM and _library_takes(weight):
+        return torch._scaled_mm(
+            codes, weight.t(), code_scale, scale.t(), bias, out_dtype=dtype, use_fast_accum=False
+        )
+    tile = tile_for(len(codes), weight.shape[0], weight.shape[1])
+    return eight_bit_linear_triton(codes, code_scale, weight, scale, bias, counters, dtype, tile)
+
+
+def _library_takes(weight: Tensor) -> bool:
+    """Whether `torch._scaled_mm` takes a weight: its rows and columns in sixteens."""
+    return weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0
+
+
+def tile_for(rows: int, outputs: int, depth: int) -> Tile:
+    """Return the best tile of a sweep over the products of the 8B shape on an H200."""
+    if rows <= 16:
+        if outputs > 16384:
+            return Tile(16, 128, 1, 4, 4)
+        return Tile(16, 64, 4 if depth > 8192 else 2, 4, 4)
+    if rows <= 64:
+        height = 32 if rows <= 32 else 64
+        return Tile(height, 64, 1 if outputs > 16384 else 4 if depth > 8192 else 2, 4, 4)
+    if rows < 512:
+        return Tile(128, 64, 1, 4, 4)
+    return Tile(128, 128, 1, 8, 3)
+
+
+def eight_bit_linear_triton(
+    codes: Tensor,
+    code_scale: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    counters: Tensor,
+    dtype: torch.dtype,
+    tile: Tile,
+) -> Tensor:
+    """`eight_bit_linear` in one kernel; all are contiguous."""
+    num_rows, depth = codes.shape
+    size = weight.shape[0]
+    out = codes.new_empty(num_rows, size, dtype=dtype)
+    across, down = triton.cdiv(size, tile.outputs), triton.cdiv(num_rows, tile.rows)
+    split = min(tile.split, triton.cdiv(depth, DEPTH))
+    parts = out
+    if split > 1:
+        parts = codes.new_empty(split, num_rows, size, dtype=torch.float32)
+    early = starts_early(codes)
+    _eight_bit_kernel[(across, down, split)](
+        codes,
+        code_scale,
+        weight,
+        scale,
+        out if bias is None else bias,
+        out,
+        parts,
+        counters,
+        num_rows,
+        size,
+        depth=depth,
+        by_group=scale.shape[1] > 1,
+        adds_bias=bias is not None,
+        is_int=weight.dtype == torch.int8,
+        block_rows=tile.rows,
+        block_outputs=tile.outputs,
+        split=split,
+        early=early,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        launch_pdl=early,
+    )
+    return out
+
+
+@jit
+def _eight_bit_kernel(
+    codes,
+    code_scale,
+    weight,
+    scale,
+    bias,
+    out,
+    parts,
+    counters,
+    num_rows,
+    size,
+    depth: tl.constexpr,
+    by_group: tl.constexpr,
+    adds_bias: tl.constexpr,
+    is_int: tl.constexpr,
+    block_rows: tl.constexpr,
+    block_outputs: tl.constexpr,
+    split: tl.constexpr,
+    early: tl.constexpr,
+):
+    """One program `block_rows` rows of x, `block_outputs` outputs and a share of the columns."""
+    groups: tl.constexpr = (depth + 127) // 128
+    share: tl.constexpr = (groups + split - 1) // split
+    nothing: tl.constexpr = 0 if is_int else 0.0
+    across, down, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    outputs = across * block_outputs + tl.arange(0, block_outputs)
+    rows = down * block_rows + tl.arange(0, block_rows)
+    output, row = outputs[:, None], rows[None, :]
+    column = tl.arange(0, 128)
+    if early:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    exact: tl.constexpr = is_int and not by_group  # sums of integers
+    total = tl.zeros((block_outputs, block_rows), tl.int32 if exact else tl.float32)
+    for group in range(part * share, min(part * share + share, groups)):
+        k = group * 128 + column
+        place = weight + output.to(tl.int64) * depth + k[None, :]
+        tile = tl.load(place, (output < size) & (k < depth)[None, :], other=nothing)
+        place = codes + row.to(tl.int64) * depth + k[:, None]
+        values = tl.load(place, (row < num_rows) & (k < depth)[:, None], other=nothing)
+        if by_group:
+            unit = tl.load(scale + outputs.to(tl.int64) * groups + group, outputs < size, other=0.0)
+            place = code_scale + rows.to(tl.int64) * groups + group
+            code_unit = tl.load(place, rows < num_rows, other=0.0)
+            product = tl.dot(tile, values, out_dtype=tl.int32 if is_int else tl.float32)
+            total += product.to(tl.float32) * (unit[:, None] * code_unit[None, :])
+        elif is_int:
+            total = tl.dot(tile, values, total, out_dtype=tl.int32)
+        else:  # the matrix units add FP8 products in few bits: sums go to float32 every 128
+            total = tl.dot(tile, values, total, max_num_imprecise_acc=128)
+    result = total.to(tl.float32)
+    if not by_group:
+        unit = tl.load(scale + outputs, outputs < size, other=0.0)
+        result *= unit[:, None] * tl.load(code_scale + rows, rows < num_rows, other=0.0)[None, :]
+    stored = (output < size) & (row < num_rows)
+    place = row.to(tl.int64) * size + output
+    done = True
+    if split > 1:
+        tl.store(parts + part.to(tl.int64) * num_rows * size + place, result, stored)
+        tl.debug_barrier()
+        counter = counters + down * tl.num_programs(0) + across
+        done = tl.atomic_add(counter, 1, sem="acq_rel") == split - 1
+        if done:  # all parts are there; in their order, whoever came last
+            result = tl.zeros((block_outputs, block_rows), tl.float32)
+            for i in tl.static_range(split):
+                at = parts + i * num_rows.to(tl.int64) * size + place
+                result += tl.load(at, stored, other=0.0)
+            tl.store(counter, 0)
+    if done:
+        if adds_bias:
+            result += tl.load(bias + output, output < size, other=0.0).to(tl.float32)
+        tl.store(out + place, result.to(out.dtype.element_ty), stored)

@@ -1,0 +1,1 @@
+"""How checkpoints store quantized weights: each format is read into the same `Codes`."""

@@ -1,0 +1,186 @@
+"""Quantized layers on a GPU: each kernel against float64, each scheme inside the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from kernel_checks import poisoned
+from torch import Tensor
+
+from quire import LLM, SamplingParams
+from quire.kernels.eight_bits import Tile, eight_bit_linear, eight_bit_linear_triton
+from quire.kernels.int4 import (
+    UNPACK_FROM,
+    int4_linear,
+    int4_linear_triton,
+    make_counters,
+    pack_int4,
+    unpack_int4_torch,
+)
+from quire.kernels.round_inputs import round_inputs_triton
+from quire.quantization.gpu import EightBitsOnGPU, Int4OnGPU
+from quire.quantization.inputs import round_inputs
+from quire.quantization.scheme import Scheme
+
+pytestmark = pytest.mark.gpu
+ROWS = (1, 2, 7, 8, 16, 17, 33, 64, 65, 200, UNPACK_FROM, UNPACK_FROM + 3)
+SHAPES = ((64, 128), (200, 392), (128, 4096), (1000, 1000))  # N, K
+BFLOAT16 = 6e-3  # of the largest output: one rounding, and the order of addition
+
+
+def close(out: Tensor, expected: Tensor, limit: float = BFLOAT16) -> None:
+    assert out.isfinite().all()
+    assert float((out.double() - expected).abs().max() / expected.abs().max()) < limit
+
+
+def random_codes(size: int, depth: int, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    groups = -(-depth // group_size)
+    codes = torch.randint(0, 16, (size, depth), dtype=torch.uint8, device="cuda")
+    scale = torch.rand(size, groups, device="cuda") * 0.01 + 0.001
+    zero = torch.randint(0, 16, (size, groups), dtype=torch.uint8, device="cuda")
+    return codes, scale, zero
+
+
+@pytest.mark.parametrize(("size", "depth"), SHAPES)
+@pytest.mark.parametrize("group_size", [32, 64, 128, 256])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_int4(size: int, depth: int, group_size: int, kind: torch.dtype) -> None:
+    """Ragged groups, rows and outputs; scales as either 16-bit number; a bias or none."""
+    torch.manual_seed(0)
+    codes, scale, zero = random_codes(size, depth, group_size)
+    scale = scale.to(kind).float()
+    weight = pack_int4(codes, scale, zero, group_size)
+    groups = torch.arange(depth, device="cuda") // group_size
+    numbers = (codes.double() - zero.double()[:, groups]) * scale.double()[:, groups]
+    assert torch.equal(unpack_int4_torch(weight).double(), numbers.float().double())
+    for rows in ROWS:
+        x = torch.randn(rows, depth, device="cuda").bfloat16()
+        bias = torch.randn(size, device="cuda").bfloat16() if rows % 2 else None
+        expected = x.double() @ numbers.T + (0 if bias is None else bias.double())
+        with poisoned():
+            close(int4_linear(x, weight, bias), expected)
+            again = int4_linear(x, weight, bias)
+        assert torch.equal(again, int4_linear(x, weight, bias))  # counters are back at 0
+    assert int(weight.counters.sum()) == 0
+
+
+@pytest.mark.parametrize("split", [1, 2, 4, 7])
+@pytest.mark.parametrize("outputs", [64, 128])
+@pytest.mark.parametrize("height", [16, 32, 64, 128])
+def test_int4_tiles(split: int, outputs: int, height: int) -> None:
+    """Every tile gives the same numbers, parts of columns added in their order."""
+    torch.manual_seed(1)
+    codes, scale, zero = random_codes(300, 1100, 128)
+    weight = pack_int4(codes, scale.bfloat16().float(), zero, 128)
+    x = torch.randn(100, 1100, device="cuda").bfloat16()
+    tile = Tile(height, outputs, split, 4, 3)
+    expected = x.double() @ unpack_int4_torch(weight).double().T
+    close(int4_linear_triton(x, weight, None, tile), expected)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize(("size", "depth"), SHAPES)
+@pytest.mark.parametrize("by_group", [False, True])
+def test_eight_bits(kind: torch.dtype, size: int, depth: int, by_group: bool) -> None:
+    """Both kinds, scales by row or by 128 columns, in the kernel and by the library."""
+    torch.manual_seed(2)
+    groups = -(-depth // 128) if by_group else 1
+    counters = make_counters(size, torch.device("cuda"))
+    numbers = torch.randn(size, depth, device="cuda") * 50
+    weight = numbers.round().clamp(-127, 127).to(kind)
+    scale = torch.rand(size, groups, device="cuda") * 0.01 + 0.001
+    group_of = torch.arange(depth, device="cuda") // (128 if by_group else depth)
+    for rows in ROWS:
+        codes = (torch.randn(rows, depth, device="cuda") * 40).clamp(-127, 127).to(kind)
+        units = torch.rand(rows, groups, device="cuda") + 0.1
+        bias = torch.randn(size, device="cuda").bfloat16() if rows % 2 else None
+        x = codes.float().double() * units.double()[:, group_of]
+        expected = x @ (weight.float().double() * scale.double()[:, group_of]).T
+        expected = expected + (0 if bias is None else bias.double())
+        with poisoned():
+            out = eight_bit_linear(codes, units, weight, scale, bias, counters, torch.bfloat16)
+        close(out, expected)
+    assert int(counters.sum()) == 0
+
+
+@pytest.mark.parametrize("split", [1, 3, 4])
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_eight_bit_tiles(split: int, kind: torch.dtype) -> None:
+    """A tile of many rows, and one of few, split or whole."""
+    torch.manual_seed(3)
+    codes = (torch.randn(90, 700, device="cuda") * 40).clamp(-127, 127).to(kind)
+    weight = (torch.randn(150, 700, device="cuda") * 40).clamp(-127, 127).to(kind)
+    ones, units = torch.ones(150, 1, device="cuda"), torch.ones(90, 1, device="cuda")
+    counters = make_counters(150, torch.device("cuda"))
+    expected = codes.float().double() @ weight.float().double().T
+    for tile in (Tile(16, 64, split, 4, 4), Tile(128, 128, split, 8, 3)):
+        args = (codes, units, weight, ones, None, counters, torch.bfloat16, tile)
+        close(eight_bit_linear_triton(*args), expected)
+
+
+@pytest.mark.parametrize("kind", ["int", "fp8"])
+@pytest.mark.parametrize("inputs", ["token", "group", "tensor"])
+@pytest.mark.parametrize("columns", [128, 1000, 4096])
+def test_rounding(kind: Any, inputs: Any, columns: int) -> None:
+    """The codes of torch's twin, to a code of difference where a quotient lies on the edge."""
+    torch.manual_seed(4)
+    x = torch.randn(37, columns, device="cuda").bfloat16()
+    x[5] = 0
+    fixed = torch.full((1,), 0.01, device="cuda") if inputs == "tensor" else None
+    scheme = Scheme(kind, 8, 128 if inputs == "group" else None, inputs=inputs)
+    expected, unit = round_inputs(x, scheme, fixed)
+    size = 128 if inputs == "group" else None
+    codes, ours = round_inputs_triton(x, expected.dtype, size, fixed)
+    torch.testing.assert_close(ours, unit.contiguous())
+    off = (codes.float() - expected.float()).abs()
+    step = expected.float().abs() / 8 if kind == "fp8" else torch.ones_like(off)
+    assert (off <= step.clamp(min=2**-9)).all()
+    assert (off > 0).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("scheme", ["int8", "int4", "int4-g32-asym", "fp8", "fp8_block"])
+def test_in_the_engine(scheme: str, graphs: bool) -> None:
+    """The top-five rule between kernels on the GPU and the CPU's float32, on quire-mini."""
+    prompts = ["def fibonacci(n):\n", "class Stack:\n    def ", "import "]
+    params = SamplingParams(temperature=0, max_tokens=32, logprobs=5, ignore_eos=True)
+    ours = LLM("quire-mini", quantization=scheme, cuda_graphs=graphs)
+    methods = {type(layer.mlp.down_proj.method) for layer in _model(ours).layers}
+    assert methods <= {Int4OnGPU, EightBitsOnGPU}
+    oracle = LLM("quire-mini", quantization=scheme, device="cpu")
+    for out, expected in zip(
+        ours.generate(prompts, params, use_tqdm=False),
+        oracle.generate(prompts, params, use_tqdm=False),
+        strict=True,
+    ):
+        mine, theirs = out.outputs[0], expected.outputs[0]
+        assert mine.logprobs is not None
+        assert theirs.logprobs is not None
+        for i, (a, b) in enumerate(zip(mine.token_ids, theirs.token_ids, strict=True)):
+            if a != b:
+                assert a in theirs.logprobs[i]
+                assert b in mine.logprobs[i]
+                break
+
+
+@pytest.mark.parametrize("scheme", ["int4", "fp8", "int8"])
+def test_with_cache_codes_and_drafts(scheme: str) -> None:
+    """An 8-bit cache and guesses beside quantized weights: guesses change no token."""
+    prompts = ["def fibonacci(n):\n    if n < 2:\n        return n\n    return "] * 3
+    params = SamplingParams(temperature=0, max_tokens=48, ignore_eos=True)
+    options: dict[str, Any] = {"quantization": scheme, "kv_cache_dtype": "int8"}
+    plain = LLM("quire-mini", **options).generate(prompts, params, use_tqdm=False)
+    guessing = LLM(
+        "quire-mini",
+        speculative_config={"method": "draft_model", "model": "quire-mini-draft"},
+        **options,
+    )
+    texts = [out.outputs[0].text for out in guessing.generate(prompts, params, use_tqdm=False)]
+    assert all(len(text) > 0 for text in texts)
+    assert texts[0][:4] == plain[0].outputs[0].text[:4]
+
+
+def _model(llm: LLM) -> Any:
+    return llm.engine.executor.worker._model  # type: ignore[attr-defined]
