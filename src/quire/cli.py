@@ -1,4 +1,4 @@
-"""The command `quire`: generate, info, bench."""
+"""The command `quire`: generate, info, quantize, bench."""
 
 from __future__ import annotations
 
@@ -62,8 +62,10 @@ def _run(arguments: list[str]) -> int:
 
     # Each command imports its own needs: `quire info` has no use for torch.
     from quire import info
+    from quire.quantize import command as quantize
 
     info.add_arguments(commands.add_parser("info", help="memory and cost of a model"))
+    quantize.add_arguments(commands.add_parser("quantize", help="weights in 8 or 4 bits"))
     if arguments[:1] == ["bench"]:
         from quire.bench import command as bench
 
@@ -77,6 +79,8 @@ def _run(arguments: list[str]) -> int:
             return _generate(args)
         if args.command == "info":
             return info.run(args)
+        if args.command == "quantize":
+            return quantize.run(args)
         return bench.run(args, " ".join(["quire", *arguments]))
     except QuireError as error:
         print(f"quire: {error}", file=sys.stderr)
