@@ -104,6 +104,11 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device")
     parser.add_argument("--dtype")
     parser.add_argument(
+        "--quantization",
+        metavar="SCHEME",
+        help="round the layers of a plain checkpoint: int8, int4, fp8, fp8_block, int4-g32-asym, …",
+    )
+    parser.add_argument(
         "--speculative-config",
         type=_json,
         help="""who guesses tokens ahead, as JSON: '{"method": "ngram"}'""",
@@ -157,6 +162,7 @@ def _generate(args: argparse.Namespace) -> int:
         args.model,
         device=args.device,
         dtype=args.dtype,
+        quantization=args.quantization,
         speculative_config=_speculative_config(args),
     )
     begin = time.perf_counter()

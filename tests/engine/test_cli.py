@@ -251,3 +251,12 @@ def test_a_speculative_config_that_is_no_json(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         main(["generate", PROMPT, "--speculative-config", "{method: ngram}"])
     assert "'{method: ngram}' is no JSON" in capsys.readouterr().err
+
+
+def test_a_scheme_for_the_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--quantization` reaches the engine, and what is no scheme is refused in a line."""
+    arguments = ["generate", "def add(a, b):", "--max-tokens", "4"]
+    assert main([*arguments, "--quantization", "int4-g32"]) == 0
+    assert "[4 tokens in" in capsys.readouterr().err
+    assert main([*arguments, "--quantization", "int1"]) == 2
+    assert "scheme 'int1'" in capsys.readouterr().err

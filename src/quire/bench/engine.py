@@ -72,13 +72,13 @@ def run(models: tuple[str, ...], device: torch.device, repeats: int = 3) -> list
             enable_prefix_caching=False,
         )
         one = uniform_load(1, 128, 256)
-        seconds = _seconds(llm, one, repeats)
+        seconds = seconds_of(llm, one, repeats)
         rows.append(Row(f"{case}-batch1", "ms_per_token", seconds / 256 * 1e3, "ms"))
         loads = {"mix256": mix256()}
         if name == MODELS[0]:
             loads["64x512x256"] = uniform_load(64, 512, 256)
         for label, load in loads.items():
-            seconds = _seconds(llm, load, repeats)
+            seconds = seconds_of(llm, load, repeats)
             num_tokens = sum(p.output_limit for p in load[1])
             rows.append(
                 Row(f"{case}-{label}", "tokens_per_second", num_tokens / seconds, "tokens/s")
@@ -94,7 +94,7 @@ def run(models: tuple[str, ...], device: torch.device, repeats: int = 3) -> list
     return rows
 
 
-def _seconds(llm: LLM, load: Load, repeats: int) -> float:
+def seconds_of(llm: LLM, load: Load, repeats: int) -> float:
     """Return the median time of a load after a warm-up, every token counted."""
     prompts, params = load
 
