@@ -1,7 +1,7 @@
 """The arithmetic of inference: memory, FLOPs, bytes, time and price, from a config alone.
 
 Pure Python and numpy, no torch. Every function is a formula of the chapter "Autoregressive
-decoding", or of "Speculative decoding", with its units; sources in brackets are keys of
+decoding", "Speculative decoding" or "Quantization", with its units; sources in brackets are keys of
 `book/references.bib`.
 """
 
@@ -26,6 +26,13 @@ from quire.analysis.memory import (
     short_dtype,
     weight_bytes,
 )
+from quire.analysis.quantization import (
+    LayerTime,
+    crossings,
+    linear_weights,
+    quantized_weight_bytes,
+    rounding_error,
+)
 from quire.analysis.roofline import achieved_mbu, achieved_mfu, binding_ceiling, roofline_time
 from quire.analysis.speculation import (
     agreement_bound,
@@ -43,6 +50,7 @@ from quire.analysis.work import Work, decode_work, prefill_work, recompute_work
 __all__ = [
     "DTYPE_BYTES",
     "Hardware",
+    "LayerTime",
     "MemoryLedger",
     "ParameterCount",
     "Prediction",
@@ -58,6 +66,7 @@ __all__ = [
     "catalog_json",
     "count_parameters",
     "coupled_agreement",
+    "crossings",
     "decode_work",
     "dtype_bytes",
     "electricity_usd_per_million_tokens",
@@ -67,15 +76,18 @@ __all__ = [
     "joules_per_token",
     "kv_bytes_per_token",
     "kv_cache_bytes",
+    "linear_weights",
     "load_hardware",
     "logit_bytes",
     "memory_ledger",
     "mla_kv_bytes_per_token",
     "predict",
     "prefill_work",
+    "quantized_weight_bytes",
     "recompute_work",
     "rejection_acceptance",
     "roofline_time",
+    "rounding_error",
     "short_dtype",
     "speedup",
     "total_variation",

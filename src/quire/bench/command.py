@@ -24,6 +24,8 @@ from quire.bench import (
     peers,
     pitfalls,
     power,
+    quantization_quality,
+    quantization_speed,
     speculation_acceptance,
     speculation_auto,
     speculation_steps,
@@ -46,6 +48,8 @@ TITLES = {
     "cache-prefix": "Time to the first token over the share of the prompt in the cache",
     "cache-offload": "Loading a prefix or a preempted request from host memory or computing it",
     "cache-compression": "Perplexity of held-out text over the size of the KV cache",
+    "quantization-quality": "Bits a byte of held-out text over the bits of weights and inputs",
+    "quantization-speed": "Products of a layer and whole runs over the format of the weights",
     "power": "What the GPU draws while it decodes, and the energy of a token",
     "pitfalls": "One matrix-vector product timed rightly and with one mistake at a time",
     "speculation-auto": "Whole runs whose number of guesses the engine chooses, over the batch",
@@ -123,6 +127,8 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
         return cache_offload.run(args.model, device)
     if args.name == "cache-compression":
         return cache_compression.run(args.model, device)
+    if args.name == "quantization-quality":
+        return quantization_quality.run(args.model, device)
     if args.name == "kernels":
         return kernels.run(device)
     if args.name == "pitfalls":
@@ -132,6 +138,9 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
     if args.name == "divergence":
         dtypes = ("float32", "bfloat16") if device.type == "cuda" else ("float32",)
         return divergence.run(catalog_config(args.model) or args.model, device, dtypes)
+    if args.name == "quantization-speed":
+        name = engine.MODELS[1] if args.model == DEFAULT_MODEL else args.model
+        return quantization_speed.run(_catalogued(name), name, device)
     if args.name in ("speculation-steps", "speculation-auto"):
         return _measure_speculation(args, device)
     if args.name == "speculation-acceptance":
@@ -160,17 +169,26 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
 
 def _measure_speculation(args: argparse.Namespace, device: torch.device) -> list[Row]:
     name = engine.MODELS[1] if args.model == DEFAULT_MODEL else args.model
-    model, draft = catalog_config(name), catalog_config(engine.MODELS[0])
-    if model is None:
-        raise QuireError(f"model {name!r} is not in the catalog: {', '.join(catalog_json())}")
+    model, draft = _catalogued(name), _catalogued(engine.MODELS[0])
     batches = tuple(b for b in speculation_steps.BATCHES if b <= args.max_batch)
     if args.name == "speculation-auto":
-        assert draft is not None
         batches = tuple(b for b in speculation_auto.BATCHES if b <= args.max_batch)
         return speculation_auto.run(model, draft, device, batches)
     # A model as small as the draft model gains nothing from it; its steps are measured alone.
     drafting = None if name == engine.MODELS[0] else draft
     return speculation_steps.run(model, drafting, device, batches=batches)
+
+
+def _catalogued(name: str) -> ModelConfig:
+    """Return the configuration of a model of the catalog.
+
+    Raises:
+        QuireError: it has none of that name.
+    """
+    config = catalog_config(name)
+    if config is None:
+        raise QuireError(f"model {name!r} is not in the catalog: {', '.join(catalog_json())}")
+    return config
 
 
 def _measure_batching(name: str, model: str | ModelConfig, device: torch.device) -> list[Row]:
