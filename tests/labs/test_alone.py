@@ -263,7 +263,14 @@ def test_a_task_line_of_any_length_is_read_in_no_time(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    "slug", ["autoregressive-decoding", "paged-kv-cache", "batching", "speculative-decoding"]
+    "slug",
+    [
+        "autoregressive-decoding",
+        "paged-kv-cache",
+        "batching",
+        "quantization",
+        "speculative-decoding",
+    ],
 )
 @pytest.mark.parametrize("file", ["master.py", "second.py"])
 def test_no_solution_has_a_fault(slug: str, file: str) -> None:

@@ -319,7 +319,14 @@ def test_a_disguised_copy_of_any_variants_solution_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "slug", ["autoregressive-decoding", "batching", "paged-kv-cache", "speculative-decoding"]
+    "slug",
+    [
+        "autoregressive-decoding",
+        "batching",
+        "paged-kv-cache",
+        "quantization",
+        "speculative-decoding",
+    ],
 )
 def test_who_writes_it_alone_is_like_no_published_solution(
     slug: str, monkeypatch: pytest.MonkeyPatch

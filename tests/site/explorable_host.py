@@ -31,6 +31,8 @@ NAMES = (
     "load-explorer",
     "shared-race",
     "speculation-payoff",
+    "quantization-grid",
+    "quantization-crossover",
 )
 FALLBACK = "The static form of this figure."
 

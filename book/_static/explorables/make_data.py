@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from quire import LLM, Components, SamplingParams, Trace
 from quire.analysis import (
@@ -36,8 +37,19 @@ from quire.analysis import (
     recompute_work,
     weight_bytes,
 )
+from quire.analysis.quantization import (
+    INTEGER_SHARE,
+    MAGIC_OPERATIONS,
+    MOST_ROWS,
+    NAIVE_OPERATIONS,
+    PRODUCTS_A_LAYER,
+    linear_weights,
+    product_dtype,
+)
 from quire.models.config import ModelConfig
 from quire.models.loader import resolve_checkpoint
+from quire.quantization.scheme import Scheme
+from quire.resources import load_measurement
 from quire.sampling.sampler import SamplerOutput, TorchSampler
 from quire.sampling.tensors import SamplingTensors
 
@@ -98,6 +110,12 @@ SAMPLER_PROMPTS = (
     ("an error", "    raise"),
 )
 SAMPLER_QUESTION = {"prompt": 0, "top_p": 0.9}
+GRID_ROW = ("model.layers.3.mlp.down_proj", 0, 16)  # a tensor, its row, how many weights of it
+GRID_PULL = {"weight": 5, "to": 0.25}  # four times the largest of them
+
+CROSSOVER_MODEL = "Qwen/Qwen3-8B"
+CROSSOVER_ROWS = "linear-h200"  # bf16 products of one layer of that model
+CROSSOVER_FORMATS = {"bf16": None, "FP8": "fp8", "INT8": "int8", "INT4": "int4"}
 LOGIT_SCALE = 1024  # logits are stored as multiples of 1/1024, in 16 bits: |logit| < 32
 
 
@@ -259,6 +277,74 @@ def pack_logits(logits: torch.Tensor) -> str:
     return base64.b64encode(fixed.astype("<i2").tobytes()).decode("ascii")
 
 
+def quantization_grid(model: str) -> dict[str, Any]:
+    """The first weights of a row, as the checkpoint holds them, and the one to pull."""
+    tensor, row, count = GRID_ROW
+    with safe_open(resolve_checkpoint(model) / "model.safetensors", "pt") as stored:
+        weights = stored.get_slice(f"{tensor}.weight")[row : row + 1, :count][0]
+    return {
+        "model": Path(model).name,
+        "tensor": tensor,
+        "row": row,
+        "weights": weights.double().tolist(),
+        "pull": GRID_PULL,
+    }
+
+
+def quantization_crossover(model: str) -> dict[str, Any]:
+    """The layer, the device and the formats of the roofline, and measured products of bf16.
+
+    A launch takes what the measured layer of one row takes beyond reading its weights at the
+    measured bandwidth; so model and measurement are equal there. No model is run.
+    """
+    config = ModelConfig.from_dict(catalog_json()[CROSSOVER_MODEL])
+    device = find_hardware("h200").measured()
+    schemes = {
+        label: Scheme.named(name) if name else None for label, name in CROSSOVER_FORMATS.items()
+    }
+    weights = linear_weights(config) // config.num_layers
+    measured = [
+        [int(row["parameters"]["tokens"]), round(row["parameters"]["microseconds_per_layer"], 1)]
+        for row in load_measurement(CROSSOVER_ROWS)["rows"]
+    ]
+    reading = 2 * weights / device.bandwidth_bytes_per_s
+    return {
+        "model": CROSSOVER_MODEL,
+        "device": {
+            "name": device.name,
+            "bandwidth": device.bandwidth_bytes_per_s,
+            "rates": {name: device.peak_flops[name] for name in ("bf16", "fp8")},
+            "integerRate": device.peak("fp32") * INTEGER_SHARE,
+        },
+        "layer": {"weights": weights, "products": PRODUCTS_A_LAYER},
+        "launch_us": round((measured[0][1] - reading * 1e6) / PRODUCTS_A_LAYER, 2),
+        "operations": {"magic": MAGIC_OPERATIONS, "naive": NAIVE_OPERATIONS},
+        "most_rows": MOST_ROWS,
+        "formats": [
+            {
+                "label": label,
+                "product": product_dtype(scheme, device),
+                "scheme": scheme_row(scheme),
+            }
+            for label, scheme in schemes.items()
+        ],
+        "measured": {"source": CROSSOVER_ROWS, "bf16": measured},
+    }
+
+
+def scheme_row(scheme: Scheme | None) -> dict[str, Any] | None:
+    """A scheme with the names of quantization.js."""
+    if scheme is None:
+        return None
+    return {
+        "kind": scheme.kind,
+        "bits": scheme.bits,
+        "groupSize": scheme.group_size,
+        "symmetric": scheme.symmetric,
+        "inputs": scheme.inputs,
+    }
+
+
 MAKERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "decode-stepper": decode_stepper,
     "latency-calculator": latency_calculator,
@@ -269,6 +355,8 @@ MAKERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "load-explorer": load_explorer,
     "shared-race": shared_race,
     "speculation-payoff": speculation_payoff,
+    "quantization-grid": quantization_grid,
+    "quantization-crossover": quantization_crossover,
 }
 
 
