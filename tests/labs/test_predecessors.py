@@ -83,6 +83,12 @@ return [*found, taken, Pool.__name__]
     ]  # fmt: skip
 
 
+def test_a_view_that_nobody_may_write_to(relayed: tuple[Child, Relay]) -> None:
+    """A diagonal is read-only in NumPy: it is handed over, and nothing is written back."""
+    body = "import numpy\nreturn float(scale(numpy.diag(numpy.eye(3))))"
+    assert _ask_through(relayed[0], body) == 6.0
+
+
 def test_the_reference_cannot_be_read(relayed: tuple[Child, Relay]) -> None:
     body = """
 import gc

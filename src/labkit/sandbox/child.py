@@ -235,8 +235,13 @@ def _stand_in(namespace: dict[str, Any], ask: Ask, name: str, methods: list[str]
 
 
 def _can_change(value: Any) -> bool:
-    """Whether code elsewhere may have changed its copy of a value: a list, dict or array."""
-    return hasattr(value, "__setitem__") and type(value) is not bytearray
+    """Whether code elsewhere may have changed its copy of a value: a list, dict or array.
+
+    A view of an array may be read-only, `numpy.diag` of a matrix for one: nobody changes it.
+    """
+    if not hasattr(value, "__setitem__") or type(value) is bytearray:
+        return False
+    return bool(getattr(getattr(value, "flags", None), "writeable", True))
 
 
 def _write_back(target: Any, after: Any) -> None:
