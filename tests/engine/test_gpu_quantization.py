@@ -10,16 +10,16 @@ from kernel_checks import poisoned
 from torch import Tensor
 
 from quire import LLM, SamplingParams
-from quire.kernels.eight_bits import Tile, eight_bit_linear, eight_bit_linear_triton
+from quire.kernels.eight_bits import Tile, eight_bit_linear, tiled_eight_bit_linear
 from quire.kernels.int4 import (
     UNPACK_FROM,
     int4_linear,
-    int4_linear_triton,
     make_counters,
     pack_int4,
+    tiled_int4_linear,
     unpack_int4_torch,
 )
-from quire.kernels.round_inputs import round_inputs_triton
+from quire.kernels.round_inputs import round_rows
 from quire.quantization.gpu import EightBitsOnGPU, Int4OnGPU
 from quire.quantization.inputs import round_inputs
 from quire.quantization.scheme import Scheme
@@ -77,7 +77,7 @@ def test_int4_tiles(split: int, outputs: int, height: int) -> None:
     x = torch.randn(100, 1100, device="cuda").bfloat16()
     tile = Tile(height, outputs, split, 4, 3)
     expected = x.double() @ unpack_int4_torch(weight).double().T
-    close(int4_linear_triton(x, weight, None, tile), expected)
+    close(tiled_int4_linear(x, weight, None, tile), expected)
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
@@ -117,7 +117,7 @@ def test_eight_bit_tiles(split: int, kind: torch.dtype) -> None:
     expected = codes.float().double() @ weight.float().double().T
     for tile in (Tile(16, 64, split, 4, 4), Tile(128, 128, split, 8, 3)):
         args = (codes, units, weight, ones, None, counters, torch.bfloat16, tile)
-        close(eight_bit_linear_triton(*args), expected)
+        close(tiled_eight_bit_linear(*args), expected)
 
 
 @pytest.mark.parametrize("kind", ["int", "fp8"])
@@ -132,7 +132,7 @@ def test_rounding(kind: Any, inputs: Any, columns: int) -> None:
     scheme = Scheme(kind, 8, 128 if inputs == "group" else None, inputs=inputs)
     expected, unit = round_inputs(x, scheme, fixed)
     size = 128 if inputs == "group" else None
-    codes, ours = round_inputs_triton(x, expected.dtype, size, fixed)
+    codes, ours = round_rows(x, expected.dtype, size, fixed)
     torch.testing.assert_close(ours, unit.contiguous())
     off = (codes.float() - expected.float()).abs()
     step = expected.float().abs() / 8 if kind == "fp8" else torch.ones_like(off)

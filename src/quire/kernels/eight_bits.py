@@ -41,7 +41,7 @@ def eight_bit_linear(
             codes, weight.t(), code_scale, scale.t(), bias, out_dtype=dtype, use_fast_accum=False
         )
     tile = tile_for(len(codes), weight.shape[0], weight.shape[1])
-    return eight_bit_linear_triton(codes, code_scale, weight, scale, bias, counters, dtype, tile)
+    return tiled_eight_bit_linear(codes, code_scale, weight, scale, bias, counters, dtype, tile)
 
 
 def _library_takes(weight: Tensor) -> bool:
@@ -63,7 +63,7 @@ def tile_for(rows: int, outputs: int, depth: int) -> Tile:
     return Tile(128, 128, 1, 8, 3)
 
 
-def eight_bit_linear_triton(
+def tiled_eight_bit_linear(
     codes: Tensor,
     code_scale: Tensor,
     weight: Tensor,

@@ -109,7 +109,7 @@ def int4_linear(x: Tensor, weight: PackedInt4, bias: Tensor | None) -> Tensor:
     """Return x · weightᵀ + bias, [rows, N]; x bfloat16 [rows, K], contiguous."""
     if len(x) >= UNPACK_FROM:
         return F.linear(x, unpack_int4(weight, x.dtype), bias)
-    return int4_linear_triton(x, weight, bias, tile_for(len(x), weight.shape))
+    return tiled_int4_linear(x, weight, bias, tile_for(len(x), weight.shape))
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def tile_for(rows: int, shape: tuple[int, int]) -> Tile:
     return Tile(64, 128, 2 if outputs <= 4096 else 1, 4, 4)
 
 
-def int4_linear_triton(x: Tensor, weight: PackedInt4, bias: Tensor | None, tile: Tile) -> Tensor:
+def tiled_int4_linear(x: Tensor, weight: PackedInt4, bias: Tensor | None, tile: Tile) -> Tensor:
     """`int4_linear` in one kernel."""
     num_rows, depth = x.shape
     size = weight.shape[0]

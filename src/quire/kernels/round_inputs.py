@@ -11,7 +11,7 @@ LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 SMALLEST_SCALE = 1e-12  # of inputs that are all zero
 
 
-def round_inputs_triton(
+def round_rows(
     x: Tensor, kind: torch.dtype, group_size: int | None, fixed_scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return codes [num_tokens, K] of a kind and scales float32 [num_tokens, G].

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from quire.kernels.eight_bits import eight_bit_linear
 from quire.kernels.int4 import PackedInt4, int4_linear, make_counters, pack_int4, unpack_int4_torch
-from quire.kernels.round_inputs import round_inputs_triton
+from quire.kernels.round_inputs import round_rows
 from quire.kernels.runtime import capability, runs_triton
 from quire.layers.linear import Linear
 from quire.quantization.codes import Codes
@@ -80,7 +80,7 @@ class EightBitsOnGPU(Quantized):
         """Round x, multiply codes, scale."""
         kind = FP8 if self.scheme.kind == "fp8" else torch.int8
         size = self.scheme.group_size if self.scheme.inputs == "group" else None
-        codes, scale = round_inputs_triton(x, kind, size, self.input_scale)
+        codes, scale = round_rows(x, kind, size, self.input_scale)
         return eight_bit_linear(
             codes, scale, layer.weight, self._scale, layer.bias, self._counters, x.dtype
         )
