@@ -112,6 +112,13 @@ def eight_bit_kernels(name: str) -> list[Served]:
             )
             for change in changes
         ),
+        Served(
+            "eight_bits._eight_bit_kernel",
+            {argument: kind for argument, kind in operands.items() if argument != "num_rows"},
+            {**tile, "num_rows": 1},
+            {"num_warps": 4, "num_stages": 4},
+            oldest,
+        ),
         *(
             Served("round_inputs._round_kernel", inputs, {**rounding, **change}, {}, oldest)
             for change in ({}, {"width": 128, "groups": 32}, {"is_fixed": True})
@@ -280,6 +287,13 @@ SERVED = [
             {"groups": 4, "halves": True, "adds_bias": True, "depth": 1000, "blocks": 8},
             {"groups": 2, "block_rows": 32},
         )
+    ),
+    # Of one row the number of rows is a constant to Triton.
+    Served(
+        "int4._int4_kernel",
+        {name: kind for name, kind in INT4.items() if name != "num_rows"},
+        {**INT4_TILE, "num_rows": 1},
+        {"num_warps": 4, "num_stages": 4},
     ),
     *(served for name in CODES for served in eight_bit_kernels(name)),
     Served("sampling._best_kernel", {**BEST, "tokens": LONG}, {"num_parts": 75, "block": 128}),

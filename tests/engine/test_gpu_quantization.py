@@ -10,16 +10,16 @@ from kernel_checks import poisoned
 from torch import Tensor
 
 from quire import LLM, SamplingParams
-from quire.kernels.eight_bits import Tile, eight_bit_linear, tiled_eight_bit_linear
+from quire.kernels.eight_bits import eight_bit_linear, tiled_eight_bit_linear
 from quire.kernels.int4 import (
     UNPACK_FROM,
     int4_linear,
-    make_counters,
     pack_int4,
     tiled_int4_linear,
     unpack_int4_torch,
 )
 from quire.kernels.round_inputs import round_rows
+from quire.kernels.tiles import Tile, make_counters
 from quire.quantization.gpu import EightBitsOnGPU, Int4OnGPU
 from quire.quantization.inputs import round_inputs
 from quire.quantization.scheme import Scheme

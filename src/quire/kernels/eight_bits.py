@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quire.kernels.int4 import Tile
 from quire.kernels.runtime import jit, starts_early, tl, triton
+from quire.kernels.tiles import Tile, finish_tile
 
 DEPTH = 128  # columns of a step, and of a group where scales are by group
 LIBRARY_FROM = 129  # rows of x from which cuBLAS and CUTLASS multiply FP8 by rows faster
@@ -32,7 +32,7 @@ def eight_bit_linear(
         code_scale: float32 [rows, G], G being 1 or ⌈K / 128⌉.
         weight: of the same kind, [N, K].
         scale: float32 [N, G].
-        counters: int32, all 0, as `quire.kernels.int4.make_counters` makes them.
+        counters: int32, all 0, as `quire.kernels.tiles.make_counters` makes them.
     """
     by_row = scale.shape[1] == 1
     is_float = weight.dtype.is_floating_point
@@ -164,21 +164,4 @@ def _eight_bit_kernel(
     if not by_group:
         unit = tl.load(scale + outputs, outputs < size, other=0.0)
         result *= unit[:, None] * tl.load(code_scale + rows, rows < num_rows, other=0.0)[None, :]
-    stored = (output < size) & (row < num_rows)
-    place = row.to(tl.int64) * size + output
-    done = True
-    if split > 1:
-        tl.store(parts + part.to(tl.int64) * num_rows * size + place, result, stored)
-        tl.debug_barrier()
-        counter = counters + down * tl.num_programs(0) + across
-        done = tl.atomic_add(counter, 1, sem="acq_rel") == split - 1
-        if done:  # all parts are there; in their order, whoever came last
-            result = tl.zeros((block_outputs, block_rows), tl.float32)
-            for i in tl.static_range(split):
-                at = parts + i * num_rows.to(tl.int64) * size + place
-                result += tl.load(at, stored, other=0.0)
-            tl.store(counter, 0)
-    if done:
-        if adds_bias:
-            result += tl.load(bias + output, output < size, other=0.0).to(tl.float32)
-        tl.store(out + place, result.to(out.dtype.element_ty), stored)
+    finish_tile(result, bias, out, parts, counters, output, row, num_rows, size, adds_bias, split)

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quire.kernels.runtime import jit, starts_early, tl, triton
+from quire.kernels.tiles import MOST_ROWS, Tile, finish_tile, make_counters
 
 COLUMNS = 128  # of a block, whose words lie together
 ROWS = 16  # of a tile: the height of the matrix units' left operand
-SHORTEST = 64  # outputs of a program, and rows where there are several programs of rows
 TALLEST = 128  # outputs of a program; weights are padded to a multiple
-UNPACK_FROM = 512  # rows of x from which 16-bit products are faster, unpacking first
+UNPACK_FROM = MOST_ROWS  # rows of x from which 16-bit products are faster, unpacking first
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,6 @@ def pack_int4(codes: Tensor, scale: Tensor, zero: Tensor, group_size: int) -> Pa
     )
 
 
-def make_counters(outputs: int, device: torch.device) -> Tensor:
-    """Return a counter for each tile of a product of fewer than `UNPACK_FROM` rows."""
-    most = -(-outputs // SHORTEST) * (UNPACK_FROM // SHORTEST)
-    return torch.zeros(most, dtype=torch.int32, device=device)
-
-
 def _by_piece(each: Tensor, group_size: int, columns: int) -> Tensor:
     """Return a group's number for every 32 columns of it, [N, ⌈K / 32⌉]."""
     pieces = torch.arange(-(-columns // 32), device=each.device)
@@ -110,17 +104,6 @@ def int4_linear(x: Tensor, weight: PackedInt4, bias: Tensor | None) -> Tensor:
     if len(x) >= UNPACK_FROM:
         return F.linear(x, unpack_int4(weight, x.dtype), bias)
     return tiled_int4_linear(x, weight, bias, tile_for(len(x), weight.shape))
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What a program computes, and how many programs share the columns of a tile."""
-
-    rows: int  # of x
-    outputs: int
-    split: int
-    num_warps: int
-    num_stages: int
 
 
 def tile_for(rows: int, shape: tuple[int, int]) -> Tile:
@@ -299,24 +282,7 @@ def _int4_kernel(
                     operand = _as_operand(l3, r3, tiles)
                 product = tl.dot(operand, values, product)
             total += product * tl.reshape(_scale_of(scale, halves), (block_outputs, 1))
-    stored = (output < size) & (row < num_rows)
-    place = row.to(tl.int64) * size + output
-    done = True
-    if split > 1:
-        tl.store(parts + part.to(tl.int64) * num_rows * size + place, total, stored)
-        tl.debug_barrier()
-        counter = counters + down * tl.num_programs(0) + across
-        done = tl.atomic_add(counter, 1, sem="acq_rel") == split - 1
-        if done:  # all parts are there; in their order, whoever came last
-            total = tl.zeros((block_outputs, block_rows), tl.float32)
-            for i in tl.static_range(split):
-                at = parts + (i * num_rows).to(tl.int64) * size + place
-                total += tl.load(at, stored, other=0.0)
-            tl.store(counter, 0)
-    if done:
-        if adds_bias:
-            total += tl.load(bias + output, output < size, other=0.0).to(tl.float32)
-        tl.store(out + place, total.to(out.dtype.element_ty), stored)
+    finish_tile(total, bias, out, parts, counters, output, row, num_rows, size, adds_bias, split)
 
 
 def unpack_int4(weight: PackedInt4, dtype: torch.dtype) -> Tensor:
