@@ -295,6 +295,21 @@ SERVED = [
         {**INT4_TILE, "num_rows": 1},
         {"num_warps": 4, "num_stages": 4},
     ),
+    Served(
+        "int4._int4_kernel",
+        INT4,
+        {**INT4_TILE, "block_rows": 8, "block_outputs": 32},
+        {"num_warps": 1, "num_stages": 3},
+    ),
+    *(
+        Served(
+            "int4._unpack_kernel",
+            {"words": "*i16", "scales": INT, "out": HALF, "size": "i32", "depth": "i32"},
+            {"blocks": 32, "groups": groups, "halves": False, "tiles": 4},
+            {"num_warps": 4},
+        )
+        for groups in (1, 2, 4)
+    ),
     *(served for name in CODES for served in eight_bit_kernels(name)),
     Served("sampling._best_kernel", {**BEST, "tokens": LONG}, {"num_parts": 75, "block": 128}),
 ]  # fmt: skip

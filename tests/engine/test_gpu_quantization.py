@@ -11,13 +11,8 @@ from torch import Tensor
 
 from quire import LLM, SamplingParams
 from quire.kernels.eight_bits import eight_bit_linear, tiled_eight_bit_linear
-from quire.kernels.int4 import (
-    UNPACK_FROM,
-    int4_linear,
-    pack_int4,
-    tiled_int4_linear,
-    unpack_int4_torch,
-)
+from quire.kernels.int4 import UNPACK_FROM, int4_linear, tiled_int4_linear, unpack_int4
+from quire.kernels.int4_packing import pack_int4, unpack_int4_torch
 from quire.kernels.round_inputs import round_rows
 from quire.kernels.tiles import Tile, make_counters
 from quire.quantization.gpu import EightBitsOnGPU, Int4OnGPU
@@ -27,6 +22,7 @@ from quire.quantization.scheme import Scheme
 pytestmark = pytest.mark.gpu
 ROWS = (1, 2, 7, 8, 16, 17, 33, 64, 65, 200, UNPACK_FROM, UNPACK_FROM + 3)
 SHAPES = ((64, 128), (200, 392), (128, 4096), (1000, 1000))  # N, K
+SIZES: dict[str, Any] = {"max_num_seqs": 8, "num_blocks": 400}  # beside other tests' engines
 BFLOAT16 = 6e-3  # of the largest output: one rounding, and the order of addition
 
 
@@ -55,6 +51,8 @@ def test_int4(size: int, depth: int, group_size: int, kind: torch.dtype) -> None
     groups = torch.arange(depth, device="cuda") // group_size
     numbers = (codes.double() - zero.double()[:, groups]) * scale.double()[:, groups]
     assert torch.equal(unpack_int4_torch(weight).double(), numbers.float().double())
+    with poisoned():
+        assert torch.equal(unpack_int4(weight, torch.bfloat16), numbers.float().bfloat16())
     for rows in ROWS:
         x = torch.randn(rows, depth, device="cuda").bfloat16()
         bias = torch.randn(size, device="cuda").bfloat16() if rows % 2 else None
@@ -64,6 +62,38 @@ def test_int4(size: int, depth: int, group_size: int, kind: torch.dtype) -> None
             again = int4_linear(x, weight, bias)
         assert torch.equal(again, int4_linear(x, weight, bias))  # counters are back at 0
     assert int(weight.counters.sum()) == 0
+
+
+@pytest.mark.parametrize("split", [1, 5, 16])
+@pytest.mark.parametrize(("outputs", "num_warps"), [(32, 1), (64, 2)])
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_few_rows_in_a_graph(split: int, outputs: int, num_warps: int, group_size: int) -> None:
+    """A chain of products, each on what the one before wrote: an x read too soon would show.
+
+    11 blocks leave programs without a turn of the loop.
+    """
+    torch.manual_seed(5)
+    codes, scale, zero = random_codes(1400, 1400, group_size)
+    weight = pack_int4(codes, (scale * 0.3).bfloat16().float(), zero, group_size)
+    tile = Tile(8, outputs, split, num_warps, 3)
+    first = torch.randn(5, 1400, device="cuda").bfloat16()
+
+    def chain(x: Tensor) -> Tensor:
+        for _ in range(6):
+            x = tiled_int4_linear(x, weight, None, tile)
+        return x
+
+    expected = first
+    for _ in range(6):
+        expected = tiled_int4_linear(expected, weight, None, tile)
+        torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = chain(first)
+    for _ in range(3):
+        out.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("split", [1, 2, 4, 7])
@@ -146,7 +176,7 @@ def test_in_the_engine(scheme: str, graphs: bool) -> None:
     """The top-five rule between kernels on the GPU and the CPU's float32, on quire-mini."""
     prompts = ["def fibonacci(n):\n", "class Stack:\n    def ", "import "]
     params = SamplingParams(temperature=0, max_tokens=32, logprobs=5, ignore_eos=True)
-    ours = LLM("quire-mini", quantization=scheme, cuda_graphs=graphs)
+    ours = LLM("quire-mini", quantization=scheme, cuda_graphs=graphs, **SIZES)
     methods = {type(layer.mlp.down_proj.method) for layer in _model(ours).layers}
     assert methods <= {Int4OnGPU, EightBitsOnGPU}
     oracle = LLM("quire-mini", quantization=scheme, device="cpu")
@@ -170,7 +200,7 @@ def test_with_cache_codes_and_drafts(scheme: str) -> None:
     """An 8-bit cache and guesses beside quantized weights: guesses change no token."""
     prompts = ["def fibonacci(n):\n    if n < 2:\n        return n\n    return "] * 3
     params = SamplingParams(temperature=0, max_tokens=48, ignore_eos=True)
-    options: dict[str, Any] = {"quantization": scheme, "kv_cache_dtype": "int8"}
+    options: dict[str, Any] = {"quantization": scheme, "kv_cache_dtype": "int8", **SIZES}
     plain = LLM("quire-mini", **options).generate(prompts, params, use_tqdm=False)
     guessing = LLM(
         "quire-mini",

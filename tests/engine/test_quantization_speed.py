@@ -1,11 +1,11 @@
-"""`quire bench quantization-speed` at a size that a CPU takes; times are not judged."""
+"""The benches of quantized weights at a size that a CPU takes; times are not judged."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from quire.bench import quantization_speed
+from quire.bench import quantization_runs, quantization_speed
 from quire.errors import QuireError
 from quire.models.config import ModelConfig
 from quire.resources import shipped_models
@@ -26,8 +26,19 @@ def test_products() -> None:
         assert row.parameters["weights"] > 100_000
 
 
+def test_a_row_of_a_run() -> None:
+    """One request is told in milliseconds a token, many in tokens a second."""
+    one = quantization_runs.row_of("qwen3-8b-int4-batch1", 256, 0.512, 1.024)
+    assert (one.value, one.unit, one.baselines) == (2.0, "ms", {"bf16": 4.0})
+    many = quantization_runs.row_of("qwen3-8b-int4-mix256", 1000, 2.0, 4.0)
+    assert (many.value, many.unit, many.baselines) == (500.0, "tokens/s", {"bf16": 250.0})
+    assert one.parameters == many.parameters == {"speedup": 2.0}
+
+
 def test_real_sizes_need_a_gpu() -> None:
     """A CPU is refused by name."""
     config = ModelConfig.from_folder(shipped_models()["quire-mini-draft"])
     with pytest.raises(QuireError, match="--device cuda"):
-        quantization_speed.run(config, "mini", CPU)
+        quantization_speed.run(config, CPU)
+    with pytest.raises(QuireError, match="--device cuda"):
+        quantization_runs.run(config, "mini", CPU)

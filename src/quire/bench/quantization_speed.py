@@ -1,9 +1,8 @@
-"""`quire bench quantization-speed`: what fewer bits of a weight do to time, on a GPU.
+"""`quire bench quantization-speed`: what fewer bits of a weight do to a layer's products.
 
 Rows `products-<format>-m<M>` are the four products of one decoder layer for M tokens at once,
 captured in a graph over several layers whose weights together are larger than the cache; 16-bit
-weights stand beside each. Rows `<model>-<format>-…` are whole runs of the engine on random
-weights, with the same loads as `quire bench engine`.
+weights stand beside each. The time includes what a format does to its inputs.
 """
 
 from __future__ import annotations
@@ -15,30 +14,26 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from quire.bench.engine import mix256, seconds_of, uniform_load
 from quire.bench.measurement import Row
 from quire.bench.timing import graph_seconds, median_seconds
 from quire.errors import QuireError
 from quire.layers.linear import Linear
-from quire.llm import LLM
 from quire.models.config import ModelConfig
 from quire.quantization.factory import methods
 
 FORMATS = ("int4", "int8", "fp8", "fp8_block")
 TOKENS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
-ENGINE_FORMATS = (None, "int4", "fp8", "fp8_block")
 
 
-def run(config: ModelConfig, name: str, device: torch.device) -> list[Row]:
-    """Measure products, then whole runs.
+def run(config: ModelConfig, device: torch.device) -> list[Row]:
+    """Measure the products of every format.
 
     Raises:
         QuireError: not on a GPU.
     """
     if device.type != "cuda":
         raise QuireError("bench quantization-speed measures real sizes: use --device cuda")
-    rows = products(config, device, torch.bfloat16, 4, TOKENS)
-    return rows + runs(config, name.lower(), device)
+    return products(config, device, torch.bfloat16, 4, TOKENS)
 
 
 def products(
@@ -114,43 +109,3 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         return graph_seconds(work)
     return median_seconds(work, device, warmup=1, repeats=3)
-
-
-def runs(config: ModelConfig, name: str, device: torch.device) -> list[Row]:
-    """Run the engine on the loads of `bench engine`, one format after another."""
-    rows: list[Row] = []
-    plain: dict[str, float] = {}
-    for scheme in ENGINE_FORMATS:
-        llm = LLM(
-            config,
-            device=device,
-            quantization=scheme,
-            max_model_len=2048,
-            max_num_seqs=256,
-            max_num_batched_tokens=16384,
-            enable_prefix_caching=False,
-        )
-        label = scheme or "bf16"
-        loads = {
-            "batch1": uniform_load(1, 128, 256),
-            "64x512x256": uniform_load(64, 512, 256),
-            "mix256": mix256(),
-        }
-        for load_name, load in loads.items():
-            seconds = seconds_of(llm, load, 3)
-            num_tokens = sum(p.output_limit for p in load[1])
-            plain.setdefault(load_name, seconds)
-            ratio = {"speedup": plain[load_name] / seconds}
-            if load_name == "batch1":
-                ms, beside = (each / num_tokens * 1e3 for each in (seconds, plain[load_name]))
-                row = Row(f"{name}-{label}-batch1", "ms_per_token", ms, "ms", {"bf16": beside})
-            else:
-                rate, beside = (num_tokens / each for each in (seconds, plain[load_name]))
-                case = f"{name}-{label}-{load_name}"
-                row = Row(case, "tokens_per_second", rate, "tokens/s", {"bf16": beside})
-            row.parameters.update(ratio)
-            rows.append(row)
-        del llm
-        gc.collect()
-        torch.cuda.empty_cache()
-    return rows

@@ -40,7 +40,7 @@ def eight_bit_linear(
         return torch._scaled_mm(
             codes, weight.t(), code_scale, scale.t(), bias, out_dtype=dtype, use_fast_accum=False
         )
-    tile = tile_for(len(codes), weight.shape[0], weight.shape[1])
+    tile = tile_for(len(codes), weight.shape[0], weight.shape[1], not by_row)
     return tiled_eight_bit_linear(codes, code_scale, weight, scale, bias, counters, dtype, tile)
 
 
@@ -49,16 +49,20 @@ def _library_takes(weight: Tensor) -> bool:
     return weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0
 
 
-def tile_for(rows: int, outputs: int, depth: int) -> Tile:
+def tile_for(rows: int, outputs: int, depth: int, by_group: bool) -> Tile:
     """Return the best tile of a sweep over the products of the 8B shape on an H200."""
+    large, deep = outputs > 16384, depth > 8192
     if rows <= 16:
-        if outputs > 16384:
-            return Tile(16, 128, 1, 4, 4)
-        return Tile(16, 64, 4 if depth > 8192 else 2, 4, 4)
+        return Tile(16, 64, 4 if large else 8 if by_group else 4 if deep else 2, 4, 4)
+    if rows <= 32:
+        return Tile(32, 64, 1 if large else 4 if deep or by_group else 2, 4, 4)
     if rows <= 64:
-        height = 32 if rows <= 32 else 64
-        return Tile(height, 64, 1 if outputs > 16384 else 4 if depth > 8192 else 2, 4, 4)
-    if rows < 512:
+        return Tile(64, 64, 1 if large else 4 if deep or by_group else 2, 4, 3 if by_group else 4)
+    if rows <= 128:
+        return Tile(128, 64, 1 if large else 4 if outputs <= 4096 else 2, 4, 4)
+    if rows <= 256 and outputs <= 4096:
+        return Tile(128, 64, 2, 4, 4)
+    if by_group or rows < 512 or (rows <= 1024 and outputs <= 4096):
         return Tile(128, 64, 1, 4, 4)
     return Tile(128, 128, 1, 8, 3)
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from quire.kernels.eight_bits import eight_bit_linear
-from quire.kernels.int4 import PackedInt4, int4_linear, pack_int4, unpack_int4_torch
+from quire.kernels.int4 import int4_linear
+from quire.kernels.int4_packing import PackedInt4, pack_int4, unpack_int4_torch
 from quire.kernels.round_inputs import round_rows
 from quire.kernels.runtime import capability, runs_triton
 from quire.kernels.tiles import make_counters
