@@ -27,6 +27,7 @@ from quire.analysis import (
     short_dtype,
     weight_bytes,
 )
+from quire.analysis.quantization import SLOWER_FROM
 from quire.models.config import ModelConfig
 from quire.resources import shipped_models
 
@@ -94,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         *model_rows(args.model, config, weight_dtype, kv_dtype),
         *memory_rows(prediction, args.batch, args.prompt + args.output, hardware),
         *limit_rows(prediction, args, hardware),
+        *format_rows(weight_dtype, find_hardware(args.hardware), args.batch),
     ]
     print(format_table(rows))
     return 0
@@ -201,6 +203,19 @@ def limit_rows(
     yield ("price", f"${price:,.4g}", f"per 10⁶ output tokens at ${hardware.usd_per_hour:.2f}/h")
     energy = prediction.joules_per_output_token
     yield ("energy", f"{energy:.3g} J", f"per output token at {hardware.tdp_watts:g} W")
+
+
+def format_rows(weight_dtype: str, hardware: Hardware, batch: int) -> Iterator[Row]:
+    """Yield where quire's products of four-bit weights lose to 16-bit ones, as it was measured."""
+    if weight_dtype != "int4":
+        return
+    yield ("quire's INT4 products beside bf16", "", "")
+    rows = SLOWER_FROM.get(hardware.name, {}).get(weight_dtype)
+    if rows is None:
+        yield ("slower from", "not measured", f"on {hardware.name}")
+        return
+    verdict = "slower" if batch >= rows else "faster"
+    yield ("slower from", f"{rows} tokens", f"a step; a decode step of {batch:,} is {verdict}")
 
 
 def amount(value: float, unit: str) -> str:

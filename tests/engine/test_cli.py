@@ -175,6 +175,23 @@ def test_a_stream_that_the_shell_closed(arguments: list[str], redirection: str, 
     assert run.stderr.count("\n") == bool(said)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--dtype", "int4", "--batch", "1"], "108 tokens  a step; a decode step of 1 is faster"),
+        (["--dtype", "int4", "--batch", "256"], "a decode step of 256 is slower"),
+        (["--dtype", "int4", "--hardware", "t4"], "not measured  on NVIDIA T4"),
+    ],
+)
+def test_info_says_where_four_bits_lose(
+    options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", "Qwen/Qwen3-8B", *options]) == 0
+    assert told in capsys.readouterr().out
+    assert main(["info", "Qwen/Qwen3-8B"]) == 0
+    assert "INT4" not in capsys.readouterr().out
+
+
 def test_info_prints_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "Qwen/Qwen3-0.6B", "--hardware", "h200"]) == 0
     shown = capsys.readouterr().out

@@ -21,6 +21,7 @@ from quire.analysis.quantization import (
     MAGIC_OPERATIONS,
     MOST_ROWS,
     NAIVE_OPERATIONS,
+    SLOWER_FROM,
     LayerTime,
     bits_a_weight,
     crossings,
@@ -294,3 +295,19 @@ def test_bad_input_is_named() -> None:
         for wrong in (-1.0, math.nan, math.inf, None):
             with pytest.raises(QuireError, match=f"{name}={wrong}.*at least 0"):
                 time_of("int4", **{name: wrong})
+
+
+def test_where_four_bits_lose_is_what_was_measured() -> None:
+    """Between two rows of the file the times of both are straight lines, which cross there."""
+    rows = load_measurement("quantization-speed-h200")["rows"]
+    for scheme, crossing in SLOWER_FROM["NVIDIA H200 SXM"].items():
+        lead = {
+            row["parameters"]["tokens"]: row["value"] - row["baselines"]["16 bits"]
+            for row in rows
+            if row["case"].startswith(f"products-{scheme}-m")
+        }
+        before = max(tokens for tokens in lead if tokens < crossing)
+        after = min(tokens for tokens in lead if tokens >= crossing)
+        assert lead[before] < 0 < lead[after]
+        met = before + (after - before) * -lead[before] / (lead[after] - lead[before])
+        assert crossing == round(met)

@@ -66,6 +66,11 @@ def rounding_error(step: ArrayLike) -> float:
 # docs: rounding-error end
 
 
+# Rows of a product from which quire's kernel for a format is slower than 16-bit weights: the four
+# products of a layer of the 8B shape (measurements/quantization-speed-h200.json, between its rows).
+SLOWER_FROM = {"NVIDIA H200 SXM": {"int4": 108}}
+
+
 def linear_weights(config: ModelConfig) -> int:
     """Count the weights that quantization covers: those of the linear layers in the blocks.
 
