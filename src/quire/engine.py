@@ -173,8 +173,8 @@ class LLMEngine:
             begin = time.perf_counter()
             scheduled = self._scheduler.schedule()
             if self._controller is not None:
-                number, some = self._controller.choose(scheduled.entries)
-                scheduled = replace(scheduled, num_guesses=number, guess_for=some)
+                number = self._controller.choose(len(scheduled.entries))
+                scheduled = replace(scheduled, num_guesses=number)
             with self._retracting(scheduled):
                 self._in_flight.append((self.executor.execute(scheduled), begin))
             if not scheduled.entries:

@@ -76,7 +76,6 @@ class SchedulerOutput:
     finish_reasons: dict[str, str] = field(default_factory=dict)  # of `finished_ids`
     transfers: tuple[Transfer, ...] = ()  # carried out in order, before all else of the step
     num_guesses: int | None = None  # to make behind each request's tokens; None: all there may be
-    guess_for: frozenset[str] | None = None  # the requests that take part; None: all
 
     @property
     def num_tokens(self) -> int:

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from quire import LLM, Components, QuireError, RequestOutput, SamplingParams, Trace
 from quire.engine import LLMEngine
-from quire.messages import ScheduledEntry
 from quire.models.config import ModelConfig
 from quire.models.loader import resolve_checkpoint
 from quire.runner.draft_model import DraftModel
@@ -419,19 +418,11 @@ def test_a_coin_judges_where_it_is_told_to() -> None:
 def test_a_number_of_guesses_that_varies(
     option: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any number in any step, none too, for all or for some of the requests.
-
-    A draft model catches up with what it has missed.
-    """
+    """Any number in any step, none too: a draft model catches up with what it has missed."""
     numbers = random.Random(1)
-
-    def choose(
-        self: LengthController, entries: Sequence[ScheduledEntry]
-    ) -> tuple[int, frozenset[str] | None]:
-        some = frozenset(e.request_id for e in entries if numbers.random() < 0.5)
-        return numbers.choice([0, 0, 0, 1, 2, 4]), numbers.choice([None, some])
-
-    monkeypatch.setattr(LengthController, "choose", choose)
+    monkeypatch.setattr(
+        LengthController, "choose", lambda self, batch: numbers.choice([0, 0, 0, 1, 2, 4])
+    )
     config = DRAFTS["itself"] if method == "itself" else {"method": "ngram"}
     for kind in ("greedy", "drawn"):
         plain = plain_run(option, kind)
@@ -459,7 +450,7 @@ def test_a_step_without_guesses_is_overlapped(monkeypatch: pytest.MonkeyPatch) -
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     for number, in_flight in ((0, 1), (1, 0)):
         most.clear()
-        monkeypatch.setattr(LengthController, "choose", lambda self, entries, n=number: (n, None))
+        monkeypatch.setattr(LengthController, "choose", lambda self, batch, n=number: n)
         LLM(
             "quire-mini-draft", **SIZES, overlap=True, speculative_config={"method": "ngram"}
         ).generate(CODE[0], params)

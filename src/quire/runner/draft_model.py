@@ -101,12 +101,7 @@ class DraftModel:
         if num_guesses == 0:
             return
         state = self._parts.batch.state
-        entries = [
-            entry
-            for entry in output.entries
-            if state(entry.row).params.speculate
-            and (output.guess_for is None or entry.request_id in output.guess_for)
-        ]
+        entries = [e for e in output.entries if state(e.row).params.speculate]
         pieces = []
         for entry in entries:
             begin = self._num_computed[entry.row]

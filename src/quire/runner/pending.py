@@ -95,9 +95,7 @@ class PendingStep:
 
     def _guess(self, drafting: Drafting, told: dict[str, list[int]]) -> dict[str, int]:
         entries = [entry for entry in self.sampling if told.get(entry.request_id)]
-        numbers = drafting.propose(entries, told, self.output.num_guesses)
-        some = self.output.guess_for
-        return {key: n for key, n in numbers.items() if some is None or key in some}
+        return drafting.propose(entries, told, self.output.num_guesses)
 
     def _read_logprobs(
         self, values: TokenLogprobs, token_ids: dict[str, list[int]]

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from quire.messages import ScheduledEntry, SchedulerOutput, StepResult
+from quire.messages import SchedulerOutput, StepResult
 
 FIRST_SHARE = 0.8  # believed of each guess, if those before it stand, until one was judged
 HOPEFUL_SHARE = 0.95  # what might have become of the text while nothing was guessed
@@ -24,8 +24,6 @@ COST_MEMORY = 7  # steps whose median says what steps take: one that was disturb
 FORGET_EVERY = 32  # steps after which one of those is believed to be as it was measured
 SWITCH = 1.03  # another k must bring so much more
 TRIAL_EVERY, TRIAL_STEPS = 256, 4  # while nothing is guessed
-TRIAL_REQUESTS = 4  # that take part: a draft model has to compute first what it left out
-TRIAL_SHARE = 0.01  # of time that trials may take
 
 
 class RoundCosts:
@@ -67,24 +65,21 @@ class LengthController:
         self._num_observed = 0
         self._chosen = 0
         self._asked: int | None = 0  # how many guesses behind the last step observed
-        self._asked_for: frozenset[str] | None = None  # and of whom; None: of all
         self._steps_without = 0
 
     # docs: choose begin
-    def choose(self, entries: Sequence[ScheduledEntry]) -> tuple[int, frozenset[str] | None]:
-        """Return how many tokens to guess behind the next step, and for whom; None: for all."""
-        batch = len(entries)
+    def choose(self, batch: int) -> int:
+        """Return how many tokens to guess behind the next step, of `batch` requests."""
         shares = self._shares_ahead()
         best = max(self._choices, key=lambda k: self._tokens_a_second(batch, k, shares))
         gain = self._tokens_a_second(batch, best, shares)
         if gain < SWITCH * self._tokens_a_second(batch, self._chosen, shares):
             best = self._chosen
-        self._chosen = best
         self._steps_without = 0 if best > 0 else self._steps_without + 1
-        if best == 0 and self._is_trial(batch):
-            some = frozenset(entry.request_id for entry in entries[:TRIAL_REQUESTS])
-            return self._choices[1], some
-        return best, None
+        self._chosen = best
+        if self._steps_without % TRIAL_EVERY >= TRIAL_EVERY - TRIAL_STEPS:
+            return self._trial(batch)
+        return best
 
     def _tokens_a_second(self, batch: int, k: int, shares: Sequence[float]) -> float:
         """Return what k guesses a step bring each request."""
@@ -100,21 +95,10 @@ class LengthController:
     def _cost(self, batch: int, k: int) -> float:
         return self._costs.at(batch, k) * median(self._ratios[k])
 
-    def _is_trial(self, batch: int) -> bool:
-        """Whether a few requests are to guess although nothing is hoped of it.
-
-        Not where guesses would bring too little even if the text had become easy, and so seldom
-        that trials take little time.
-        """
+    def _trial(self, batch: int) -> int:
+        """Return the k that would bring most if the text had become easy to guess."""
         hoped = [HOPEFUL_SHARE**i for i in range(1, self._choices[-1] + 1)]
-        plain = self._tokens_a_second(batch, 0, hoped)
-        if all(self._tokens_a_second(batch, k, hoped) < SWITCH * plain for k in self._choices):
-            return False
-        dearer = self._cost(batch, self._choices[1]) / self._cost(batch, 0) - 1
-        steps = self._steps_without - max(TRIAL_EVERY, TRIAL_STEPS * dearer / TRIAL_SHARE)
-        if steps >= TRIAL_STEPS:
-            self._steps_without = 0
-        return steps > 0
+        return max(self._choices[1:], key=lambda k: self._tokens_a_second(batch, k, hoped))
 
     def _shares_ahead(self) -> list[float]:
         """Return the shares of all positions; one not judged yet stands as often as the first."""
@@ -134,7 +118,6 @@ class LengthController:
         if not entries:
             return
         asked, self._asked = self._asked, output.num_guesses
-        some, self._asked_for = self._asked_for, output.guess_for
         if any(entry.num_tokens != 1 + entry.num_draft_tokens for entry in entries):
             return  # prompts are computed: it says nothing of decoding
         longest = max(entry.num_draft_tokens for entry in entries)
@@ -142,18 +125,13 @@ class LengthController:
         if self._num_observed % FORGET_EVERY == 0:
             for ratios in self._ratios.values():
                 ratios.append(1.0)
-        whole = some is None and output.guess_for is None
-        if longest in self._ratios and longest == output.num_guesses and whole:
+        if longest in self._ratios and longest == output.num_guesses:  # not while k changes
             self._ratios[longest].append(seconds / self._costs.at(len(entries), longest))
         if not asked:  # behind the step before this one
             return
         weight = min(0.5, MEMORY * len(entries))
-        if some is not None:
-            entries = tuple(entry for entry in entries if entry.request_id in some)
-            if not entries:
-                return
-            weight = TRIAL_MEMORY
-            del self._shares[asked:]  # of later guesses it is long ago
+        if self._steps_without > 0:
+            weight = max(weight, TRIAL_MEMORY)
         self._share_of_steps += weight * ((longest > 0) - self._share_of_steps)
         kept = [
             min(entry.num_draft_tokens, len(result.token_ids.get(entry.request_id, ())) - 1)
