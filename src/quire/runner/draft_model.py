@@ -144,6 +144,8 @@ class DraftModel:
         """
         most = self._most_guesses if num_guesses is None else num_guesses
         numbers: dict[str, int] = {}
+        if most == 0:
+            return numbers
         for entry in entries:
             state = self._parts.batch.state(entry.row)
             if state.params.speculate:

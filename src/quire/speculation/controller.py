@@ -62,6 +62,7 @@ class LengthController:
         self._share_of_steps = 1.0  # in which somebody had guesses, after they were asked for
         # What steps took, in units of what was measured: the host's work, the texts' length.
         self._ratios = {k: deque([1.0] * COST_MEMORY, COST_MEMORY) for k in self._choices}
+        self._slower = dict.fromkeys(self._choices, 1.0)  # the median of each
         self._num_observed = 0
         self._chosen = 0
         self._asked: int | None = 0  # how many guesses behind the last step observed
@@ -93,7 +94,11 @@ class LengthController:
     # docs: choose end
 
     def _cost(self, batch: int, k: int) -> float:
-        return self._costs.at(batch, k) * median(self._ratios[k])
+        return self._costs.at(batch, k) * self._slower[k]
+
+    def _learn(self, k: int, ratio: float) -> None:
+        self._ratios[k].append(ratio)
+        self._slower[k] = median(self._ratios[k])
 
     def _trial(self, batch: int) -> int:
         """Return the k that would bring most if the text had become easy to guess."""
@@ -123,10 +128,10 @@ class LengthController:
         longest = max(entry.num_draft_tokens for entry in entries)
         self._num_observed += 1
         if self._num_observed % FORGET_EVERY == 0:
-            for ratios in self._ratios.values():
-                ratios.append(1.0)
+            for k in self._choices:
+                self._learn(k, 1.0)
         if longest in self._ratios and longest == output.num_guesses:  # not while k changes
-            self._ratios[longest].append(seconds / self._costs.at(len(entries), longest))
+            self._learn(longest, seconds / self._costs.at(len(entries), longest))
         if not asked:  # behind the step before this one
             return
         weight = min(0.5, MEMORY * len(entries))
