@@ -87,9 +87,9 @@ class QuantizationCrossover extends Explorable {
       html("p", { class: "note" }, `Lines: launches + max(bytes / bandwidth, unpacking + FLOPs / rate). Rings: bf16 ` +
         `as measured (${this.data.measured.source}). FP8's rate is measured, too ` +
         `(${number(this.data.device.rates.fp8 / 1e12)} TFLOP/s); INT8 was not, and has FP8's here, as the data sheet ` +
-        "gives both the same. Operations to unpack are parameters of the model; the rate of integers is the data " +
-        "sheet's. Left out: the rows' own bytes, rounding them for FP8 and INT8, tiles that are not full or unpack " +
-        "a weight again, and kernels that reach neither ceiling."));
+        "gives both the same. Rates are those of square products, so a ring can lie below its line. Operations to " +
+        "unpack are parameters of the model; the rate of integers is the data sheet's. Left out: the rows' own bytes, " +
+        "rounding them for FP8 and INT8, tiles that are not full or unpack a weight again, and kernels that reach neither ceiling."));
     this.panel.hidden = false;
     this.update(false);
   }

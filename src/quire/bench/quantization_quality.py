@@ -74,7 +74,7 @@ METHODS = {
     "int4-g128-gptq-act-order": Recipe(G128, "gptq", act_order=True),
     "int4-g128-awq": Recipe(G128, "awq"),
     "int4-g128-asym-gptq": Recipe(G128_ASYM, "gptq"),
-    "int4-g128-asym-awq": Recipe(G128_ASYM, "awq"),  # as its authors' tool has it
+    "int4-g128-asym-awq": Recipe(G128_ASYM, "awq"),  # its authors' grid; they also clip ranges
     "int4-g32-gptq": Recipe(Scheme.named("int4-g32"), "gptq"),
     "int4-channel-gptq": Recipe(Scheme.named("int4-channel"), "gptq"),
     "w8a8-int8-smoothed": Recipe(SCHEMES["int8"], smooth=0.5),
