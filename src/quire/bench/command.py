@@ -17,6 +17,7 @@ from quire.bench import (
     decode,
     divergence,
     engine,
+    kernel_ladders,
     kernels,
     linear,
     load,
@@ -25,6 +26,7 @@ from quire.bench import (
     pitfalls,
     power,
     quantization_quality,
+    quantization_runs,
     quantization_speed,
     speculation_acceptance,
     speculation_auto,
@@ -40,6 +42,7 @@ from quire.models.loader import resolve_checkpoint
 
 TITLES = {
     "engine": "Whole runs of the engine on random weights of real shapes",
+    "kernel-ladders": "One operation after another, a kernel for each idea, beside the limit",
     "kernels": "Kernels against torch's best and a copy of the same size",
     "decode": "Output tokens per second on a CPU, quire against transformers",
     "steps": "Time of a prefill step over prompt length, of a decode step over batch size",
@@ -49,7 +52,8 @@ TITLES = {
     "cache-offload": "Loading a prefix or a preempted request from host memory or computing it",
     "cache-compression": "Perplexity of held-out text over the size of the KV cache",
     "quantization-quality": "Bits a byte of held-out text over the bits of weights and inputs",
-    "quantization-speed": "Products of a layer and whole runs over the format of the weights",
+    "quantization-runs": "Whole runs of the engine over the format of the weights",
+    "quantization-speed": "Products of a layer over the format of the weights",
     "power": "What the GPU draws while it decodes, and the energy of a token",
     "pitfalls": "One matrix-vector product timed rightly and with one mistake at a time",
     "speculation-auto": "Whole runs whose number of guesses the engine chooses, over the batch",
@@ -92,9 +96,12 @@ def run(args: argparse.Namespace, command: str) -> int:
     """Measure and report; `command` is recorded as the way to repeat it."""
     device = default_device(args.device)
     torch.set_num_threads(args.threads)
-    rows, unmeasured = (
-        _measure_peers(args, device) if args.name == "peers" else (_measure(args, device), "")
-    )
+    if args.name == "kernel-ladders":
+        rows, unmeasured = kernel_ladders.run(device)
+    elif args.name == "peers":
+        rows, unmeasured = _measure_peers(args, device)
+    else:
+        rows, unmeasured = _measure(args, device), ""
     print_rows(rows)
     if args.out is not None:
         measurement_id = args.id or f"{args.name}-{device_label(device)}"
@@ -138,9 +145,12 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
     if args.name == "divergence":
         dtypes = ("float32", "bfloat16") if device.type == "cuda" else ("float32",)
         return divergence.run(catalog_config(args.model) or args.model, device, dtypes)
-    if args.name == "quantization-speed":
+    if args.name in ("quantization-speed", "quantization-runs"):
         name = engine.MODELS[1] if args.model == DEFAULT_MODEL else args.model
-        return quantization_speed.run(_catalogued(name), name, device)
+        config = _catalogued(name)
+        if args.name == "quantization-speed":
+            return quantization_speed.run(config, device)
+        return quantization_runs.run(config, name.rpartition("/")[2].lower(), device)
     if args.name in ("speculation-steps", "speculation-auto"):
         return _measure_speculation(args, device)
     if args.name == "speculation-acceptance":
