@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from labkit.gpu import interpreted
 from labkit.grading.cells import given_cells, read_cells, reference_cells
 from labkit.grading.predecessors import Relay, interface_of
 from labkit.grading.report import BROKEN, Outcome, Report
@@ -63,6 +64,8 @@ class Grader:
         self.variant = self.lab.variant(self.variant)
         self._surroundings = Surroundings(self.lab.packages, self.lab.withheld)
         self._given = given_cells(self.lab, self.variant)
+        if self.lab.interpreted:
+            self._given.insert(0, ("interpreter", interpreted.harness()))
         self._reference = reference_cells(self.lab, self.variant)
         found = read_cells(self.lab.folder / "master.py", self.lab, self.variant)
         self._starters = {cell.name: cell.starter for cell in found if cell.kind == "task"}
@@ -167,7 +170,7 @@ class _Bench:
         self._failed = False
         self._given_up = submission.problems.get(task.name)
         self.fatal: str | None = None  # why the reader's cell cannot even be loaded
-        self._message: dict[str, Any] = {"op": "load"}
+        self._message: dict[str, Any] = {"op": "load", "readable": grader.lab.interpreted}
         cells: Cells = list(grader._given)
         if whole:
             for name in grader._needed(task):
@@ -183,7 +186,10 @@ class _Bench:
             reference = [(name, grader._reference[name]) for name in grader._needed(task)]
             self._interface, self._behind = interface, [*grader._given, *reference]
         self._has_stand_ins = bool(task.needs) and not whole
-        self._message["cells"] = [*cells, (task.name, submission.cells[task.name])]
+        own = cells[len(grader._given) :] if whole else []
+        own.append((task.name, submission.cells[task.name]))
+        self._source = "\n\n\n".join(source for _, source in own)
+        self._message["cells"] = [*cells, own[-1]]
 
     def __enter__(self) -> _Bench:
         return self
@@ -223,7 +229,9 @@ class _Bench:
             return f"running the cell: {lost}"
         if "error" in reply:
             return f"running the cell: {reply['error']}"
-        complaint = self._judge(function, _Student(in_child(child), self._grader.smaller))
+        student = _Student(in_child(child), self._grader.smaller)
+        student.source, student.unsafe_local = self._source, self._grader.unsafe_local
+        complaint = self._judge(function, student)
         if child.is_lost or (self._relay is not None and self._relay.is_lost):
             self._give_up(child, complaint or "", cell_is_at_fault=False)
         return complaint

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -30,6 +30,7 @@ from labkit.reader.work import Work, untouched, work_of
 SECONDS = 2.0  # for all checks of a task together
 
 Checks = list[Callable[[Subject, str], None]]
+Code = dict[str, Any] | Subject  # a notebook's names, or code that runs elsewhere
 
 
 class CheckFailed(AssertionError):
@@ -97,13 +98,13 @@ class _Bench:
         """How many public checks a task has."""
         return len(self._checks[task.name])
 
-    def run(self, task: Task, code: dict[str, Any]) -> tuple[int, list[str]]:
+    def run(self, task: Task, code: Code) -> tuple[int, list[str]]:
         """Check what a namespace holds; return how many checks pass, and a line or more each."""
         lines: list[str] = []
         passed = 0
         deadline = time.monotonic() + SECONDS
         for function in self._checks[task.name]:
-            subject = Subject(in_notebook(code, (_TooSlow,)), in_full=True)
+            subject = code if isinstance(code, Subject) else _here(code)
             title = " ".join((function.__doc__ or function.__name__).split()).rstrip(".")
             try:
                 with _time_limit(deadline - time.monotonic()):
@@ -118,7 +119,7 @@ class _Bench:
         return passed, lines
 
 
-def _alone(work: Work, task: Task) -> tuple[list[str], dict[str, Any] | None]:
+def _alone(work: Work, task: Task) -> tuple[list[str], Code | None]:
     """What is wrong with a task's cell, and its names after it has run alone, if it does."""
     name = task.name
     if name not in work.cells:
@@ -136,14 +137,31 @@ def _alone(work: Work, task: Task) -> tuple[list[str], dict[str, Any] | None]:
     if name not in cells:  # it does not compile
         return faults, None
     try:
+        if work.lab.interpreted:
+            return faults, _elsewhere(work.lab, task, cells)
         with _time_limit(SECONDS):
             return faults, namespace_of(work.lab, task, cells)
     except KeyboardInterrupt:
         raise
+    except Wrong as wrong:
+        return [*faults, f"the cell, run alone: {wrong}"], None
     except _TooSlow:
         return [*faults, f"the cell, run alone: {_too_slow()}"], None
     except BaseException as error:  # exit included
         return [*faults, f"the cell, run alone: {_where(error)}"], None
+
+
+def _here(namespace: dict[str, Any]) -> Subject:
+    """The names of a notebook's own process."""
+    return Subject(in_notebook(namespace, (_TooSlow,)), in_full=True)
+
+
+def _elsewhere(lab: Lab, task: Task, cells: Mapping[str, str]) -> Subject:
+    """The cells of a lab of kernels, loaded in the process that interprets them."""
+    from labkit.gpu import interpreted  # no other lab needs Triton
+
+    names = [name for name in [*built_on(lab, task), task.name] if name in cells]
+    return interpreted.served(lab, {name: cells[name] for name in names})
 
 
 def _earlier(bench: _Bench, work: Work, task: Task) -> list[str]:

@@ -81,6 +81,7 @@ class Lab:
     variants: dict[str, str]  # name to one line of what is special
     default_variant: str
     withheld: tuple[str, ...] = ()  # modules of quire that the lab asks the reader to write
+    interpreted: bool = False  # its tasks are Triton kernels, run by `labkit.gpu.interpreted`
 
     @property
     def given(self) -> str:
@@ -152,6 +153,7 @@ def load_lab(name: str | Path, *beside: Path) -> Lab:
         {key: str(text) for key, text in raw["variants"].items()},
         raw["default_variant"],
         tuple(raw.get("withheld", [])),
+        bool(raw.get("interpreted", False)),
     )
     lab.variant(None)
     for task in lab.tasks:

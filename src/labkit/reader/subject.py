@@ -83,6 +83,8 @@ class Subject:
         """
         self._caller = _Caller(transport)
         self._in_full = in_full
+        self.source = ""  # of the reader's cells, where a lab's tests compile it
+        self.unsafe_local = False  # whether that may happen without bubblewrap
 
     def said(self, name: str, *args: Any) -> str:
         """A call in words."""
