@@ -11,16 +11,11 @@ import torch
 from quire import LLM, CompletionOutput, Components, QuireError, RequestOutput, SamplingParams
 from quire.analysis.speculation import expected_tokens
 from quire.bench import speculation_acceptance as bench
+from quire.bench import speculation_speed as speed
 from quire.bench.perplexity import heldout_texts
-from quire.bench.speculation_acceptance import (
-    Costs,
-    Exact,
-    Observer,
-    Rounds,
-    Sizes,
-    TimedDrafting,
-    interval,
-)
+from quire.bench.speculation_acceptance import Exact
+from quire.bench.speculation_rounds import Observer, Rounds, Sizes, interval
+from quire.bench.speculation_speed import Costs, TimedDrafting
 from quire.messages import ScheduledEntry, SchedulerOutput, StepResult
 from quire.trace import Trace
 
@@ -225,7 +220,7 @@ def cut(short):
 
 
 def test_functions_that_end_within_a_source() -> None:
-    functions = bench._functions(SOURCE)
+    functions = speed._functions(SOURCE)
     assert [argument for _, argument in functions] == ["key", "key"]
     assert functions[0][0] == "    def first(self, key, other):\n        return key"
     assert functions[1][0].startswith("def third(key=None):")
@@ -235,7 +230,7 @@ def test_functions_that_end_within_a_source() -> None:
 def test_an_edit_is_its_function_renamed() -> None:
     llm = LLM(MODEL, **OPTIONS)
     assert llm.tokenizer is not None
-    texts = bench.edits(llm, 3, 40)
+    texts = speed.edits(llm, 3, 40)
     assert texts.told is not None
     assert texts.told.shape == (3, 40)
     for prompt, told in zip(texts.prompts, texts.told.tolist(), strict=True):
@@ -243,12 +238,12 @@ def test_an_edit_is_its_function_renamed() -> None:
         head, function = asked.removesuffix("\n\n# Renamed:").split("\n", 1)
         old = head.split()[2]
         said = llm.tokenizer.decode(told).removeprefix("\n")
-        assert bench.NEW_NAME in said.split("\n")[0]
+        assert speed.NEW_NAME in said.split("\n")[0]
         assert old in function.split("\n")[0]
-        back = said[: said.rindex("\n")].replace(bench.NEW_NAME, old)  # its last line may be cut
+        back = said[: said.rindex("\n")].replace(speed.NEW_NAME, old)  # its last line may be cut
         assert function.startswith(back)
     with pytest.raises(QuireError, match="1000 asked"):
-        bench.edits(llm, 1000, 40)
+        speed.edits(llm, 1000, 40)
 
 
 def test_the_formula_counts_steps_without_drafts_as_plain() -> None:
@@ -272,7 +267,7 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "DRAFT_KS", (2, 3))
     monkeypatch.setattr(bench, "COMPARED_KS", (2,))
     monkeypatch.setattr(bench, "NGRAM_KS", (4,))
-    monkeypatch.setattr(bench, "TIMED", (("draft", 2), ("ngram", 4)))
+    monkeypatch.setattr(speed, "TIMED", (("draft", 2), ("ngram", 4)))
     sizes = Sizes(texts=2, prompt_tokens=24, tokens=16, timed_texts=2, repeats=1)
     found = bench.run(MODEL, torch.device("cpu"), sizes=sizes)
     rows = {row.case: row for row in found}

@@ -35,7 +35,9 @@ LADDERS: dict[str, Callable[[torch.device], Ladder[Any]]] = {
     "gemv": gemv.ladder,
     "int4-gemv": int4_gemv.ladder,
     "matmul": matmul.ladder,
+    "wide-matmul": matmul.wide,
     "matmul-m64": matmul.few_rows,
+    "deep-m64": matmul.deep,
     "decode": decode.ladder,
     "prefill": prefill.ladder,
 }

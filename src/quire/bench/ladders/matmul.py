@@ -60,6 +60,19 @@ def ladder(
     return ladder_of("matmul", device, dtype, (size, size, size), tilings)
 
 
+def wide(
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    shape: tuple[int, int, int] = (4096, 65536, 4096),
+) -> Ladder[Matrices]:
+    """Many outputs, as of a head: a weight of 537 MB, which passes by once for each row of tiles.
+
+    At 4096³ the whole weight, 34 MB, stays in an L2 cache of 60 MB, and no order can help.
+    """
+    tilings = {"row-order": replace(PIPELINED, group=1), "grouped-order": PIPELINED}
+    return ladder_of("wide-matmul", device, dtype, shape, tilings)
+
+
 def few_rows(
     device: torch.device,
     dtype: torch.dtype = torch.bfloat16,
@@ -67,6 +80,16 @@ def few_rows(
 ) -> Ladder[Matrices]:
     """64 rows, whose 64 tiles leave half of an H200's 132 multiprocessors without work."""
     return ladder_of("matmul-m64", device, dtype, shape, {"tiles": FEW_ROWS, "split-k": SPLIT_K})
+
+
+def deep(
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    shape: tuple[int, int, int] = (64, 4096, 14336),
+) -> Ladder[Matrices]:
+    """64 rows and the 8B model's down projection: as few tiles, each of more than three times the
+    columns, so that sharing them is worth a second kernel."""
+    return ladder_of("deep-m64", device, dtype, shape, {"tiles": FEW_ROWS, "split-k": SPLIT_K})
 
 
 def ladder_of(
