@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from labkit.gpu import absent, interpreted
-from labkit.gpu.interpreted import PACKAGES, Buffer, compare, harness, output, ptx, run
+from labkit.gpu.interpreted import Buffer, compare, output, ptx, run
+from labkit.reader import kernel_child
+from labkit.reader.kernel_child import PACKAGES, harness
 from labkit.reader.subject import Subject, Wrong, in_child
 from labkit.sandbox.process import Child, Surroundings
 
@@ -240,7 +242,7 @@ def test_ptx_is_that_of_a_hopper(child: Child) -> None:
     ],
 )
 def test_a_cell_that_reaches_for_more_than_kernels_is_refused(line: str, words: str) -> None:
-    said = interpreted._complaint(f"{CELL}\n\n{line}\n")
+    said = kernel_child.complaint(f"{CELL}\n\n{line}\n")
     assert said is not None
     assert words in said
 
@@ -258,7 +260,7 @@ def helper(launches):
     names = dict.fromkeys(sorted(one["kernel"] for one in launches))
     return [*names.items(), best.get("x", 0)]
 """
-    assert interpreted._complaint(CELL + more) is None
+    assert kernel_child.complaint(CELL + more) is None
 
 
 def test_an_answer_of_another_shape_is_no_launch(child: Child) -> None:

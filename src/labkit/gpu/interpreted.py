@@ -1,38 +1,28 @@
 """Kernels of a reader run in Triton's interpreter: what a check or a hidden test asks for.
 
-The cell that is loaded before the reader's, `labkit.gpu.interpreter`, runs the launches; this side
-chooses their inputs, and compares the outputs with an oracle. `ptx` compiles a kernel for a GPU
-that need not be there. A lab says `interpreted = true` in its `lab.toml` to have all this.
+The cell that is loaded before the reader's, `labkit.sandbox.interpreter`, runs the launches; this
+side chooses their inputs, and compares the outputs with an oracle. `ptx` compiles a kernel for a
+GPU that need not be there. A lab says `interpreted = true` in its `lab.toml` to have all this.
 """
 
 from __future__ import annotations
 
-import ast
-import atexit
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from labkit.gpu.frontier import compile_cell
-from labkit.gpu.plain_kernel import complaint
 from labkit.gpu.runner import Argument, Device, Pointer
-from labkit.reader.lab import Lab, load_lab
-from labkit.reader.session import cells_run
-from labkit.reader.subject import Subject, Wrong, in_child
+from labkit.reader.kernel_child import complaint, loaded
+from labkit.reader.subject import Subject
 from labkit.reader.values import describe
-from labkit.reader.work import work_of
-from labkit.sandbox.process import Child, Limits, Surroundings
 
+__all__ = ["Array", "Buffer", "Ran", "compare", "loaded", "output", "ptx", "run"]
 Array = np.ndarray[Any, Any]
-HARNESS = ("guarded_memory.py", "interpreter.py")  # of one cell, in this order
-PACKAGES = ("numpy", "triton")  # what the harness itself imports
 HOPPER = Device("NVIDIA H200", 90, 232_448, 1024, (2**31 - 1, 65_535, 65_535), 50 << 20)
-# A reader's own machine: one process serves all checks.
-PATIENT = Limits(call_seconds=120.0, wall_seconds=1e6, cpu_seconds=100_000, memory_bytes=4 << 30)
 
 
 @dataclass(frozen=True)
@@ -92,24 +82,6 @@ class Ran:
         return sum(int(one["read"][name]) for one in self.launches)
 
 
-@functools.cache
-def harness() -> str:
-    """The source of the cell that runs kernels."""
-    return "\n\n".join(Path(__file__).with_name(name).read_text("utf8") for name in HARNESS)
-
-
-@functools.cache
-def _taken() -> frozenset[str]:
-    """Names of the harness, which no cell may define anew."""
-    found = set()
-    for node in ast.parse(harness()).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Assign):
-            found |= {one.id for one in node.targets if isinstance(one, ast.Name)}
-    return frozenset(found)
-
-
 def run(
     student: Subject,
     plan: str,
@@ -134,7 +106,7 @@ def run(
     """
     said = f"{plan}({', '.join(f'{name}={value!r}' for name, value in sizes.items())})"
     said += " and its kernels"
-    strange = _complaint(student.source)
+    strange = complaint(student.source)
     if strange is not None:
         student.fail(f"called {said}\ngot {strange}")
     wire = {name: buffer.wire() for name, buffer in buffers.items()}
@@ -147,11 +119,6 @@ def run(
     except (KeyError, TypeError, ValueError):
         student.fail(f"called {said}\ngot an answer that no launch gives")
         raise
-
-
-@functools.lru_cache(maxsize=64)
-def _complaint(source: str) -> str | None:
-    return complaint(source, _taken())
 
 
 def _believed(said: str, reply: Any, buffers: Mapping[str, Buffer]) -> Ran:
@@ -221,7 +188,7 @@ def ptx(
     Raises:
         Wrong: it does not compile, or is not launched as asked.
     """
-    strange = _complaint(student.source)
+    strange = complaint(student.source)
     if strange is not None:
         student.fail(f"compiled the kernel of {plan}\ngot {strange}")
     arguments: dict[str, Argument] = {
@@ -262,62 +229,3 @@ def _kernel_of(student: Subject, plan: str, sizes: Mapping[str, Any], launch: in
     if type(made) is not list or len(made) <= launch or type(made[launch]) is not str:
         student.fail(f"called {plan}\nexpected a list of launches\ngot {describe(made)}")
     return str(made[launch])
-
-
-class _Served:
-    """The process of a reader's own machine that runs kernels; made anew after a fault."""
-
-    def __init__(self) -> None:
-        self.child: Child | None = None
-
-    def request(self, message: dict[str, Any]) -> dict[str, Any]:
-        if self.child is None or self.child.is_lost:
-            packages = Surroundings(PACKAGES)
-            self.child = Child(packages, PATIENT, unsafe_local=True)
-        try:
-            return in_child(self.child)(message)
-        except BaseException:  # a check's time is up: what the child answers then is not awaited
-            self.child.close()
-            self.child = None
-            raise
-
-    def close(self) -> None:
-        """End the process, if there is one."""
-        if self.child is not None:
-            self.child.close()
-
-
-_SERVED = _Served()
-atexit.register(_SERVED.close)
-
-
-def loaded(namespace: dict[str, Any]) -> Subject:
-    """The task cells that a notebook has run, for cells of its own that launch them.
-
-    Raises:
-        Wrong: there is none, or one of them fails.
-    """
-    lab = load_lab(str(namespace["LAB"]).partition("/")[0])
-    work = work_of(lab, {"cells": []}, cells_run(namespace) or [])
-    if not work.cells:
-        raise Wrong("no cell with a `# task:` line has been run in this notebook")
-    return served(lab, work.as_graded().cells)
-
-
-def served(lab: Lab, cells: Mapping[str, str]) -> Subject:
-    """The reader's cells, loaded behind the harness in a process of this machine.
-
-    Raises:
-        Wrong: a cell fails or is not plain; the message says how.
-    """
-    for name, source in cells.items():
-        strange = _complaint(source)
-        if strange is not None:
-            raise Wrong(strange.replace("of the cell", f"of the cell {name}"))
-    loaded = [["interpreter", harness()], ["given", lab.given], *map(list, cells.items())]
-    reply = _SERVED.request({"op": "load", "cells": loaded, "readable": True})
-    if "error" in reply:
-        raise Wrong(str(reply["error"]))
-    subject = Subject(_SERVED.request, in_full=True)
-    subject.source, subject.unsafe_local = "\n\n\n".join(cells.values()), True
-    return subject

@@ -17,12 +17,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from labkit.gpu import interpreted
 from labkit.grading.cells import given_cells, read_cells, reference_cells
 from labkit.grading.predecessors import Relay, interface_of
 from labkit.grading.report import BROKEN, Outcome, Report
 from labkit.grading.tiers import of_tiers
 from labkit.grading.variants import PUBLIC_SEED, CourseKey, choose
+from labkit.reader.kernel_child import harness
 from labkit.reader.lab import Lab, Task, import_hidden
 from labkit.reader.notebook import Submission
 from labkit.reader.subject import Subject, Transport, Wrong, in_child
@@ -65,7 +65,7 @@ class Grader:
         self._surroundings = Surroundings(self.lab.packages, self.lab.withheld)
         self._given = given_cells(self.lab, self.variant)
         if self.lab.interpreted:
-            self._given.insert(0, ("interpreter", interpreted.harness()))
+            self._given.insert(0, ("interpreter", harness()))
         self._reference = reference_cells(self.lab, self.variant)
         found = read_cells(self.lab.folder / "master.py", self.lab, self.variant)
         self._starters = {cell.name: cell.starter for cell in found if cell.kind == "task"}

@@ -158,10 +158,10 @@ def _here(namespace: dict[str, Any]) -> Subject:
 
 def _elsewhere(lab: Lab, task: Task, cells: Mapping[str, str]) -> Subject:
     """The cells of a lab of kernels, loaded in the process that interprets them."""
-    from labkit.gpu import interpreted  # no other lab needs Triton
+    from labkit.reader import kernel_child  # no other lab needs a process here
 
     names = [name for name in [*built_on(lab, task), task.name] if name in cells]
-    return interpreted.served(lab, {name: cells[name] for name in names})
+    return kernel_child.served(lab, {name: cells[name] for name in names})
 
 
 def _earlier(bench: _Bench, work: Work, task: Task) -> list[str]:

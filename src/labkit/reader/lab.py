@@ -81,7 +81,7 @@ class Lab:
     variants: dict[str, str]  # name to one line of what is special
     default_variant: str
     withheld: tuple[str, ...] = ()  # modules of quire that the lab asks the reader to write
-    interpreted: bool = False  # its tasks are Triton kernels, run by `labkit.gpu.interpreted`
+    interpreted: bool = False  # its tasks are Triton kernels, run by `labkit.reader.kernel_child`
 
     @property
     def given(self) -> str:

@@ -1,9 +1,9 @@
 """Runs a reader's Triton kernels in Triton's interpreter, with what the interpreter hides put back.
 
-`labkit.gpu.interpreted` loads this file, behind `guarded_memory.py`, as a cell of its own before
-the reader's, in a process that has Triton and no GPU. The interpreter forgives what a GPU does not:
-a masked lane without `other` reads 0, a read or write out of bounds reaches whatever lies there,
-programs run in order. Here such a lane reads poison, each address must lie in a buffer, programs
+`labkit.reader.kernel_child` loads this file, behind `guarded_memory.py`, as a cell of its own
+before the reader's, in a process that has Triton and no GPU. The interpreter forgives what a GPU
+does not: a masked lane without `other` reads 0, a read or write out of bounds reaches whatever
+lies there, programs run in order. Here such a lane reads poison, each address must lie in a buffer, programs
 run in a shuffled order and may not touch what another one of the launch has written.
 """
 
@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the cell has them in front of it
-    from labkit.gpu.guarded_memory import Guard, GuardedBuffer, KernelFault
+    from labkit.sandbox.guarded_memory import Guard, GuardedBuffer, KernelFault
 
 os.environ["TRITON_INTERPRET"] = "1"  # before the first cell imports Triton
 

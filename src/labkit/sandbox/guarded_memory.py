@@ -1,7 +1,7 @@
 """The memory of interpreted kernels: buffers at addresses of their own, and a guard in front of it.
 
-A part of the cell that `labkit.gpu.interpreter` is, loaded before it. Addresses are numbers that
-nothing is mapped to: a buffer's rows may lie 2³¹ elements apart and take no memory, so that an
+A part of the cell that `labkit.sandbox.interpreter` is, loaded before it. Addresses are numbers
+that nothing is mapped to: a buffer's rows may lie 2³¹ elements apart and take no memory, so that an
 offset of 32 bits misses them.
 """
 
