@@ -34,9 +34,9 @@
 # matrix, for example the query projection; a layer of quire may be made of several shards.
 #
 # Matrices are NumPy arrays: weights and scales of float64, codes, zeros and words of int64. No
-# function changes its arguments. `bits` is 1 to 8. The caller promises at least one row and one
-# column. Loops over columns and groups are fast enough; a loop over rows *and* columns is slow on
-# the layers of task 5, save where task 4 asks for a stream of bits.
+# function of tasks 1 to 4 changes its arguments. `bits` is 1 to 8. The caller promises at least one
+# row and one column. Loops over columns and groups are fast enough; a loop over rows *and* columns
+# is slow on the layers of task 5, save where task 4 asks for a stream of bits.
 
 # %%
 import importlib.util
@@ -162,66 +162,55 @@ def pack(codes: np.ndarray, bits: int, group: int) -> np.ndarray:
     ### BEGIN SOLUTION
     if codes.min() < 0 or codes.max() >= 1 << bits:
         raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit {bits} bits")
-    word, shift, count = _places(codes.shape[1], bits, group)
-    words = np.zeros((len(codes), count), np.int64)
-    for column in range(codes.shape[1]):
-        words[:, word[column]] |= codes[:, column] << shift[column]
-    return np.where(words >= 1 << 31, words - (1 << 32), words)
+    word, low = _places(codes.shape[1], bits, group)
+    words = np.zeros((len(codes), word.max() + 1), np.int64)
+    for column, place in enumerate(word):
+        words[:, place] |= codes[:, column] << low[column]
+    return words - (words >> 31 << 32)
 
 
 def _places(columns, bits, group):
-    """The word and the lowest bit of each column, and the number of words."""
-    slots, words, word, shift = 32 // bits, 0, [], []
-    for begin in range(0, columns, group):
-        count = min(group, columns - begin)
-        needed = -(-count // slots)
-        column = np.arange(count)
-        ### BEGIN VARIANT dense
-        place, slot = column % needed, column // needed
-        low = 32 - bits * (slot + 1)
-        ### END VARIANT
-        ### BEGIN VARIANT doubled
-        place, slot = column // slots, column % slots
-        low = bits * np.where(place % 2 == 0, slot, slots - 1 - slot)
-        ### END VARIANT
-        ### BEGIN VARIANT sorted
-        turn = column // 2 + column % 2 * ((count + 1) // 2)
-        place, low = turn // slots, bits * (turn % slots)
-        ### END VARIANT
-        word.append(words + place)
-        shift.append(low)
-        words += needed
-    return np.concatenate(word), np.concatenate(shift), words
+    """The word of each column in its row, and the lowest of its bits there."""
+    slots, begin = 32 // bits, np.arange(columns) // group * group
+    column, count = np.arange(columns) - begin, np.minimum(group, columns - begin)
+    ### BEGIN VARIANT dense
+    needed = -(-count // slots)
+    place, low = column % needed, 32 - bits * (column // needed + 1)
+    ### END VARIANT
+    ### BEGIN VARIANT doubled
+    place, slot = column // slots, column % slots
+    low = bits * np.where(place % 2 == 0, slot, slots - 1 - slot)
+    ### END VARIANT
+    ### BEGIN VARIANT sorted
+    turn = column // 2 + column % 2 * ((count + 1) // 2)
+    place, low = turn // slots, bits * (turn % slots)
+    ### END VARIANT
+    return begin // group * -(-group // slots) + place, low
     ### END SOLUTION
 
 
 def unpack(words: np.ndarray, bits: int, columns: int, group: int) -> np.ndarray:
     """Return the codes [rows, columns] that lie in words [rows, words]."""
     ### BEGIN SOLUTION
-    word, shift, count = _places(columns, bits, group)
-    if words.shape[1] != count:
-        raise ValueError(f"{words.shape[1]} words a row, {columns} columns need {count}")
-    return (words[:, word] & 0xFFFFFFFF) >> shift & (1 << bits) - 1
+    word, low = _places(columns, bits, group)
+    if words.shape[1] != word.max() + 1:
+        raise ValueError(f"{words.shape[1]} words a row, {columns} columns need {word.max() + 1}")
+    return words[:, word] >> low & (1 << bits) - 1
     ### END SOLUTION
 
 
 def fuse(shards: list[dict]) -> dict:
     """Return codes, scales and zeros of the matrix that the shards make."""
     ### BEGIN SOLUTION
-    parts = {"codes": [], "scales": [], "zeros": []}
+    kinds, parts = {(one["bits"], one["columns"], one["group"]) for one in shards}, []
+    if len(kinds) > 1:
+        raise ValueError(f"(bits, columns, group) of the shards differ: {kinds}")
     for shard in shards:
-        for key in ("bits", "columns", "group"):
-            if shard[key] != shards[0][key]:
-                raise ValueError(f"{key} of the shards: {[one[key] for one in shards]}")
         bits, columns, group = shard["bits"], shard["columns"], shard["group"]
         groups, blocks = -(-columns // group), -(-shard["rows"] // shard["block"])
-        if len(shard["words"]) != shard["rows"] or shard["scales"].shape != (blocks, groups):
-            raise ValueError("words or scales do not have the shape of the matrix")
         if shard["zeros"] is None:
             zeros = np.full((blocks, groups), 1 << (bits - 1))
         else:
-            if len(shard["zeros"]) != blocks:
-                raise ValueError(f"{len(shard['zeros'])} rows of zeros for {blocks} blocks")
             zeros = unpack(shard["zeros"], bits, groups, groups)
             ### BEGIN VARIANT dense
             zeros = (zeros + 1) % (1 << bits)
@@ -232,11 +221,14 @@ def fuse(shards: list[dict]) -> dict:
             ### BEGIN VARIANT sorted
             zeros = (1 << bits) - 1 - zeros
             ### END VARIANT
+        shapes = len(shard["words"]), shard["scales"].shape, len(zeros)
+        if shapes != (shard["rows"], (blocks, groups), blocks):
+            raise ValueError(f"rows of words, shape of scales, rows of zeros: {shapes}")
+        codes = unpack(shard["words"], bits, columns, group)
         block_of = np.arange(shard["rows"]) // shard["block"]
-        parts["codes"].append(unpack(shard["words"], bits, columns, group))
-        parts["scales"].append(shard["scales"][block_of])
-        parts["zeros"].append(zeros[block_of])
-    return {name: np.concatenate(found) for name, found in parts.items()}
+        parts.append((codes, shard["scales"][block_of], zeros[block_of]))
+    codes, scales, zeros = map(np.concatenate, zip(*parts, strict=True))
+    return {"codes": codes, "scales": scales, "zeros": zeros}
     ### END SOLUTION
 
 
@@ -373,8 +365,7 @@ def search(
         raise ValueError(f"ladder={ladder}: numbers above 0 are needed")
     top = (1 << bits) - 1
     low, high = np.minimum(weights.min(1), 0), np.maximum(weights.max(1), 0)
-    best = np.full(len(weights), np.inf)
-    scales, zeros = np.zeros(len(weights)), np.zeros(len(weights), np.int64)
+    found = []
     ### BEGIN VARIANT dense
     ladder = sorted(ladder, reverse=True)
     ### END VARIANT
@@ -396,9 +387,10 @@ def search(
         zero = np.clip(zero, 0, top).astype(np.int64)
         numbers = (nearest(weights, scale, zero, bits) - zero[:, None]) * scale[:, None]
         cost = (importance * (weights - numbers) ** 2).sum(1)
-        better = cost < best
-        best[better], scales[better], zeros[better] = cost[better], scale[better], zero[better]
-    return scales, zeros
+        found.append((scale, zero, cost))
+    scales, zeros, costs = (np.array(one) for one in zip(*found, strict=True))
+    best, row = costs.argmin(0), np.arange(len(weights))
+    return scales[best, row], zeros[best, row]
     ### END SOLUTION
 
 
@@ -432,7 +424,7 @@ labkit.check("scales")
 # The hessian:
 #
 # - A column whose place on the diagonal is 0 is *dead*: no input ever used it. Its row and column
-#   of `hessian` are 0. All others are *live*.
+#   of `hessian` are 0. All others are *live*, however small.
 # - The damping is added to the diagonal of the live columns, once, before the loop:
 # ### BEGIN VARIANT dense
 #   to each of them `damp` times the mean of the live columns' places on the diagonal.
@@ -668,8 +660,8 @@ labkit.check("gptq")
 #
 # What is read:
 #
-# - With `g_idx` a column's group is what that says. Without it the groups are of `group`
-#   neighbours.
+# - With `g_idx` a column's group is what that says, and there may be groups without a column.
+#   Without it the groups are of `group` neighbours.
 #
 # At the edges:
 #
@@ -681,7 +673,7 @@ labkit.check("gptq")
 # ### END VARIANT
 #
 # ### BEGIN VARIANT dense doubled
-# *Section of the chapter:* *Granularity buys more than bits*.
+# *Section of the chapter:* *The first scales are nearly free*.
 # ### END VARIANT
 # ### BEGIN VARIANT sorted
 # *Section of the chapter:* *The next column pays*.
@@ -739,7 +731,7 @@ def read(stored: dict, columns: int, group: int) -> np.ndarray:
     """Return the weights [rows, columns] that the file stands for."""
     ### BEGIN SOLUTION
     starts, weights = stored["starts"], np.zeros((len(stored["starts"]), columns))
-    for row, words in enumerate(np.split(stored["words"], starts[1:])):
+    for row, words in enumerate(np.split(stored["words"], starts)[1:]):
         stream = sum((word & 0xFFFFFFFF) << 32 * i for i, word in enumerate(words.tolist()))
         at = 0
         for number, begin in enumerate(range(0, columns, group)):
@@ -929,11 +921,9 @@ class Layer:
         group_of = np.arange(fused["codes"].shape[1]) // shards[0]["group"]
         self._weights = fused["codes"] - fused["zeros"][:, group_of]
         self._weights = self._weights * fused["scales"][:, group_of]
-        self._bytes = 0
-        for shard in shards:
-            self._bytes += 4 * shard["words"].size + 2 * shard["scales"].size
-            if shard["zeros"] is not None:
-                self._bytes += 4 * shard["zeros"].size
+        words = [one[key] for one in shards for key in ("words", "zeros") if one[key] is not None]
+        self._bytes = 4 * sum(one.size for one in words)
+        self._bytes += 2 * sum(one["scales"].size for one in shards)
         ### END SOLUTION
 
     def bytes(self) -> int:

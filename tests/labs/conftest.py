@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from shared_children import Children, shared_children
 
 from labkit.author.build import build_notebook, notebook_text
 from labkit.author.new import scaffold
@@ -81,6 +82,13 @@ def grade_cell(lab: Lab) -> Callable[..., Report]:
         return grader.grade(Submission(cells={task: source}), [lab.task(task)])
 
     return grade
+
+
+@pytest.fixture(scope="class")
+def children() -> Iterator[Children]:
+    """Children that the mutants of one lab share."""
+    with shared_children() as shared:
+        yield shared
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,29 @@
 """What holds of every lab: both solutions earn everything, the starter nothing, mutants die.
 
 A lab's test file derives a class from `LabSuite` and names the lab's folder.
+
+A mutant's file may say `killed_by`, the hidden test of its task that it is for. That test alone
+runs here and has to fail, in a child that the mutant before it has left; `labkit verify` runs them
+all, each in children of its own, as it does with submissions.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from shared_children import Children, SharingGrader
 
 import labkit
 from labkit.author.build import build_notebook, drift
 from labkit.author.verify import (
+    Mutant,
     load_mutants,
     map_problems,
     own_problems,
@@ -25,10 +33,13 @@ from labkit.author.verify import (
     verify_starter,
 )
 from labkit.grading.cells import reference_cells
-from labkit.reader.alone import DEFINES, imports_of
-from labkit.reader.lab import Lab, labs_folder, load_lab
+from labkit.reader.alone import DEFINES, imports_of, namespace_of
+from labkit.reader.lab import HiddenTest, Lab, labs_folder, load_lab
+from labkit.reader.notebook import Submission
 
 SOLUTIONS = ["master.py", "second.py"]
+# A mutant that was not changed with the reference dies of this, and shows nothing.
+STALE = re.compile(r"^running the cell|\bNameError|\bUnboundLocalError")
 
 
 class LabSuite:
@@ -40,7 +51,7 @@ class LabSuite:
         """Give a test each of the lab's mutants, tasks, variants or solutions by its argument."""
         lab = load_lab(self.slug)
         if "mutant" in metafunc.fixturenames:
-            metafunc.parametrize("mutant", load_mutants(lab), ids=lambda mutant: mutant.name)
+            metafunc.parametrize("mutant", _mutants(lab.folder), ids=lambda mutant: mutant.name)
         if "task" in metafunc.fixturenames:
             metafunc.parametrize("task", [task.name for task in lab.tasks])
         if "variant" in metafunc.fixturenames:
@@ -92,35 +103,59 @@ class LabSuite:
         assert row.total == 0
 
     def test_there_are_mutants_enough(self, lab: Lab) -> None:
-        mutants = load_mutants(lab)
+        mutants = _mutants(lab.folder)
         assert len(mutants) >= 10
         assert {task for m in mutants for task in m.cells} == {task.name for task in lab.tasks}
         assert {mutant.variant for mutant in mutants} == set(lab.variants)
 
-    def test_every_mutant_dies(self, lab: Lab, mutant: Any) -> None:
-        row = verify_mutant(lab, mutant, {"until_lost": mutant.at_most is None})
-        assert row.problem is None, mutant.bug
-        assert row.total < lab.automatic_points
+    def test_every_mutant_dies(self, lab: Lab, mutant: Mutant, children: Children) -> None:
+        if mutant.at_most is not None:
+            row = verify_mutant(lab, mutant, {})
+            assert row.problem is None, mutant.bug
+            assert row.total < lab.automatic_points
+            return
+        tasks = [lab.task(name) for name in mutant.cells]
+        test = _killed_by(lab, mutant)
+        if test is not None:
+            tasks = [replace(tasks[0], tests=(test,), points=test.points)]
+        grader = SharingGrader(
+            lab, mutant.variant, smaller=0, until_lost=True, children=children
+        )  # fmt: skip
+        cells = {**reference_cells(lab, mutant.variant), **mutant.cells}
+        report = grader.grade(Submission(cells=cells), tasks)
+        assert report.broken == []
+        reasons = [reason for task in tasks for reason in report.reasons(task.name)]
+        assert not [reason for reason in reasons if STALE.search(reason)]
+        for task in tasks:
+            found = [one.name for one in task.tests]
+            assert report.task_score(task.name) < task.points, f"not found by {found}: {mutant.bug}"
+
+    def test_mutants_die_of_every_hidden_test(self, lab: Lab) -> None:
+        """Where they say of which they die, no test is without one."""
+        mutants = _mutants(lab.folder)
+        found = {(name, _killed_by(lab, m)) for m in mutants for name in m.cells}
+        named = {(name, test.name) for name, test in found if test is not None}
+        if named:
+            assert named == {(task.name, test.name) for task in lab.tasks for test in task.tests}
 
     def test_a_wrong_solution_fails_the_public_check_of_its_rule(
-        self, lab: Lab, mutant: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, lab: Lab, mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Save those that say `hidden_only`: a corner of a rule that has its public case."""
-        path = lab.folder / "mutants" / f"{mutant.name.partition(',')[0]}.toml"
-        if tomllib.loads(path.read_text("utf8")).get("hidden_only"):
+        if _raw(lab, mutant).get("hidden_only"):
             return
         monkeypatch.chdir(tmp_path)
         cells = {**reference_cells(lab, mutant.variant), **mutant.cells}
         failed = []
         for task in mutant.cells:
             try:
-                labkit.check(task, _notebook(lab, mutant.variant, cells))
+                labkit.check(task, _loaded(lab, mutant, task, cells))
             except labkit.CheckFailed:
                 failed.append(task)
         assert failed, mutant.bug
 
     def test_the_engines_own_parts_earn_at_most_40(self, lab: Lab) -> None:
-        assert own_problems(lab, load_mutants(lab)) == []
+        assert own_problems(lab, _mutants(lab.folder)) == []
 
     def test_public_checks_fail_on_the_starter_in_words(
         self, lab: Lab, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -147,8 +182,42 @@ class LabSuite:
             assert "✗" not in printed
 
 
+@functools.cache  # collected for several tests
+def _mutants(folder: Path) -> list[Mutant]:
+    return load_mutants(load_lab(folder))
+
+
+def _raw(lab: Lab, mutant: Mutant) -> dict[str, Any]:
+    """What a mutant's file says."""
+    path = lab.folder / "mutants" / f"{mutant.name.partition(',')[0]}.toml"
+    return tomllib.loads(path.read_text("utf8"))
+
+
+def _killed_by(lab: Lab, mutant: Mutant) -> HiddenTest | None:
+    """The hidden test that a mutant's file says it dies of; None where it says nothing.
+
+    Raises:
+        StopIteration: its task has no such test.
+    """
+    name = _raw(lab, mutant).get("killed_by")
+    if name is None:
+        return None
+    (task,) = mutant.cells
+    return next(test for test in lab.task(task).tests if test.name == name)
+
+
 def _code(notebook: Any) -> list[Any]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def _loaded(lab: Lab, mutant: Mutant, task: str, cells: dict[str, str]) -> dict[str, Any]:
+    """What `check` finds outside a notebook: a task's names, and no cells to read once more.
+
+    A notebook it stays where kernels run elsewhere, and for quire's own code, which need not load.
+    """
+    if lab.interpreted or mutant.at_most is not None:
+        return _notebook(lab, mutant.variant, cells)
+    return {"LAB": f"{lab.slug}/{mutant.variant}", **namespace_of(lab, lab.task(task), cells)}
 
 
 def _notebook(lab: Lab, variant: str, cells: dict[str, str]) -> dict[str, Any]:

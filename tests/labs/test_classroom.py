@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -43,16 +44,19 @@ def _no_stale_grader() -> None:
     classroom._grader.cache_clear()
 
 
-@pytest.fixture
-def handed_in(small_lab: Lab, tmp_path: Path) -> Path:
+def _hand_in(lab: Lab, folder: Path) -> Path:
     """Three hand-ins: solved, starter, and one with a wrong second task."""
-    folder = tmp_path / "in"
     folder.mkdir()
-    solved = notebook_text(build_notebook(small_lab, solution=True))
+    solved = notebook_text(build_notebook(lab, solution=True))
     (folder / "ada.ipynb").write_text(solved, "utf8")
-    (folder / "bob.ipynb").write_text(notebook_text(build_notebook(small_lab)), "utf8")
+    (folder / "bob.ipynb").write_text(notebook_text(build_notebook(lab)), "utf8")
     (folder / "eve.ipynb").write_text(solved.replace("range(len(lengths))", "range(1)"), "utf8")
     return folder
+
+
+@pytest.fixture
+def handed_in(small_lab: Lab, tmp_path: Path) -> Path:
+    return _hand_in(small_lab, tmp_path / "in")
 
 
 @pytest.fixture
@@ -63,6 +67,23 @@ def grade(small_lab: Lab, handed_in: Path, tmp_path: Path) -> Any:
         return main([*fixed, "--jobs", "1", *more])
 
     return run
+
+
+@pytest.fixture(scope="module")
+def records(small_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What grading the three hand-ins has written, without tables and pages."""
+    folder = tmp_path_factory.mktemp("records")
+    settings = Settings(small_lab.folder, choose(small_lab, None))
+    handins, _ = find_handins([_hand_in(small_lab, folder / "in")], small_lab)
+    assert len(list(grade_class(plan(handins, settings, folder / "out"), settings, 1))) == 3
+    return folder / "out"
+
+
+@pytest.fixture
+def graded(grade: Any, records: Path, tmp_path: Path) -> Any:
+    """`grade`, which finds the hand-ins graded: for what comes after that."""
+    shutil.copytree(records, tmp_path / "out")
+    return grade
 
 
 def test_an_interrupted_run_goes_on_where_it_was(
@@ -97,11 +118,11 @@ def test_results_inside_the_folder_of_hand_ins_are_no_hand_ins(
         assert _totals(handed_in / "graded") == {"ada": 90, "bob": 0, "eve": 60}
 
 
-def test_half_a_record_is_made_again(grade: Any, tmp_path: Path) -> None:
-    assert grade() == 0
+def test_half_a_record_is_made_again(graded: Any, tmp_path: Path) -> None:
+    assert graded() == 0
     path = tmp_path / "out" / "students" / "ada" / "attempt-1.json"
     path.write_text(path.read_text("utf8")[:100], "utf8")
-    assert grade() == 0
+    assert graded() == 0
     assert _totals(tmp_path / "out")["ada"] == 90
 
 
@@ -131,23 +152,23 @@ def test_a_process_that_dies_takes_no_other_hand_in_with_it(
 
 
 def test_another_file_is_another_attempt_and_the_same_one_is_not(
-    grade: Any, handed_in: Path, tmp_path: Path
+    graded: Any, handed_in: Path, tmp_path: Path
 ) -> None:
-    assert grade() == 0
+    assert graded() == 0
     (handed_in / "bob.ipynb").write_bytes((handed_in / "ada.ipynb").read_bytes())
-    assert grade() == 0
-    assert grade() == 0
+    assert graded() == 0
+    assert graded() == 0
     out = tmp_path / "out"
     assert len(list((out / "students" / "bob").glob("attempt-*.json"))) == 2
     assert _totals(out)["bob"] == 90
     assert "attempt 2 of 2 counts" in _results(out, "bob")["output"]
     (tmp_path / "course.toml").write_text("[resubmission]\nat_most = 1\n")
-    assert grade("--course", str(tmp_path / "course.toml"), "--change") == 0
+    assert graded("--course", str(tmp_path / "course.toml"), "--change") == 0
     assert _totals(out)["bob"] == 0
 
 
 def test_late_points_are_taken_off_and_said(
-    grade: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    graded: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "times.csv").write_text("student,submitted\nada,2026-10-13T10:00:00\n")
     course = tmp_path / "course.toml"
@@ -155,7 +176,7 @@ def test_late_points_are_taken_off_and_said(
         '[late]\ntimes = "times.csv"\npercent_per_day = 10\n'
         "[labs.step-filling]\ndue = 2026-10-12T23:59:00\n"
     )
-    assert grade("--course", str(course)) == 0
+    assert graded("--course", str(course)) == 0
     assert _totals(tmp_path / "out") == {"ada": 81, "bob": 0, "eve": 60}
     assert _results(tmp_path / "out", "ada")["score"] == 81
     assert "10 % taken off" in _results(tmp_path / "out", "ada")["output"]
@@ -165,9 +186,9 @@ def test_late_points_are_taken_off_and_said(
 
 
 def test_marks_are_merged_and_kept(
-    grade: Any, handed_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    graded: Any, handed_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert grade() == 0
+    assert graded() == 0
     table = tmp_path / "out" / "written" / "explain.csv"
     text = table.read_text("utf8")
     assert text.split("\n")[0] == (
@@ -182,7 +203,7 @@ def test_marks_are_merged_and_kept(
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    assert grade() == 0
+    assert graded() == 0
     assert _totals(tmp_path / "out") == {"ada": 97.5, "bob": 0, "eve": 60}
     (test,) = [t for t in _results(tmp_path / "out", "ada")["tests"] if t["max_score"] == 10]
     assert (test["score"], test["output"]) == (7.5, "Says who, not why")
@@ -191,13 +212,13 @@ def test_marks_are_merged_and_kept(
     other = (handed_in / "ada.ipynb").read_text("utf8").replace("Any request that", "Each that")
     (handed_in / "ada.ipynb").write_text(other, "utf8")
     capsys.readouterr()
-    assert grade() == 0
+    assert graded() == 0
     assert "ada changed the answer after it was marked" in capsys.readouterr().err
     assert _totals(tmp_path / "out")["ada"] == 97.5
     path, rows = _marks(tmp_path)
     gone = {**rows[0], "student": "zoe", "points": "", "comment": "ask her"}
     _fill(path, [*rows, gone])
-    assert grade() == 0
+    assert graded() == 0
     assert "explain: marks of zoe, who has no answer here" in capsys.readouterr().err
     assert _marks(tmp_path)[1][-1]["comment"] == "ask her"
 
@@ -208,21 +229,21 @@ def test_marks_are_merged_and_kept(
      ("-1", "-1 is not between 0 and 10"), ("nan", "nan is not between 0 and 10")],
 )  # fmt: skip
 def test_marks_that_are_none_are_named(
-    grade: Any, tmp_path: Path, points: str, words: str, capsys: pytest.CaptureFixture[str]
+    graded: Any, tmp_path: Path, points: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert grade() == 0
+    assert graded() == 0
     table = tmp_path / "out" / "written" / "explain.csv"
     table.write_text(f"student,points\nada,{points}\n")
-    assert grade() == 2
+    assert graded() == 2
     assert f"explain.csv, line 2 (ada): {words}" in capsys.readouterr().err
     assert table.read_text() == f"student,points\nada,{points}\n"
 
 
 def test_regrade_says_what_changed(
-    grade: Any, small_lab: Lab, handed_in: Path, tmp_path: Path,
+    graded: Any, small_lab: Lab, handed_in: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    assert grade() == 0
+    assert graded() == 0
     for path in handed_in.iterdir():
         path.unlink()  # what was read from the files is enough
     lab = small_lab.folder / "lab.toml"
@@ -235,12 +256,12 @@ def test_regrade_says_what_changed(
     lab.write_text(harder, "utf8")
     _forget_the_lab()
     try:
-        assert grade("--student", "ada", command="regrade") == 0
+        assert graded("--student", "ada", command="regrade") == 0
         printed = capsys.readouterr()
         assert "ada, attempt 1: 90 -> 60 points" in printed.out
         assert "1 of 3 hand-ins have other points than before" in printed.out
         assert "2 hand-ins were graded by other tests or another key" in printed.err
-        assert grade("--student", "zoe", command="regrade") == 2
+        assert graded("--student", "zoe", command="regrade") == 2
         assert "holds no grades of zoe" in capsys.readouterr().err
     finally:
         lab.write_text(before, "utf8")
@@ -255,8 +276,8 @@ def _forget_the_lab() -> None:
         del sys.modules[name]
 
 
-def test_grades_of_another_lab_are_not_mixed_in(grade: Any, lab: Lab, tmp_path: Path) -> None:
-    assert grade() == 0
+def test_grades_of_another_lab_are_not_mixed_in(graded: Any, lab: Lab, tmp_path: Path) -> None:
+    assert graded() == 0
     settings = Settings(lab.folder, choose(lab, None))
     with pytest.raises(LabError, match="holds grades of step-filling: give each lab its own"):
         plan([], settings, tmp_path / "out")
@@ -416,16 +437,16 @@ def _fill(path: Path, rows: list[dict[str, str]], delimiter: str = ",") -> None:
 
 
 def test_each_row_of_the_rubric_has_a_column(
-    grade: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    graded: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert grade() == 0
+    assert graded() == 0
     path, rows = _marks(tmp_path)
     ada, eve = sorted(rows, key=lambda row: row["student"])
     ada["Who starves /5"], ada["A change that works /5"] = "2,5", "4"
     eve["Who starves /5"] = "5"
     _fill(path, rows, ";")  # as a spreadsheet of some countries saves it
     capsys.readouterr()
-    assert grade() == 0
+    assert graded() == 0
     said = capsys.readouterr().err
     assert "explain: eve: 1 of 2 rows are marked, the answer counts as unmarked" in said
     assert _totals(tmp_path / "out") == {"ada": 96.5, "bob": 0, "eve": 60}
@@ -438,29 +459,29 @@ def test_each_row_of_the_rubric_has_a_column(
     assert (ada["points"], eve["Who starves /5"], eve["points"]) == ("6.5", "5", "")
     ada["points"] = "9"
     _fill(path, rows)
-    assert grade() == 0
+    assert graded() == 0
     assert "explain: ada: the rows add up to 6.5, not to the 9" in capsys.readouterr().err
     assert _totals(tmp_path / "out")["ada"] == 96.5
     ada["A change that works /5"] = ""  # what a person wrote is kept
     _fill(path, rows)
-    assert grade() == 0
+    assert graded() == 0
     assert "explain: ada: 1 of 2 rows are marked, 9 points count" in capsys.readouterr().err
     assert _totals(tmp_path / "out")["ada"] == 99
     _fill(path, [*rows, ada])
-    assert grade() == 2
+    assert graded() == 2
     assert "explain.csv, line 4: ada is there twice" in capsys.readouterr().err
     ada["A change that works /5"] = "6"
     _fill(path, rows)
-    assert grade() == 2
+    assert graded() == 2
     assert "(ada), A change that works: 6 is not between 0 and 5" in capsys.readouterr().err
 
 
 def test_a_blind_table_names_nobody_and_its_marks_come_back(
-    small_lab: Lab, grade: Any, handed_in: Path, tmp_path: Path
+    small_lab: Lab, graded: Any, handed_in: Path, tmp_path: Path
 ) -> None:
     for name in ("knuth", "liskov", "perlman"):
         (handed_in / f"{name}.ipynb").write_bytes((handed_in / "ada.ipynb").read_bytes())
-    assert grade("--blind") == 0
+    assert graded("--blind") == 0
     path, rows = _marks(tmp_path)
     assert all(row["student"].startswith("code-") for row in rows)
     written = "".join(p.read_text("utf8") for p in path.parent.iterdir())
@@ -481,18 +502,18 @@ def test_a_blind_table_names_nobody_and_its_marks_come_back(
     for row in rows:
         row["points"] = "7" if row["student"] == code("ada") else "3"
     _fill(path, rows)
-    assert grade("--blind") == 0
+    assert graded("--blind") == 0
     assert _totals(tmp_path / "out") == {
         "ada": 97, "bob": 0, "eve": 63, "knuth": 93, "liskov": 93, "perlman": 93,
     }  # fmt: skip
-    assert grade("--change") == 0  # with names again: nothing is lost
+    assert graded("--change") == 0  # with names again: nothing is lost
     assert {row["student"]: row["points"] for row in _marks(tmp_path)[1]}["ada"] == "7"
 
 
-def test_the_courses_separator_is_that_of_tables_for_people(grade: Any, tmp_path: Path) -> None:
+def test_the_courses_separator_is_that_of_tables_for_people(graded: Any, tmp_path: Path) -> None:
     course = tmp_path / "course.toml"
     course.write_text('[course]\nseparator = ";"\n')
-    assert grade("--course", str(course)) == 0
+    assert graded("--course", str(course)) == 0
     out = tmp_path / "out"
     for name in ("points", "tasks", "tests", "similarity", "written/explain"):
         text = (out / f"{name}.csv").read_bytes()
@@ -501,7 +522,7 @@ def test_the_courses_separator_is_that_of_tables_for_people(grade: Any, tmp_path
     for name in ("canvas", "grades", "students", "blackboard"):
         assert (out / f"{name}.csv").read_bytes()[:3].isascii()  # no mark: a program reads it
         assert b";" not in (out / f"{name}.csv").read_bytes()
-    assert grade("--course", str(course)) == 0  # reads what it wrote
+    assert graded("--course", str(course)) == 0  # reads what it wrote
 
 
 def test_what_earns_nothing_for_what_it_is_is_said(
@@ -550,10 +571,10 @@ def test_a_slip_of_the_grader_costs_one_hand_in(
     assert grade() == 0
 
 
-def test_a_name_in_a_table_is_no_formula(grade: Any, handed_in: Path, tmp_path: Path) -> None:
+def test_a_name_in_a_table_is_no_formula(graded: Any, handed_in: Path, tmp_path: Path) -> None:
     for name in ("=HYPERLINK(1)", "@SUM(1)"):
         (handed_in / f"{name}.ipynb").write_bytes((handed_in / "ada.ipynb").read_bytes())
-    assert grade() == 0
+    assert graded() == 0
     out = tmp_path / "out"
     marks = out / "written" / "explain.csv"
     rows = list(csv.DictReader(marks.read_text("utf-8-sig").splitlines()))
@@ -563,8 +584,8 @@ def test_a_name_in_a_table_is_no_formula(grade: Any, handed_in: Path, tmp_path: 
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    assert grade() == 0  # reads the marks, and writes them anew
-    assert grade() == 0
+    assert graded() == 0  # reads the marks, and writes them anew
+    assert graded() == 0
     tables = [*out.glob("*.csv"), *out.glob("written/*.csv")]
     assert {path.stem for path in tables} == {
         "canvas", "blackboard", "brightspace", "grades", "students", "points", "tasks", "tests",
@@ -581,15 +602,15 @@ def test_a_name_in_a_table_is_no_formula(grade: Any, handed_in: Path, tmp_path: 
 
 
 def test_a_table_of_marks_that_a_spreadsheet_saved_its_way(
-    grade: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    graded: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert grade() == 0
+    assert graded() == 0
     table = tmp_path / "out" / "written" / "explain.csv"
     table.write_text("answer,student,points\n1.0,ada,5\n")
-    assert grade() == 0
+    assert graded() == 0
     assert _totals(tmp_path / "out")["ada"] == 95
     table.write_bytes("student,points,comment\nada,5,\u00fc\n".encode("latin1"))
-    assert grade() == 2
+    assert graded() == 2
     assert "explain.csv is not in UTF-8: save it as CSV UTF-8" in capsys.readouterr().err
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from labkit.reader.subject import Subject, Wrong
 
@@ -17,3 +20,29 @@ def refused(student: Subject, name: str, *args: Any, because: str) -> None:
         raise
     said = student.said(name, *args)
     student.fail(f"called {said}\nexpected ValueError  ({because})\ngot {got[:160]}")
+
+
+def pure(student: Subject, name: str, *args: Any, want: Any, because: str = "") -> Any:
+    """Call a function: it gives `want` in arrays of the same types, and no argument changes."""
+
+    def said() -> str:
+        return student.said(name, *args)
+
+    value, after = student.call_returning(range(len(args)), name, *args)
+    student.compare(said, value, want, because=because)
+    same_types(student, said, value, want)
+    for place, (left, given) in enumerate(zip(after, args, strict=True)):
+        student.compare(f"{name}, and looked at argument {place} afterwards", left, given)
+    return value
+
+
+def same_types(student: Subject, said: Callable[[], str], value: Any, want: Any) -> None:
+    """Complain about an array, or one in a dict or list, that is not of the type asked for."""
+    if isinstance(want, np.ndarray):
+        got = getattr(value, "dtype", None)
+        if got != want.dtype:
+            found = f"one of {got}" if got else "a list"
+            student.fail(f"called {said()}\nexpected an array of {want.dtype}\ngot {found}")
+    elif isinstance(want, list | dict):
+        for key in want if isinstance(want, Mapping) else range(len(want)):
+            same_types(student, said, value[key], want[key])

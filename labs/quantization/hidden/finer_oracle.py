@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .gptq_oracle import loop
-from .grid_oracle import NEAR, TooClose, code_of, cost_of, search_row
+from .grid_oracle import NEAR, TooClose, code_of, cost_of, remembered, search_row
 
 # ---- dense
 
@@ -38,6 +38,7 @@ def words_of(streams: Sequence[str], more: int = 0, filler: str = "0") -> dict[s
     return {"words": np.array(words, np.int64), "starts": np.array(starts, np.int64)}
 
 
+@remembered
 def write_dense(
     weights: Any, importance: Any, group: int, ladder: Sequence[float], limit: float
 ) -> tuple[dict[str, np.ndarray], list[list[int]]]:
@@ -77,6 +78,7 @@ def exponent_of(scales: Sequence[Fraction]) -> int:
     return e
 
 
+@remembered
 def write_doubled(
     weights: Any, importance: Any, scales: Any, zeros: Any, bits: int, group: int, block: int
 ) -> dict[str, np.ndarray]:
@@ -119,6 +121,7 @@ def order_of(hessian: Any) -> list[int]:
     return sorted(range(len(hessian)), key=lambda k: (-hessian[k][k], k))
 
 
+@remembered
 def write_sorted(
     weights: Any, hessian: Any, bits: int, group: int, ladder: Sequence[float], damp: float,
     static: bool,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .grid_oracle import TooClose, code_of, number_of, search_row
+from .grid_oracle import TooClose, code_of, number_of, remembered, search_row
 
 MOST_CONDITION = 1e4  # above it float64 loses too many digits for the margins of the tests
 Matrix = list[list[Fraction]]
@@ -116,6 +116,7 @@ def loop(
     }
 
 
+@remembered
 def gptq(
     variant: str, weights: Any, hessian: Any, bits: int, group: int, ladder: Sequence[float],
     damp: float,

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from . import finer_oracle as oracle
-from .driving import refused
+from .driving import pure, refused
 from .grid_oracle import cost_of, search, search_row, settled
 from .test_gptq import hessian_of, killed, weights_of
 
@@ -122,7 +122,8 @@ def _sorted(rng, static, columns=None, group=None, dead=0, diagonal=None):
     return weights, hessian, rng.choice((2, 3)), group, LADDER, rng.choice((0.0625, 0.25)), static
 
 
-def _sorted_file(rng, rows, columns, group, own_groups):
+def _sorted_file(rng, rows, columns, group, own_groups, gaps=False):
+    """A file of anything, and its weights; with `gaps` a group may have no column."""
     groups = -(-columns // group)
     made = {
         "codes": np.array([[rng.randrange(16) for _ in range(columns)] for _ in range(rows)]),
@@ -132,6 +133,8 @@ def _sorted_file(rng, rows, columns, group, own_groups):
     group_of = [k // group for k in range(columns)]
     if own_groups:
         rng.shuffle(group_of)
+        if gaps:
+            group_of = [rng.randrange(groups) for _ in group_of]
         made["g_idx"] = np.array(group_of)
     weights = [
         [(made["codes"][n][k] - made["zeros"][n][g]) * made["scales"][n][g]
@@ -194,13 +197,18 @@ def test_reading(student, variant, number):
         made, weights, _ = _dense_file(rng, rows, columns, group, rng.randrange(3), "101101")
         why = "what lies behind a row's last code is not read"
         student.expect("read", made, columns, group, want=weights, because=why)
+        before = np.array([rng.getrandbits(31) for _ in range(rng.randint(1, 3))])
+        made["words"] = np.concatenate([before, made["words"]])
+        made["starts"] = made["starts"] + len(before)
+        why = f"row 0 starts at {len(before)}"
+        student.expect("read", made, columns, group, want=weights, because=why)
     elif variant == "doubled":
         block = rng.randint(1, -(-columns // group) + 1)
         made, weights = _doubled_file(rng, rows, columns, group, block)
         student.expect("read", made, group, block, want=weights)
     else:
-        for own_groups in (False, True):
-            made, weights = _sorted_file(rng, rows, columns, group, own_groups)
+        for own_groups, gaps in ((False, False), (True, False), (True, True)):
+            made, weights = _sorted_file(rng, rows, columns, group, own_groups, gaps)
             student.expect("read", made, group, want=weights)
 
 
@@ -270,6 +278,10 @@ def _edges_sorted(student, rng, number):
         flat = [float(rng.choice((2, 3))) for _ in range(5)]
         equal = lambda r, s=static, f=flat: _sorted(r, s, 5, 2, diagonal=f)  # noqa: E731
         _write(student, equal, oracle.write_sorted, number, "equal ones from left to right")
+        if number == 1:  # once: NumPy sorts 16 columns and fewer in an order that long rows lack
+            long = [float(rng.choice((2, 3))) for _ in range(24)]
+            many = lambda r, s=static, d=long: _sorted(r, s, 24, 5, diagonal=d)  # noqa: E731
+            _write(student, many, oracle.write_sorted, number, "24 columns, two importances")
         none = lambda r, s=static: _sorted(r, s, 3, 2, diagonal=[0.0] * 3)  # noqa: E731
         _write(student, none, oracle.write_sorted, number, "all columns are dead")
     made, _ = _sorted_file(rng, 2, 7, 3, True)
@@ -293,20 +305,12 @@ def test_edges(student, variant, number):
 @given(number=NUMBERS)
 def test_any_layer(student, variant, number):
     """What was written is read again, by your own `read`; the arguments stay as they are."""
-
-    def judge(args, want, *reads):
-        kept, after = student.call_returning(range(len(args)), "write", *args)
-        student.compare(lambda: student.said("write", *args), kept, want)
-        for place, (left, given_) in enumerate(zip(after, args, strict=True)):
-            student.compare(f"write, and looked at argument {place} afterwards", left, given_)
-        return student.call("read", kept, *reads)
-
     if variant == "dense":
         args, want = settled(
             lambda n: (lambda a: (a, oracle.write_dense(*a)))(_dense(random.Random(n))), number
         )
         weights, importance, group, ladder, _ = args
-        got = judge(args, want[0], weights.shape[1], group)
+        written, reads = want[0], (weights.shape[1], group)
         expected = np.zeros(weights.shape)
         for begin in range(0, weights.shape[1], group):
             here = slice(begin, begin + group)
@@ -320,8 +324,8 @@ def test_any_layer(student, variant, number):
         args, want = settled(
             lambda n: (lambda a: (a, oracle.write_doubled(*a)))(_doubled(random.Random(n))), number
         )
-        group, block = args[-2:]
-        got = judge(args, want, group, block)
+        written, reads = want, args[-2:]
+        group, block = reads
         groups = np.arange(args[0].shape[1]) // group
         scales = want["steps"] * 2.0 ** want["exponents"][:, np.arange(groups[-1] + 1) // block]
         expected = (want["codes"] - want["zeros"][:, groups]) * scales[:, groups]
@@ -332,7 +336,8 @@ def test_any_layer(student, variant, number):
             number,
         )
         group = args[3]
-        got = judge(args, want, group)
+        written, reads = want, (group,)
         groups = want.get("g_idx", np.arange(args[0].shape[1]) // group)
         expected = (want["codes"] - want["zeros"][:, groups]) * want["scales"][:, groups]
-    student.compare("read, of what your write returned", got, expected)
+    kept = pure(student, "write", *args, want=written)
+    pure(student, "read", kept, *reads, want=expected, because="what your write returned")

@@ -8,11 +8,15 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from .driving import refused
+from .driving import pure, refused
 from .pack_oracle import litter, pack, random_shard, shard, together
 
 NUMBERS = st.integers(0, 10_000)
 ALL_BITS = st.integers(1, 8)
+
+
+def _fuse(student, shards, fused, because=""):
+    pure(student, "fuse", shards, want=together(fused), because=because)
 
 
 def _codes(rng, rows, columns, bits):
@@ -21,8 +25,8 @@ def _codes(rng, rows, columns, bits):
 
 def _both_ways(student, variant, codes, bits, group, because=""):
     words = pack(variant, codes, bits, group)
-    student.expect("pack", codes, bits, group, want=words, because=because)
-    student.expect("unpack", words, bits, codes.shape[1], group, want=codes, because=because)
+    pure(student, "pack", codes, bits, group, want=words, because=because)
+    pure(student, "unpack", words, bits, codes.shape[1], group, want=codes, because=because)
 
 
 @given(number=NUMBERS, bits=ALL_BITS, words=st.integers(1, 4))
@@ -81,10 +85,10 @@ def test_other_bits(student, variant, number, bits):
     student.expect("pack", codes, bits, group, want=words)
     other = litter(variant, words, bits, columns, group, rng)
     student.expect("unpack", other, bits, columns, group, want=codes)
-
-
-def _fuse(student, shards, fused, because=""):
-    student.expect("fuse", shards, want=together(fused), because=because)
+    made, fused = random_shard(variant, rng, bits=bits)
+    groups = made["scales"].shape[1]
+    made["zeros"] = litter(variant, made["zeros"], bits, groups, groups, rng)
+    _fuse(student, [made], [fused], "bits of the zeros' words that hold no zero")
 
 
 @given(number=NUMBERS, bits=ALL_BITS)
@@ -103,10 +107,6 @@ def test_zeros(student, variant, number, bits):
     _fuse(student, [made], [fused])
     made, fused = random_shard(variant, rng, bits=bits, block=1)
     _fuse(student, [made], [fused])
-    litter_rng = random.Random(number + 1)
-    groups = made["scales"].shape[1]
-    made["zeros"] = litter(variant, made["zeros"], bits, groups, groups, litter_rng)
-    _fuse(student, [made], [fused], "bits of the zeros' words that hold no zero")
     made, fused = random_shard(variant, rng, bits=bits, block=1, has_zeros=False)
     _fuse(student, [made], [fused], "`zeros` is None")
 
@@ -149,20 +149,22 @@ def test_refuses(student, variant, number):
         refused(student, "unpack", other, bits, 9, 4, because="the row needs 3 words")
     same = {"bits": bits, "columns": 9, "group": 4, "rows": rows}
     made, fused = random_shard(variant, rng, **same, block=2)
-    for key, value in (("bits", bits + 1), ("columns", 8), ("group", 3), ("group", 12)):
+    unlike = {"bits": (bits + 1,), "columns": (8, 10), "group": (3, 12)}
+    for key, value in [(key, value) for key, values in unlike.items() for value in values]:
         other, _ = random_shard(variant, rng, **(same | {key: value}))
         refused(student, "fuse", [made, other], because=f"they differ in {key}")
         refused(student, "fuse", [made, made, other], because=f"they differ in {key}")
     alike = [{"bits": bits, "columns": 4, "group": size} for size in (4, 6)]
     pair = [random_shard(variant, rng, **one)[0] for one in alike]
     refused(student, "fuse", pair, because="they differ in group, which here changes no place")
-    cases = {
-        "words": made["words"][:-1], "scales": made["scales"][:-1], "zeros": made["zeros"][:-1],
-    }  # fmt: skip
-    for key, value in cases.items():
-        refused(student, "fuse", [made | {key: value}], because=f"a row of {key} is missing")
-        longer = np.concatenate([made[key], made[key][:1]])
-        refused(student, "fuse", [made | {key: longer}], because=f"a row of {key} too many")
-        wider = np.concatenate([made[key], made[key][:, :1]], 1)
-        refused(student, "fuse", [made | {key: wider}], because=f"a column of {key} too many")
+    bare, _ = random_shard(variant, rng, **same, block=2, has_zeros=False)
+    for one, keys in ((made, ("words", "scales", "zeros")), (bare, ("words", "scales"))):
+        for key in keys:
+            refused(
+                student, "fuse", [one | {key: one[key][:-1]}], because=f"a row of {key} is missing"
+            )
+            longer = np.concatenate([one[key], one[key][:1]])
+            refused(student, "fuse", [one | {key: longer}], because=f"a row of {key} too many")
+            wider = np.concatenate([one[key], one[key][:, :1]], 1)
+            refused(student, "fuse", [one | {key: wider}], because=f"a column of {key} too many")
     _fuse(student, [made], [fused])
