@@ -50,7 +50,7 @@ class ExplorableDirective(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         name = self.arguments[0]
-        if not re.fullmatch(r"[a-z]+(-[a-z]+)*", name):
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
             raise self.error(f"explorable `{name}`: lower-case words joined by hyphens")
         files = [f"{FOLDER}/{name}.js"]
         data = [f"{FOLDER}/data/{part}" for part in self.options.get("data", "").split()]

@@ -33,6 +33,8 @@ NAMES = (
     "speculation-payoff",
     "quantization-grid",
     "quantization-crossover",
+    "tiles-and-l2",
+    "online-softmax",
 )
 FALLBACK = "The static form of this figure."
 
@@ -65,7 +67,7 @@ class Handler(SimpleHTTPRequestHandler):
     }
 
     def do_GET(self) -> None:
-        match = re.fullmatch(r"/(bare-|broken-)?([a-z-]+)\.html", self.path)
+        match = re.fullmatch(r"/(bare-|broken-)?([a-z0-9-]+)\.html", self.path)
         if match is None:
             super().do_GET()
             return

@@ -56,6 +56,7 @@ from quire.sampling.tensors import SamplingTensors
 sys.path.insert(0, str(Path(__file__).parent))
 from record_batching import batching_timeline, load_explorer
 from record_cache import block_table_player, prefix_cache_explorer
+from record_kernels import online_softmax, tiles_and_l2
 from record_speculation import shared_race, speculation_payoff
 
 FOLDER = Path(__file__).with_name("data")
@@ -357,6 +358,8 @@ MAKERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "speculation-payoff": speculation_payoff,
     "quantization-grid": quantization_grid,
     "quantization-crossover": quantization_crossover,
+    "tiles-and-l2": tiles_and_l2,
+    "online-softmax": online_softmax,
 }
 
 
