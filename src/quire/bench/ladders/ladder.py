@@ -146,8 +146,9 @@ def seconds_each(work: Callable[[T], object], inputs: Sequence[T], device: torch
 def copy_seconds(num_bytes: int, device: torch.device) -> float:
     """Return the time of a copy that reads half of the bytes and writes the other half.
 
-    What is copied is a multiple of 2 MiB, and the time scaled: CUDA's own copy of 58,738,688
-    bytes took half as long again as one of 58,720,256, which are 28 times 2 MiB.
+    What is copied is a multiple of 2 MiB, and the time scaled. On an H200 a copy of 58,738,688
+    bytes took 45 µs and one of 58,720,256, which are 28 times 2 MiB, 30 µs in another run; the
+    cause was not looked for.
     """
     half = max(round(num_bytes / 2 / COPIED), 1) * COPIED
     pairs = [
