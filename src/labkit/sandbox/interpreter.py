@@ -3,8 +3,8 @@
 `labkit.reader.kernel_child` loads this file, behind `guarded_memory.py`, as a cell of its own
 before the reader's, in a process that has Triton and no GPU. The interpreter forgives what a GPU
 does not: a masked lane without `other` reads 0, a read or write out of bounds reaches whatever
-lies there, programs run in order. Here such a lane reads poison, each address must lie in a buffer, programs
-run in a shuffled order and may not touch what another one of the launch has written.
+lies there, programs run in order. Here such a lane reads poison, each address must lie in a buffer,
+programs run in a shuffled order and may not touch what another one of the launch has written.
 """
 
 import os

@@ -33,7 +33,7 @@ def rows(device: torch.device, bench: Bench | None = None, size: int = 2**20) ->
                 case,
                 "times_too_large",
                 first,
-                "",
+                "1",
                 {"right": 1.0},
                 {"configurations": float(len(BLOCKS)), "second_call": second},
             )

@@ -115,4 +115,4 @@ def count(ptx: str) -> dict[str, int]:
 def row(case: str, counts: dict[str, int]) -> Row:
     """Return the counts of one step; the value is the number of instructions."""
     others = {name: float(number) for name, number in counts.items() if name != "instructions"}
-    return Row(f"ptx-{case}", "instructions", float(counts["instructions"]), "", {}, others)
+    return Row(f"ptx-{case}", "instructions", float(counts["instructions"]), "1", {}, others)
