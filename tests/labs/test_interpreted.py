@@ -88,6 +88,8 @@ def test_a_masked_lane_without_other_reads_poison(child: Child) -> None:
     edit = ("tl.load(x + i, inside, other=0.0)", "tl.sum(tl.load(x + i, inside), 0)")
     assert "got array" not in _fault(child, edit)
     assert "nan" in _fault(child, edit)
+    largest = ("tl.load(x + i, inside, other=0.0)", "tl.max(tl.load(x + i, inside), 0)")
+    assert "inf" in _fault(child, largest)  # a maximum ignores NaN
 
 
 def test_one_lane_whose_other_is_0_gets_it(child: Child) -> None:

@@ -149,6 +149,8 @@ class Guard:
         values = np.empty(pointers.data.shape, _get_np_dtype(kind))
         if other is None:
             values[...] = POISON.get(str(kind).replace("int", "i"), 0x5A)
+            if values.ndim > 0 and values.dtype.kind == "f":
+                values[..., 1::2] = np.inf  # a maximum ignores NaN
         else:
             values[...] = other.data
         self.loads += 1

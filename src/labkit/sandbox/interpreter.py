@@ -57,7 +57,7 @@ def run_kernels(
     import numpy as np
 
     made = {name: GuardedBuffer(i, name, given) for i, (name, given) in enumerate(buffers.items())}
-    launches = globals()[plan](**sizes)
+    launches = _planned(plan, sizes)
     rng = np.random.default_rng(order)
     try:
         counts = _run_all(plan, launches, made, scalars, rng)
@@ -80,7 +80,13 @@ def run_kernels(
 
 def launches_of(plan: str, sizes: dict[str, Any]) -> list[str]:
     """The names of the kernels that `plan(**sizes)` launches, in order."""
-    return [one["kernel"] for one in globals()[plan](**sizes)]
+    return [one["kernel"] for one in _planned(plan, sizes)]
+
+
+def _planned(plan: str, sizes: dict[str, Any]) -> Any:
+    if plan not in globals():
+        raise KernelFault(f"your cells define no `{plan}`")
+    return globals()[plan](**sizes)
 
 
 def _run_all(
