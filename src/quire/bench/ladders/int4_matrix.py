@@ -1,7 +1,9 @@
 """The INT4 ladder's step on matrix units, with codes in the order of checkpoints.
 
-It differs from `quire.kernels.int4` in the packing alone: here the codes of a word follow one
-another, so that after unpacking the compiler moves them between threads, through shared memory.
+Here the codes of a word follow one another, so that after unpacking the compiler moves them
+between threads, through shared memory. At its own tile, 16 × 64 in 4 warps, that is all that
+differs from `quire.kernels.int4`. The engine's launch for one row has another tile, 8 × 32 in one
+warp, and more splits (`tile_for`), so the ladder's last step changes more than the packing.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -15,7 +17,7 @@ from quire.kernels.tiles import finish_tile
 
 OUTPUTS = 64  # of a program: the height of a product of Hopper's matrix units
 ROWS = 16  # of x, of which one is used
-SPLIT = 2  # programs that share the columns, as many as the engine's
+SPLIT = 2  # programs that share the columns
 MAGIC = {torch.bfloat16: (0x4300, 128.0), torch.float16: (0x6400, 1024.0)}  # bits, number of code 0
 
 
