@@ -127,8 +127,11 @@ class LabSuite:
         reasons = [reason for task in tasks for reason in report.reasons(task.name)]
         assert not [reason for reason in reasons if STALE.search(reason)]
         for task in tasks:
-            found = [one.name for one in task.tests]
-            assert report.task_score(task.name) < task.points, f"not found by {found}: {mutant.bug}"
+            if report.task_score(task.name) == task.points:
+                # Hypothesis draws numbers of the modules loaded, too: another test may find it.
+                found = [one.name for one in task.tests]
+                row = verify_mutant(lab, mutant, {})
+                assert row.problem is None, f"not found by {found}: {mutant.bug}"
 
     def test_mutants_die_of_every_hidden_test(self, lab: Lab) -> None:
         """Where they say of which they die, no test is without one."""

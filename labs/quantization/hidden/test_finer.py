@@ -296,6 +296,7 @@ def _edges_sorted(student, rng, number):
 @given(number=NUMBERS)
 @example(number=1)
 @example(number=2)
+@example(number=9)
 def test_edges(student, variant, number):
     """At the edges: the last group, equal costs, what cannot be read."""
     edges = {"dense": _edges_dense, "doubled": _edges_doubled, "sorted": _edges_sorted}
