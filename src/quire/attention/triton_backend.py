@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quire.kernels.paged_decode import DecodeScratch, paged_decode
+from quire.kernels.decode_splits import DecodeScratch
+from quire.kernels.paged_decode import paged_decode
 from quire.kernels.prefill import prefill, tokens_per_tile
 from quire.kernels.tuning import Tuning, tuning
 from quire.kv.batch import AttentionBatch

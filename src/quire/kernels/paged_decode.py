@@ -15,20 +15,15 @@ once.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
+from quire.kernels.decode_splits import FEW_SPLITS, DecodeScratch, merge_splits
 from quire.kernels.runtime import jit, starts_early, tl, triton
 from quire.kernels.tuning import DecodeTuning
 from quire.kv.batch import AttentionBatch
 from quire.kv.layer import LayerKV
 
 LOG2_E = 1.4426950408889634
-MAX_SPLITS = 64  # as many partial results are merged
-FEW_SPLITS = 16  # fewer were never faster
 MIN_ROWS = 16  # the fewest rows of a matrix product on tensor cores
 
 
@@ -206,88 +201,11 @@ def _paged_decode(
     if tl.atomic_add(arrivals + unit, 1, sem="acq_rel") < num_splits - 1:
         return
     tl.store(arrivals + unit, 0)  # for the next layer
-    merged = _merge(parts, stats, num_splits, PADDED, HEAD_SIZE, MOST, CHUNK)
+    merged = merge_splits(parts, stats, num_splits, PADDED, HEAD_SIZE, MOST, CHUNK)
     row = tl.arange(0, PADDED)
     heads = (row // GROUP * num_kv_heads + kv_head) * GROUP + row % GROUP
     inside = heads[:, None] * HEAD_SIZE + column[None, :]
     tl.store(out + inside, merged, mask=(row < TOKENS * GROUP)[:, None])
-
-
-@jit
-def _merge(
-    parts,  # float32 [splits, PADDED, HEAD_SIZE]
-    stats,  # float32 [splits, 2, PADDED]
-    num_splits,
-    PADDED: tl.constexpr,
-    HEAD_SIZE: tl.constexpr,
-    MOST: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """Join the softmaxes of splits: each is weighted by its share of the whole sum."""
-    head = tl.arange(0, PADDED)[None, :]
-    every = tl.arange(0, MOST)[:, None]
-    stat = stats + every * 2 * PADDED + head
-    maxima = tl.load(stat, mask=every < num_splits, other=float("-inf"), cache_modifier=".cg")
-    totals = tl.load(stat + PADDED, mask=every < num_splits, other=0.0, cache_modifier=".cg")
-    maximum = tl.max(maxima, 0)
-    total = tl.sum(totals * tl.exp2(maxima - maximum[None, :]), 0)
-    inside = tl.arange(0, PADDED)[:, None] * HEAD_SIZE + tl.arange(0, HEAD_SIZE)[None, :]
-    merged = tl.zeros([PADDED, HEAD_SIZE], tl.float32)
-    for begin in tl.range(0, num_splits, CHUNK, num_stages=6):
-        some = begin + tl.arange(0, CHUNK)
-        there = some < num_splits
-        top = tl.load(
-            stats + some[:, None] * 2 * PADDED + head,
-            mask=there[:, None],
-            other=float("-inf"),
-            cache_modifier=".cg",
-        )
-        part = tl.load(
-            parts + some[:, None, None] * PADDED * HEAD_SIZE + inside[None, :, :],
-            mask=there[:, None, None],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        merged += tl.sum(part * tl.exp2(top - maximum[None, :])[:, :, None], 0)
-    return merged / total[:, None]
-
-
-@dataclass(frozen=True)
-class DecodeScratch:
-    """What the programs of one sequence exchange; the layers of a step use it in turn."""
-
-    partials: Tensor
-    sums: Tensor
-    arrivals: Tensor
-    splits: int
-
-    @classmethod
-    def allocate(
-        cls,
-        items: int,
-        tokens: int,
-        query: Tensor,
-        kv: LayerKV,
-        tuning: DecodeTuning,
-        longest: int,
-    ) -> DecodeScratch:
-        """Choose the number of splits for `items` sequences of `tokens` new tokens each.
-
-        It depends on sizes alone, never on lengths, so that a captured launch fits them all.
-        """
-        num_kv_heads, head_size = kv.key.shape[1], kv.key.shape[3]
-        units = items * num_kv_heads
-        # Reading takes keys / splits, merging splits: the sum is least at a root. Measured, 16
-        # were best up to 2,000 keys, 32 at 8,000 and 64 at 32,000.
-        worth = min(max(math.isqrt(longest // 8), FEW_SPLITS), MAX_SPLITS)
-        splits = max(min(tuning.programs // units, longest // tuning.min_keys, worth), 1)
-        padded = triton.next_power_of_2(tokens * query.shape[1] // num_kv_heads)
-        return cls(
-            partials=query.new_empty(units * splits * padded * head_size, dtype=torch.float32),
-            sums=query.new_empty(units * splits * 2 * padded, dtype=torch.float32),
-            arrivals=query.new_zeros(units, dtype=torch.int32),
-            splits=splits,
-        )
 
 
 def paged_decode(

@@ -54,13 +54,9 @@ def _sum(kernel: Any, values: Tensor) -> float:
     return float(out)
 
 
-# docs: ladder-autotune begin
 @jit
 def _sum_kernel(values, out, size, block: tl.constexpr):
     """One program a block, added to whatever `out` holds."""
     place = tl.program_id(0) * block + tl.arange(0, block)
     part = tl.sum(tl.load(values + place, place < size, other=0.0))
     tl.atomic_add(out, part.to(tl.float64))
-
-
-# docs: ladder-autotune end

@@ -104,7 +104,6 @@ def by_kv_head(step: DecodeStep, splits: int) -> Tensor:
     return out
 
 
-# docs: ladder-decode-head begin
 @jit
 def _query_head_kernel(
     query,  # [batch, num_heads, head_size]
@@ -149,10 +148,6 @@ def _query_head_kernel(
     tl.store(out + own, (mixed / total).to(out.dtype.element_ty))
 
 
-# docs: ladder-decode-head end
-
-
-# docs: ladder-decode-rows begin
 @jit
 def _kv_head_kernel(
     query,
@@ -210,10 +205,6 @@ def _kv_head_kernel(
     tl.store(stats + tl.num_programs(2) * units + place, total, used)
 
 
-# docs: ladder-decode-rows end
-
-
-# docs: ladder-decode-merge begin
 @jit
 def _merge_kernel(
     parts, stats, out, splits: tl.constexpr, block: tl.constexpr, head_size: tl.constexpr
@@ -230,6 +221,3 @@ def _merge_kernel(
     mixed = tl.load(parts + place, there[:, None], other=0.0)
     result = tl.sum(mixed * factor[:, None], 0) / tl.sum(totals * factor)
     tl.store(out + unit * head_size + size, result.to(out.dtype.element_ty))
-
-
-# docs: ladder-decode-merge end

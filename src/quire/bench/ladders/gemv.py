@@ -98,7 +98,6 @@ def _multiply(product: Product, *, block_outputs: int, block_depth: int, split: 
     return parts[0] if split == 1 else add_parts(parts, product.x.dtype)
 
 
-# docs: ladder-gemv begin
 @jit
 def _gemv_kernel(
     x,  # [1, depth]
@@ -124,6 +123,3 @@ def _gemv_kernel(
     result = tl.sum(total, axis=1)
     place = out + tl.program_id(1) * size + output
     tl.store(place, result.to(out.dtype.element_ty), needed)
-
-
-# docs: ladder-gemv end

@@ -155,7 +155,6 @@ def _in_order(c0, c1, c2, c3, c4, c5, c6, c7, outputs: tl.constexpr, columns: tl
     return tl.reshape(tl.join(even, odd), (outputs, columns))
 
 
-# docs: ladder-int4-naive begin
 @jit
 def _unpack(words, outputs: tl.constexpr, columns: tl.constexpr):
     """Return the codes of words, float32: a shift, a mask and a conversion each."""
@@ -202,9 +201,6 @@ def _naive_kernel(
     tl.store(out + output, result.to(out.dtype.element_ty), output < size)
 
 
-# docs: ladder-int4-naive end
-
-
 @jit
 def _load(
     x, words, scale, zero, row, needed, start, depth: tl.constexpr, block_groups: tl.constexpr
@@ -225,7 +221,6 @@ def _load(
     return packed, tl.reshape(values, (1, block_groups, 16, 8)), factor, origin
 
 
-# docs: ladder-int4-zero begin
 @jit
 def _zero_a_group_kernel(
     x,
@@ -255,10 +250,6 @@ def _zero_a_group_kernel(
     tl.store(out + output, result.to(out.dtype.element_ty), output < size)
 
 
-# docs: ladder-int4-zero end
-
-
-# docs: ladder-int4-magic begin
 @jit
 def _unpack_pairs(words, outputs: tl.constexpr, columns: tl.constexpr):
     """Return 128 + the codes of words, float32, two by one mask and one OR.
@@ -304,6 +295,3 @@ def _magic_kernel(
         total += sums * factor[:, :, None]
     result = tl.sum(tl.reshape(total, (block_outputs, block_groups * 16)), 1)
     tl.store(out + output, result.to(out.dtype.element_ty), output < size)
-
-
-# docs: ladder-int4-magic end

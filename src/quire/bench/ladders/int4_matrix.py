@@ -57,7 +57,6 @@ def int4_on_matrix_units(
     return out
 
 
-# docs: ladder-int4-matrix begin
 @jit
 def _matrix_kernel(
     x,  # [1, depth]
@@ -102,6 +101,3 @@ def _matrix_kernel(
         product = tl.dot(codes, values, input_precision="ieee")
         total += product * tl.load(scale + of_group, needed, other=0.0).to(tl.float32)
     finish_tile(total, out, out, parts, counters, output, row, 1, size, False, split)
-
-
-# docs: ladder-int4-matrix end

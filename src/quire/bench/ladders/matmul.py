@@ -150,7 +150,6 @@ def matmul(a: Tensor, weight: Tensor, tiling: Tiling) -> Tensor:
     return out[0] if tiling.split == 1 else add_parts(out, a.dtype)
 
 
-# docs: ladder-order begin
 @jit
 def _tile_of(program, down, across, group: tl.constexpr):
     """Return row and column of a program's tile: `group` rows of tiles, column by column.
@@ -164,10 +163,6 @@ def _tile_of(program, down, across, group: tl.constexpr):
     return first + inside % height, inside // height
 
 
-# docs: ladder-order end
-
-
-# docs: ladder-matmul begin
 @jit
 def _matmul_kernel(
     a,  # [num_rows, depth]
@@ -201,6 +196,3 @@ def _matmul_kernel(
     place = part + row.to(tl.int64)[:, None] * size + output[None, :]
     inside = (row < num_rows)[:, None] & (output < size)[None, :]
     tl.store(place, total.to(out.dtype.element_ty), inside)
-
-
-# docs: ladder-matmul end

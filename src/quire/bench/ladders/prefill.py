@@ -182,7 +182,6 @@ def online(prompts: Prompts, block: int, tile: int, *, skips: bool) -> Tensor:
     return out
 
 
-# docs: ladder-online-attention begin
 @jit
 def _online_kernel(
     query,  # [batch * length, num_heads, head_size]
@@ -228,6 +227,3 @@ def _online_kernel(
         maximum = higher
     mixed = mixed / total[:, None]
     tl.store(out + own, mixed.to(out.dtype.element_ty), (row < length)[:, None])
-
-
-# docs: ladder-online-attention end

@@ -51,7 +51,6 @@ def scores_in_memory(prompts: Prompts) -> Tensor:
     return out
 
 
-# docs: ladder-scores begin
 @jit
 def _scores_kernel(
     query,  # [batch * length, num_heads, head_size]
@@ -81,9 +80,6 @@ def _scores_kernel(
     place = (item * length + row)[:, None] * length + column[None, :]
     inside = (row < length)[:, None] & (column < length)[None, :]
     tl.store(scores + place, found.to(scores.dtype.element_ty), inside)
-
-
-# docs: ladder-scores end
 
 
 @jit

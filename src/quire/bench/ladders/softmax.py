@@ -58,7 +58,6 @@ def online(x: Tensor, block: int = 2048) -> Tensor:
     return out
 
 
-# docs: ladder-online-softmax begin
 @jit
 def _online_kernel(x, out, size: tl.constexpr, block: tl.constexpr):
     """One program a row, in blocks: a running maximum, and a sum that is relative to it."""
@@ -76,6 +75,3 @@ def _online_kernel(x, out, size: tl.constexpr, block: tl.constexpr):
         values = tl.load(x + row + column, column < size, other=-float("inf")).to(tl.float32)
         weights = tl.exp(values - maximum) / total
         tl.store(out + row + column, weights.to(out.dtype.element_ty), column < size)
-
-
-# docs: ladder-online-softmax end
