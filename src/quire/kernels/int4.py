@@ -224,7 +224,7 @@ def _int4_kernel(
 
 
 def unpack_int4(weight: PackedInt4, dtype: torch.dtype) -> Tensor:
-    """Return the numbers of a packed weight, bfloat16 [N, K], each rounded once."""
+    """Return the numbers of a packed weight in a 16-bit dtype, [N, K], each rounded once."""
     rows, columns = weight.shape
     out = torch.empty(rows, columns, dtype=dtype, device=weight.words.device)
     tiles, blocks = weight.words.shape[:2]
