@@ -19,6 +19,9 @@ from quire.kv.kv_cache_manager import KVCacheManager, PagedKVCacheManager
 from quire.kv.spec import CacheLayout
 from quire.kv.windowed_manager import WindowedKVCacheManager
 from quire.models.config import ModelConfig
+from quire.parallel.lockstep_executor import LockstepExecutor
+from quire.parallel.part import local_config
+from quire.parallel.process_executor import ProcessExecutor
 from quire.scheduler import Scheduler, TokenBudgetScheduler
 from quire.speculation.factory import find_draft_model
 from quire.tokenizer import Tokenizer
@@ -47,15 +50,26 @@ def build_engine(
         if draft is not None:
             draft = replace(draft, config=_with_window(draft.config, config.cache.kv_window))
     layout = CacheLayout.of(
-        model_config, config.cache_dtype, None if draft is None else draft.config
+        local_config(model_config, config.parallel.tensor_parallel_size),
+        config.cache_dtype,
+        None if draft is None else draft.config,
     )
-    executor = InlineExecutor(config, model_config, layout, folder, components, draft)
+    make_executor = _executor(config)
+    executor = make_executor(config, model_config, layout, folder, components, draft)
     make_pool = components.block_pool or LRUBlockPool
     pools: list[BlockPool] = [make_pool(executor.num_blocks) for _ in range(layout.num_groups)]
     make_manager = components.kv_cache_manager or _default_manager(config, layout)
     manager = make_manager(pools, config.cache.block_size, config.cache.enable_prefix_caching)
     scheduler = _make_scheduler(config, components, manager)
     return LLMEngine(config, model_config, scheduler, executor, tokenizer, trace)
+
+
+def _executor(config: EngineConfig) -> type[InlineExecutor | LockstepExecutor | ProcessExecutor]:
+    """Return who carries out the steps."""
+    if config.parallel.num_ranks == 1:
+        return InlineExecutor
+    is_lockstep = config.parallel.distributed_executor_backend == "lockstep"
+    return LockstepExecutor if is_lockstep else ProcessExecutor
 
 
 def _with_window(model_config: ModelConfig, window: int) -> ModelConfig:

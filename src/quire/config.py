@@ -151,6 +151,37 @@ class SchedulingOptions:
         require_flags(self, "overlap")
 
 
+@dataclass(frozen=True)
+class ParallelOptions:
+    """On how many devices the model runs, and how they share it.
+
+    Args:
+        tensor_parallel_size: ranks that share every layer's matrices and heads.
+        distributed_executor_backend: "mp": a process a rank, on a GPU each where there are GPUs;
+            "lockstep": the ranks take turns in this process, which is for tests and for finding
+            faults (`quire.parallel.lockstep`). By default "mp".
+    """
+
+    tensor_parallel_size: int = 1
+    distributed_executor_backend: str = "mp"
+
+    def __post_init__(self) -> None:
+        require_counts(self, "tensor_parallel_size")
+        if self.distributed_executor_backend not in BACKENDS:
+            raise QuireError(
+                f"distributed_executor_backend={self.distributed_executor_backend!r}: must be one "
+                f"of {', '.join(BACKENDS)}"
+            )
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks in all."""
+        return self.tensor_parallel_size
+
+
+BACKENDS = ("mp", "lockstep")
+
+
 class EngineOptions(TypedDict, total=False):
     """The options of `LLM`: the fields of the groups above, as a caller may give them.
 
@@ -175,6 +206,8 @@ class EngineOptions(TypedDict, total=False):
     policy: str
     watermark: float
     overlap: bool | None
+    tensor_parallel_size: int
+    distributed_executor_backend: str
     speculative_config: Mapping[str, Any] | SpeculativeConfig | None
 
 
@@ -185,6 +218,7 @@ class EngineConfig:
     model: ModelOptions
     cache: CacheOptions = CacheOptions()
     scheduling: SchedulingOptions = SchedulingOptions()
+    parallel: ParallelOptions = ParallelOptions()
     speculation: SpeculativeConfig | None = None
 
     def __post_init__(self) -> None:
@@ -231,7 +265,13 @@ class EngineConfig:
             return kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options})
 
         speculation = SpeculativeConfig.of(options.get("speculative_config"))
-        return cls(group(ModelOptions), group(CacheOptions), group(SchedulingOptions), speculation)
+        return cls(
+            group(ModelOptions),
+            group(CacheOptions),
+            group(SchedulingOptions),
+            group(ParallelOptions),
+            speculation,
+        )
 
     @classmethod
     def resolve(cls, model: ModelConfig, options: EngineOptions) -> EngineConfig:

@@ -1,6 +1,6 @@
 """`LLMEngine`: the step loop. Requests go in, `RequestOutput`s come out.
 
-Request → Scheduler.schedule() → SchedulerOutput → Executor.execute() → PendingStep
+Request → Scheduler.schedule() → SchedulerOutput → Executor.execute() → QueuedStep
         → .wait() → StepResult → Scheduler.update() → RequestOutput
 
 With overlap, a step is scheduled and queued before the one ahead of it is waited for: the
@@ -19,7 +19,7 @@ from dataclasses import replace
 from quire.config import EngineConfig
 from quire.detokenizer import Detokenizer
 from quire.errors import InvalidRequestError, QuireError
-from quire.executor import Executor
+from quire.executor import Executor, QueuedStep
 from quire.interrupts import uninterrupted
 from quire.messages import Logprob, SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
@@ -27,7 +27,6 @@ from quire.outputs import RequestOutput
 from quire.progress import RequestHandle
 from quire.prompts import Prompt, PromptReader
 from quire.request import FinishReason, Request
-from quire.runner.pending import PendingStep
 from quire.sampling.params import SamplingParams
 from quire.sampling.resolve import resolve
 from quire.scheduler import Scheduler
@@ -62,7 +61,7 @@ class LLMEngine:
         self.executor = executor
         self._handles: dict[str, RequestHandle] = {}  # by the caller's id
         self._owners: dict[str, RequestHandle] = {}  # by the id of each sequence that runs
-        self._in_flight: deque[tuple[PendingStep, float]] = deque()  # with when it was scheduled
+        self._in_flight: deque[tuple[QueuedStep, float]] = deque()  # with when it was scheduled
         # When the last step's tokens were known, if its requests go on; idle time is no step's.
         self._last_end: float | None = None
         self._controller: LengthController | None = None
@@ -101,6 +100,12 @@ class LLMEngine:
         _check_labels(request_id, priority, client_id, cache_salt)
         if request_id in self._handles:
             raise InvalidRequestError(f"request_id={request_id!r} still runs: choose another")
+        num_ranks = self.config.parallel.num_ranks
+        if params.logits_processors and num_ranks > 1:
+            raise InvalidRequestError(
+                f"logits_processors with {num_ranks} ranks: each rank would call them, and all "
+                "must choose alike; use one rank (tensor_parallel_size=1)"
+            )
         tokenized = self.prompts.read(prompt, params)
         token_ids = list(tokenized.token_ids)
         params = resolve(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -17,11 +17,21 @@ from quire.components import Components
 from quire.config import EngineConfig
 from quire.errors import QuireError
 from quire.kv.spec import CacheLayout
-from quire.messages import SchedulerOutput
+from quire.messages import SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
 from quire.runner.pending import PendingStep
 from quire.runner.worker import Worker
 from quire.speculation.factory import DraftSource
+
+
+class QueuedStep(Protocol):
+    """A step that was handed to the devices."""
+
+    output: SchedulerOutput
+
+    def wait(self) -> StepResult:
+        """Block until the step is done and return what it chose."""
+        ...
 
 
 class Executor(Protocol):
@@ -37,11 +47,11 @@ class Executor(Protocol):
         """Seconds of a step with k guesses of each request, by (requests, k), if k may vary."""
         ...
 
-    def execute(self, output: SchedulerOutput) -> PendingStep:
+    def execute(self, output: SchedulerOutput) -> QueuedStep:
         """Queue a step without waiting for it. Steps are carried out in the order of the calls."""
         ...
 
-    def settle(self, in_flight: Iterable[PendingStep]) -> None:
+    def settle(self, in_flight: Iterable[Any]) -> None:
         """After a step was lost: let the devices finish, and make the other answers safe."""
         ...
 

@@ -31,6 +31,7 @@ from quire.messages import Logprob
 from quire.models.config import ModelConfig
 from quire.models.decoder import Decoder
 from quire.models.loader import load_weights
+from quire.parallel.part import local_config
 from quire.sampling import SamplerOutput, SamplingTensors
 from quire.sampling.sampler import gather_logprobs
 from quire.scheduler import TokenBudgetScheduler
@@ -196,10 +197,16 @@ def load_decoder(folder: Path, method_for: MethodFactory | None = None) -> Decod
 
 
 def decoder_logits(
-    model: Decoder, token_ids: Sequence[int], chunks: Sequence[int] | None = None
+    model: Decoder,
+    token_ids: Sequence[int],
+    chunks: Sequence[int] | None = None,
+    num_ranks: int = 1,
 ) -> Tensor:
-    """Logits of every position, computed chunk after chunk over a poisoned cache."""
-    config, backend = model.config, TorchAttention()
+    """Logits of every position, computed chunk after chunk over a poisoned cache.
+
+    Of `num_ranks` each calls this with its own part of the model.
+    """
+    config, backend = local_config(model.config, num_ranks), TorchAttention()
     specs, block_size = layer_specs(config, torch.float32), 16
     storage = KVStorage(specs, [0] * len(specs), 40, block_size, CPU)
     for kv in storage.layers:

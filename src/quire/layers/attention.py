@@ -16,6 +16,8 @@ from quire.layers.linear import Linear, MethodFactory
 from quire.layers.module import Layer
 from quire.layers.norm import HeadNorm
 from quire.models.config import ModelConfig
+from quire.parallel.comm import Comm
+from quire.parallel.part import kv_heads, query_heads
 
 
 @dataclass
@@ -40,32 +42,38 @@ class Attention(Layer):
         prefix: str,
         dtype: torch.dtype,
         device: torch.device,
+        comm: Comm,
     ) -> None:
-        """Create the layer, `prefix` in the checkpoint, with its weights empty."""
+        """Create the layer, `prefix` in the checkpoint, with its weights empty.
+
+        A rank of `comm` keeps its query heads, and the KV heads that they read.
+        """
         super().__init__()
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        queries = query_heads(config, comm.rank, comm.size)
+        kv = kv_heads(config, comm.rank, comm.size)
+        self.num_heads, self.num_kv_heads = queries.size, kv.size
         self.head_size = config.head_size
         self.scale = config.head_size**-0.5
         self.eps = config.rms_norm_eps
         self.backend = backend
-        q_size = config.num_heads * config.head_size
-        kv_size = config.num_kv_heads * config.head_size
-        sizes = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+        outputs = queries.times(config.head_size)
+        shards = {"q_proj": outputs} | dict.fromkeys(("k_proj", "v_proj"), kv.times(self.head_size))
         self.qkv_proj = Linear(
             config.hidden_size,
-            {f"{prefix}.{name}": size for name, size in sizes.items()},
+            {f"{prefix}.{name}": part for name, part in shards.items()},
             method_for,
             bias=config.qkv_bias,
             dtype=dtype,
             device=device,
         )
         self.o_proj = Linear(
-            q_size,
+            outputs,
             {f"{prefix}.o_proj": config.hidden_size},
             method_for,
             bias=config.output_bias,
             dtype=dtype,
             device=device,
+            reduce=comm,
         )
         self.qk_norm: HeadNorm | None = None
         if config.qk_norm:

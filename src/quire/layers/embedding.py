@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,9 @@ from torch import Tensor
 
 from quire.errors import CheckpointError
 from quire.layers.linear import Linear, MethodFactory
-from quire.layers.module import RANDOM_STD, Layer, Taker, check_fits, copy_checked, empty_parameter
+from quire.layers.module import RANDOM_STD, Layer, Taker, check_fits, copy_part, empty_parameter
+from quire.parallel.comm import Comm
+from quire.parallel.part import Part, cut, padded_part
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # names in a checkpoint
 _ROWS_AT_ONCE = 8192  # of two tables that are compared
@@ -23,6 +24,9 @@ class Vocabulary(Layer):
     In a tied model the head multiplies by the embedding's own table (Press and Wolf 2017).
     A checkpoint then has it once, under either name. One that has both, with different
     numbers, was not tied after all: both are kept, as transformers does.
+
+    Of several ranks each keeps the rows of equally many tokens, the last one's filled up with
+    zeros. A token's vector then comes from one of them, and each gives its own tokens' logits.
     """
 
     def __init__(
@@ -34,14 +38,18 @@ class Vocabulary(Layer):
         tied: bool,
         dtype: torch.dtype,
         device: torch.device,
+        comm: Comm,
     ) -> None:
         """Create both with their weights empty."""
         super().__init__()
         self.tied = tied
-        self.embedding = empty_parameter((vocab_size, hidden_size), dtype, device)
+        self.comm = comm
+        self.rows = padded_part(vocab_size, comm.rank, comm.size)
+        self._parts = [self.rows, Part.whole(hidden_size)]
+        self.embedding = empty_parameter((self.rows.size, hidden_size), dtype, device)
         self.head = Linear(
             hidden_size,
-            {HEAD.removesuffix(".weight"): vocab_size},
+            {HEAD.removesuffix(".weight"): self.rows},
             method_for,
             bias=False,
             dtype=dtype,
@@ -54,16 +62,24 @@ class Vocabulary(Layer):
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return the vectors of token ids [num_tokens], [num_tokens, hidden_size]."""
-        return F.embedding(token_ids, self.embedding)
+        if self.comm.size == 1:
+            return F.embedding(token_ids, self.embedding)
+        own = token_ids - self.rows.begin
+        is_here = (own >= 0) & (own < self.rows.size)
+        vectors = F.embedding(torch.where(is_here, own, 0), self.embedding)
+        return self.comm.all_reduce(vectors * is_here[:, None])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of hidden states [R, hidden_size], [R, vocab_size]."""
-        return self.head(hidden)
+        logits: Tensor = self.head(hidden)
+        if self.comm.size == 1:
+            return logits
+        return self.comm.all_gather(logits)[:, : self.rows.total]
 
     def takes(self) -> dict[str, Taker]:
         """The table and the head's; of a tied model, either."""
         if not self.tied:
-            return {EMBEDDING: Taker(partial(copy_checked, self.embedding)), **self.head.takes()}
+            return {EMBEDDING: Taker(self._take_embedding), **self.head.takes()}
         return {
             EMBEDDING: Taker(self._take_embedding, required=False),
             HEAD: Taker(self._take_head, required=False),
@@ -87,12 +103,17 @@ class Vocabulary(Layer):
             self.head.fill_random(generator)
 
     def _take_embedding(self, tensor: Tensor) -> None:
-        copy_checked(self.embedding, tensor)
+        copy_part(self.embedding, tensor, self._parts)
         self._filled = True
 
     def _take_head(self, tensor: Tensor) -> None:
-        check_fits(self.embedding, tensor)
-        self._stored_head = tensor
+        self._stored_head = cut(tensor, self._parts)
+        check_fits(self._stored, self._stored_head)
+
+    @property
+    def _stored(self) -> Tensor:
+        """The rows of this rank's table that a checkpoint has."""
+        return self.embedding[: self.rows.stored]
 
     def _settle_head(self) -> None:
         stored, self._stored_head = self._stored_head, None
@@ -101,17 +122,18 @@ class Vocabulary(Layer):
                 raise CheckpointError(
                     f"lacks {EMBEDDING!r} that its config asks for; is a weight file missing?"
                 )
-            self.embedding.copy_(stored)
-        elif stored is not None and not _equal(self.embedding, stored):
+            self.embedding.zero_()
+            self._stored.copy_(stored)
+        elif stored is not None and not _equal(self._stored, stored):
             warnings.warn(
                 f"config.json has tie_word_embeddings=true, but {HEAD} is stored beside "
                 f"{EMBEDDING} and differs: both are kept. Set tie_word_embeddings to false",
                 stacklevel=2,
             )
             self.head.weight = empty_parameter(
-                tuple(stored.shape), self.embedding.dtype, self.embedding.device
+                tuple(self.embedding.shape), self.embedding.dtype, self.embedding.device
             )
-            self.head.weight.copy_(stored)
+            self.head.weight.zero_()[: self.rows.stored] = stored
 
 
 def _equal(table: Tensor, stored: Tensor) -> bool:

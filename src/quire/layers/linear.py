@@ -6,7 +6,7 @@ products. A checkpoint stores them apart, so a fused layer names its shards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from quire.layers.module import Layer, Taker
+from quire.parallel.comm import Comm, Solo
+from quire.parallel.part import Part
 
 
 class QuantMethod(Protocol):
@@ -32,7 +34,11 @@ class QuantMethod(Protocol):
         ...
 
     def load_shard(self, layer: Linear, name: str, shard: str, tensor: Tensor) -> None:
-        """Copy one checkpoint tensor, `name` of `tensors`, into its shard's part."""
+        """Copy one checkpoint tensor, `name` of `tensors`, into its shard's rows.
+
+        The tensor is the whole shard's; `layer.shard_parts` and `layer.columns` say what of it this
+        rank keeps.
+        """
         ...
 
     def finish_load(self, layer: Linear) -> None:
@@ -60,7 +66,9 @@ MethodFactory = Callable[[Sequence[str]], QuantMethod]
 class Linear(Layer):
     """y = x W^T + b over one or more shards stacked along the output.
 
-    `shards` maps the checkpoint's full name of each part to its output features, in order.
+    `shards` maps the checkpoint's full name of each to its output features, in order. A rank
+    keeps a `Part` of them, or of the input features: its product is then a part of a sum, and
+    `reduce` adds up the ranks'.
     """
 
     weight: Tensor
@@ -69,38 +77,48 @@ class Linear(Layer):
 
     def __init__(
         self,
-        in_features: int,
-        shards: dict[str, int],
+        in_features: int | Part,
+        shards: Mapping[str, int | Part],
         method_for: MethodFactory,
         *,
         bias: bool,
         dtype: torch.dtype,
         device: torch.device,
+        reduce: Comm | None = None,
     ) -> None:
         """Create the layer with its weights empty."""
         super().__init__()
-        self.in_features = in_features
-        self.out_features = sum(shards.values())
-        self.has_bias = bias
+        self.columns = _part(in_features)
+        self.shard_parts = {name: _part(features) for name, features in shards.items()}
+        self.in_features = self.columns.size
+        self.out_features = sum(part.size for part in self.shard_parts.values())
+        self.reduce = reduce or Solo()
+        # Of the ranks whose products are added up, the first adds the bias, once.
+        self.has_bias = bias and self.reduce.rank == 0
+        self._ignores_bias = bias and not self.has_bias
         self.shard_rows: dict[str, tuple[int, int]] = {}  # name → first row, number of rows
         begin = 0
-        for name, size in shards.items():
-            self.shard_rows[name] = (begin, size)
-            begin += size
+        for name, part in self.shard_parts.items():
+            self.shard_rows[name] = (begin, part.size)
+            begin += part.size
         self.method = method_for(tuple(shards))
         self.method.create_weights(self, dtype, device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to x, [num_tokens, in_features]."""
-        return self.method.apply(self, x)
+        product = self.method.apply(self, x)
+        return product if self.reduce.size == 1 else self.reduce.all_reduce(product)
 
     def takes(self) -> dict[str, Taker]:
         """The method's tensors of every shard."""
-        return {
+        takers = {
             f"{shard}.{name}": Taker(partial(self.method.load_shard, self, name, shard), required)
             for shard in self.shard_rows
             for name, required in self.method.tensors(self).items()
         }
+        if self._ignores_bias:
+            takers |= {f"{shard}.bias": Taker(_leave) for shard in self.shard_rows}
+        return takers
 
     def finish_load(self) -> None:
         """Let the method pack the weights."""
@@ -109,3 +127,11 @@ class Linear(Layer):
     def fill_random(self, generator: torch.Generator) -> None:
         """Let the method draw what it stores."""
         self.method.fill_random(self, generator)
+
+
+def _part(features: int | Part) -> Part:
+    return features if isinstance(features, Part) else Part.whole(features)
+
+
+def _leave(tensor: Tensor) -> None:
+    """Take a tensor that another rank keeps."""

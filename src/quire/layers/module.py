@@ -6,7 +6,7 @@ layer: fused projections, experts, packed weights and a rank's shard differ in t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from quire.errors import CheckpointError
+from quire.parallel.part import Part, cut
 
 RANDOM_STD = 0.02  # of random weights: as models are initialised for training
 
@@ -98,3 +99,19 @@ def copy_checked(place: Tensor, tensor: Tensor) -> None:
     """
     check_fits(place, tensor)
     place.copy_(tensor)
+
+
+def copy_part(place: Tensor, tensor: Tensor, parts: Sequence[Part]) -> None:
+    """Copy the parts that a rank keeps, one a dimension, of a checkpoint's tensor.
+
+    Padding becomes zero.
+
+    Raises:
+        CheckpointError: the whole tensor is not what the parts are of.
+    """
+    own = cut(tensor, parts)
+    if any(part.stored < part.size for part in parts):
+        place.zero_()
+    for dim, part in enumerate(parts):
+        place = place.narrow(dim, 0, part.stored)
+    copy_checked(place, own)

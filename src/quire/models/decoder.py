@@ -20,6 +20,8 @@ from quire.layers.module import Layer, LayerList
 from quire.layers.norm import RMSNorm
 from quire.layers.rope import RotaryTable
 from quire.models.config import ModelConfig
+from quire.parallel.comm import Comm, Solo
+from quire.parallel.part import Part, even_part
 from quire.quantization.factory import unquantized
 
 
@@ -33,16 +35,20 @@ class GatedMLP(Layer):
         prefix: str,
         dtype: torch.dtype,
         device: torch.device,
+        comm: Comm,
     ) -> None:
         """Create the layer, `prefix` in the checkpoint, with its weights empty."""
         super().__init__()
-        hidden, size, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        hidden, bias = config.hidden_size, config.mlp_bias
+        size = even_part(config.intermediate_size, comm.rank, comm.size)
         shards = {f"{prefix}.gate_proj": size, f"{prefix}.up_proj": size}
         self.gate_up_proj = Linear(
             hidden, shards, method_for, bias=bias, dtype=dtype, device=device
         )
-        shards = {f"{prefix}.down_proj": hidden}
-        self.down_proj = Linear(size, shards, method_for, bias=bias, dtype=dtype, device=device)
+        shards = {f"{prefix}.down_proj": Part.whole(hidden)}
+        self.down_proj = Linear(
+            size, shards, method_for, bias=bias, dtype=dtype, device=device, reduce=comm
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to x, [num_tokens, hidden_size]."""
@@ -60,18 +66,19 @@ class DecoderLayer(Layer):
         prefix: str,
         dtype: torch.dtype,
         device: torch.device,
+        comm: Comm,
     ) -> None:
         """Create the layer, `prefix` in the checkpoint, with its weights empty."""
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm(f"{prefix}.input_layernorm", size, eps, dtype, device)
         self.self_attn = Attention(
-            config, backend, method_for, f"{prefix}.self_attn", dtype, device
+            config, backend, method_for, f"{prefix}.self_attn", dtype, device, comm
         )
         self.post_attention_layernorm = RMSNorm(
             f"{prefix}.post_attention_layernorm", size, eps, dtype, device
         )
-        self.mlp = GatedMLP(config, method_for, f"{prefix}.mlp", dtype, device)
+        self.mlp = GatedMLP(config, method_for, f"{prefix}.mlp", dtype, device, comm)
 
     def forward(
         self, x: Tensor, residual: Tensor, kv: LayerKV, step: StepMetadata, layer: int
@@ -98,17 +105,22 @@ class Decoder(Layer):
         dtype: torch.dtype,
         device: torch.device,
         method_for: MethodFactory | None = None,
+        comm: Comm | None = None,
     ) -> None:
         """Create the model with its weights empty; `quire.models.loader` fills them.
 
         `method_for` chooses how each linear layer multiplies, by its name; None: by weights
-        as they are. The head stays in `dtype`.
+        as they are. The head stays in `dtype`. Of the ranks of `comm` each keeps its part of
+        every matrix; None: one rank keeps all.
         """
         super().__init__()
+        self.comm = comm = comm or Solo()
         self.config = config
         plain = unquantized(dtype, device)
         self.layers = LayerList(
-            DecoderLayer(config, backend, method_for or plain, f"model.layers.{i}", dtype, device)
+            DecoderLayer(
+                config, backend, method_for or plain, f"model.layers.{i}", dtype, device, comm
+            )
             for i in range(config.num_layers)
         )
         self.norm = RMSNorm("model.norm", config.hidden_size, config.rms_norm_eps, dtype, device)
@@ -119,6 +131,7 @@ class Decoder(Layer):
             tied=config.tie_word_embeddings,
             dtype=dtype,
             device=device,
+            comm=comm,
         )
         self.rotary = RotaryTable(config.rope, config.head_size, max_model_len, dtype, device)
 

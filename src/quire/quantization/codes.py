@@ -7,10 +7,13 @@ each way to multiply packs them as its kernel wants them. See the chapter "Quant
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from quire.errors import QuireError
+from quire.parallel.part import Part
 
 
 # docs: codes begin
@@ -93,6 +96,35 @@ class Codes:
             first.bits,
             first.group_size,
             first.group_of,
+        )
+
+    def part(self, rows: Part, columns: Part) -> Codes:
+        """Return what a rank keeps of the codes of a whole matrix, as views.
+
+        Raises:
+            QuireError: the columns' groups lie across ranks.
+        """
+        if rows == Part.whole(rows.total) and columns == Part.whole(columns.total):
+            return self
+        groups = self.scale.shape[1]
+        if columns != Part.whole(columns.total) and groups > 1:
+            size = self.group_size
+            if self.group_of is not None or size is None or columns.size % size:
+                raise QuireError(
+                    f"a rank gets {columns.size} of {columns.total} columns, and the groups of "
+                    f"{size} that share a scale lie across ranks"
+                    f"{' in an order of their own' if self.group_of is not None else ''}: choose "
+                    "fewer ranks, or quantize again with smaller groups in the columns' order"
+                )
+            of_groups = Part(groups, columns.begin // size, columns.size // size)
+        else:
+            of_groups = Part.whole(groups)
+        zero = self.zero
+        return replace(
+            self,
+            values=columns.of(rows.of(self.values), 1),
+            scale=of_groups.of(rows.of(self.scale), 1),
+            zero=None if zero is None else of_groups.of(rows.of(zero), 1),
         )
 
     def whole_zero(self) -> Tensor:

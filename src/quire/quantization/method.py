@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quire.errors import CheckpointError, QuireError
 from quire.layers.linear import Linear
-from quire.layers.module import RANDOM_STD, copy_checked, empty_parameter
+from quire.layers.module import RANDOM_STD, copy_part, empty_parameter
 from quire.quantization.codes import Codes
 from quire.quantization.formats.interface import WeightFormat
 from quire.quantization.rounding import round_to_nearest
@@ -46,7 +46,7 @@ class Quantized:
         if name == "bias":
             assert layer.bias is not None
             begin, size = layer.shard_rows[shard]
-            copy_checked(layer.bias[begin : begin + size], tensor)
+            copy_part(layer.bias[begin : begin + size], tensor, [layer.shard_parts[shard]])
         else:
             self._stored.setdefault(shard, {})[name] = tensor
 
@@ -61,10 +61,11 @@ class Quantized:
         if not self._stored:  # filled at random
             return
         parts, scales = [], []
-        for shard, (_, rows) in layer.shard_rows.items():
+        for shard, rows in layer.shard_parts.items():
             stored = {name: t.to(self._device) for name, t in self._stored.pop(shard, {}).items()}
             try:
-                parts.append(self.format.read(stored, rows, layer.in_features))
+                codes = self.format.read(stored, rows.total, layer.columns.total)
+                parts.append(codes.part(rows, layer.columns))
                 scales.append(self.format.input_scale(stored))
             except (CheckpointError, QuireError) as error:
                 raise type(error)(f"has {shard} of a kind it should not have: {error}") from None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from quire.kernels.linear import linear
 from quire.layers.linear import Linear
-from quire.layers.module import RANDOM_STD, copy_checked, empty_parameter
+from quire.layers.module import RANDOM_STD, copy_part, empty_parameter
 
 
 class Unquantized:
@@ -24,9 +24,11 @@ class Unquantized:
         layer.bias = empty_parameter(shape[:1], dtype, device) if layer.has_bias else None
 
     def load_shard(self, layer: Linear, name: str, shard: str, tensor: Tensor) -> None:
-        """Copy a tensor into the rows of its shard."""
+        """Copy what this rank keeps of a tensor into the rows of its shard."""
         begin, size = layer.shard_rows[shard]
-        copy_checked(getattr(layer, name)[begin : begin + size], tensor)
+        place = getattr(layer, name)[begin : begin + size]
+        parts = [layer.shard_parts[shard], layer.columns]
+        copy_part(place, tensor, parts[: place.dim()])
 
     def finish_load(self, layer: Linear) -> None:
         """Nothing to transform."""

@@ -27,6 +27,7 @@ from quire.layers.rope import RotaryTable
 from quire.models.config import ModelConfig
 from quire.models.decoder import DecoderLayer
 from quire.models.weight_files import WeightFile, open_weights
+from quire.parallel.comm import Solo
 from quire.quantization.unquantized import Unquantized
 
 BLOCK_SIZE = 16
@@ -106,7 +107,9 @@ class Source:
             return Unquantized()
 
         prefix = f"model.layers.{index}"
-        return DecoderLayer(self.config, self._backend, plain, prefix, torch.float32, device)
+        return DecoderLayer(
+            self.config, self._backend, plain, prefix, torch.float32, device, Solo()
+        )
 
     def embed(self, token_ids: list[int]) -> Tensor:
         """Return the hidden states that a sequence enters the first layer with, [T, hidden]."""

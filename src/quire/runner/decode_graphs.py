@@ -21,7 +21,7 @@ from torch import Tensor
 
 from quire.kernels.step import DecodeInputs, begin_step
 from quire.messages import ScheduledEntry, SchedulerOutput
-from quire.runner.device import DeviceParts
+from quire.runner.device import DeviceParts, captured
 from quire.sampling.sampler import GraphSafeSampler, SamplerOutput
 from quire.speculation.coupled import num_accepted, toss
 
@@ -71,7 +71,7 @@ class DecodeGraphs:
             self._body(width, inputs, ending)  # compiles kernels, which a capture cannot
             torch.cuda.synchronize(device)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with captured(graph, pool):
                 result = self._body(width, inputs, ending)
             self._graphs[size, width, ending] = graph, result
 

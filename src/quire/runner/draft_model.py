@@ -26,7 +26,7 @@ from quire.kernels.sampling import probabilities
 from quire.kv.batch import HostSequences
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
 from quire.runner.decode_graphs import batch_sizes
-from quire.runner.device import DeviceParts
+from quire.runner.device import DeviceParts, captured
 from quire.runner.staging import make_staging
 from quire.sampling.sampler import GraphSafeSampler, TorchSampler
 from quire.sampling.tensors import SamplingTensors
@@ -268,7 +268,7 @@ class DraftModel:
             self._guess(rows, number, greedy)  # compiles kernels, which a capture cannot
             torch.cuda.synchronize(device)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with captured(graph, pool):
                 self._guess(rows, number, greedy)
             self._graphs[size, number, greedy] = graph
 

@@ -93,7 +93,8 @@ class ModelRunner:
             check_values, vocab_size=model.config.vocab_size, name=self._sampler_name
         )
         self.graphs: DecodeGraphs | None = None
-        if config.model.cuda_graphs and config.model.device.type == "cuda" and backend.graph_safe:
+        captures = config.model.cuda_graphs and config.model.device.type == "cuda"
+        if captures and backend.graph_safe and model.comm.graph_safe:
             with torch.inference_mode():
                 self.graphs = DecodeGraphs(self._parts)
         if draft is not None:

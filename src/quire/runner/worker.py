@@ -23,6 +23,7 @@ from quire.layers.linear import MethodFactory
 from quire.models.config import ModelConfig
 from quire.models.decoder import Decoder
 from quire.models.loader import initialize_random, load_weights
+from quire.parallel.comm import Comm, Solo
 from quire.quantization.factory import methods
 from quire.runner.memory import default_num_blocks
 from quire.runner.model_runner import ModelRunner
@@ -48,11 +49,14 @@ class Worker:
         folder: Path | None,
         components: Components,
         draft: DraftSource | None = None,
+        comm: Comm | None = None,
     ) -> None:
         """Load the model onto the device, and the draft model where there is one.
 
         Args:
             folder: the checkpoint; None gives random weights.
+            comm: this rank's end of the group that shares the model; None: it has all of it.
+                A draft model is small: every rank has all of that.
 
         Raises:
             QuireError: an attention backend that does not serve an option of the cache.
@@ -88,15 +92,16 @@ class Worker:
             model_config,
             folder,
             own or methods(model_config, options.quantization, options.dtype, device),
+            comm or Solo(),
         )
         self._draft: tuple[Decoder, TorchSampler] | None = None
         if draft is not None:
             method_for = methods(draft.config, None, options.dtype, device)
-            draft_model = self._load(draft.config, draft.folder, method_for)
+            draft_model = self._load(draft.config, draft.folder, method_for, Solo())
             self._draft = draft_model, _default_sampler(device)()
 
     def _load(
-        self, model_config: ModelConfig, folder: Path | None, method_for: MethodFactory
+        self, model_config: ModelConfig, folder: Path | None, method_for: MethodFactory, comm: Comm
     ) -> Decoder:
         options = self._config.model
         model = Decoder(
@@ -106,6 +111,7 @@ class Worker:
             options.dtype,
             options.device,
             method_for,
+            comm,
         )
         if folder is None:
             initialize_random(model)

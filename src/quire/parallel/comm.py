@@ -1,0 +1,80 @@
+"""`Comm`: how the ranks of a group talk, whatever carries it.
+
+The collectives are those of MPI and NCCL: every rank of the group calls the same one, in the same
+order, with tensors of the same shape and dtype. See the chapter "Parallelism".
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Comm(Protocol):
+    """Swap point: one rank's end of a group."""
+
+    rank: int  # of this end, in [0, size)
+    size: int  # ranks of the group
+    graph_safe: bool  # whether a CUDA graph may capture the collectives
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Return the sum of all ranks' x; x may be overwritten."""
+        ...
+
+    def all_gather(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Return all ranks' x, one behind the other along a dimension, in the order of ranks."""
+        ...
+
+    def all_to_all(self, parts: list[Tensor], sizes: list[int]) -> list[Tensor]:
+        """Send `parts[r]` to rank r; return what each rank sent here.
+
+        Args:
+            parts: one a rank, equal but for their number of rows.
+            sizes: rows that will come from each rank.
+        """
+        ...
+
+    def broadcast(self, x: Tensor, source: int) -> Tensor:
+        """Return rank `source`'s x; the others' x gives shape and dtype and may be overwritten."""
+        ...
+
+    def send(self, x: Tensor, target: int) -> None:
+        """Send x to a rank that receives it."""
+        ...
+
+    def receive(self, like: Tensor, source: int) -> Tensor:
+        """Return what a rank sends, of the shape and dtype of `like`, which may be overwritten."""
+        ...
+
+
+class Solo:
+    """A group of one: nobody to talk to."""
+
+    rank = 0
+    size = 1
+    graph_safe = True
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum of one."""
+        return x
+
+    def all_gather(self, x: Tensor, dim: int = -1) -> Tensor:
+        """What this rank has."""
+        return x
+
+    def all_to_all(self, parts: list[Tensor], sizes: list[int]) -> list[Tensor]:
+        """What this rank sends itself."""
+        return parts
+
+    def broadcast(self, x: Tensor, source: int) -> Tensor:
+        """What this rank has."""
+        return x
+
+    def send(self, x: Tensor, target: int) -> None:
+        """Nobody is there."""
+        raise ValueError(f"a group of one has no rank {target} to send to")
+
+    def receive(self, like: Tensor, source: int) -> Tensor:
+        """Nobody is there."""
+        raise ValueError(f"a group of one has no rank {source} to receive from")

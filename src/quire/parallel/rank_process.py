@@ -1,0 +1,170 @@
+"""What a rank's own process does: it carries out the engine's commands, in their order.
+
+The engine sends every rank the same commands. Answers carry the number of the command that they
+answer, so that one which nobody waits for any more can be told from the next.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from multiprocessing import connection, parent_process
+from pathlib import Path
+
+import torch
+
+from quire.components import Components
+from quire.config import EngineConfig
+from quire.kv.spec import CacheLayout
+from quire.messages import SchedulerOutput, StepResult
+from quire.models.config import ModelConfig
+from quire.parallel.torch_comm import TorchComm, world
+from quire.runner.pending import PendingStep
+from quire.runner.worker import Worker
+from quire.speculation.factory import DraftSource
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load the rank's part of the model; answered by the number of blocks there is room for."""
+
+    config: EngineConfig
+    model_config: ModelConfig
+    layout: CacheLayout
+    folder: Path | None
+    components: Components
+    draft: DraftSource | None
+
+
+@dataclass(frozen=True)
+class Allocate:
+    """Allocate the cache; answered by the worker's `round_costs`."""
+
+    num_blocks: int
+
+
+@dataclass(frozen=True)
+class Execute:
+    """Queue a step; not answered."""
+
+    ticket: int  # names the step in the commands that follow
+    output: SchedulerOutput
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Wait for a step; answered by its result on rank 0, on others by the tokens' digest."""
+
+    ticket: int
+    step: int  # the scheduler's number of it
+
+
+@dataclass(frozen=True)
+class Settle:
+    """Let the device finish, and forget all steps but these; not answered."""
+
+    tickets: tuple[int, ...]
+
+
+Command = Load | Allocate | Execute | Wait | Settle
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a command: a value, or what was raised."""
+
+    number: int
+    value: object = None
+    error: BaseException | None = None
+
+
+def digest(result: StepResult) -> int:
+    """Return a number that differs, all but surely, for different tokens."""
+    return zlib.crc32(repr(list(result.token_ids.items())).encode())
+
+
+def main(
+    rank: int, size: int, rendezvous: str, device: torch.device, end: connection.Connection
+) -> None:
+    """Be rank `rank` of `size` until the engine closes its end of the pipe, or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the engine's business
+    threading.Thread(target=_end_with_the_engine, daemon=True).start()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // size))
+    with world(rank, size, rendezvous, device):
+        serve = _Serving(rank, device)
+        for number, command in enumerate(_commands(end)):
+            try:
+                value = serve.carry_out(command)
+            except Exception as error:  # told to the engine, which knows about the other ranks
+                end.send(Answer(number, error=error))
+                continue
+            if not isinstance(command, Execute | Settle):
+                end.send(Answer(number, value))
+
+
+class _Serving:
+    """A worker and the steps that it has queued."""
+
+    _worker: Worker  # from `Load` on
+
+    def __init__(self, rank: int, device: torch.device) -> None:
+        self._rank, self._device = rank, device
+        self._comm = TorchComm()
+        self._pending: dict[int, PendingStep] = {}
+        self._errors: dict[int, Exception] = {}  # of steps that could not be queued
+
+    def carry_out(self, command: Command) -> object:
+        if isinstance(command, Execute):
+            try:
+                step = self._worker.runner.execute(command.output)
+            except Exception as error:  # raised where the step is waited for
+                self._errors[command.ticket] = error
+            else:
+                self._pending[command.ticket] = step
+            return None
+        if isinstance(command, Wait):
+            if command.ticket in self._errors:
+                raise self._errors.pop(command.ticket)
+            result = self._pending.pop(command.ticket).wait()
+            return result if self._rank == 0 else digest(result)
+        if isinstance(command, Settle):
+            self._errors = {}
+            self._pending = {t: self._pending[t] for t in command.tickets if t in self._pending}
+            self._worker.runner.settle(self._pending.values())
+            return None
+        if isinstance(command, Allocate):
+            self._worker.allocate(command.num_blocks)
+            return self._worker.round_costs
+        config = replace(command.config, model=replace(command.config.model, device=self._device))
+        self._worker = Worker(
+            config,
+            command.model_config,
+            command.layout,
+            command.folder,
+            command.components,
+            command.draft,
+            self._comm,
+        )
+        return config.cache.num_blocks or self._worker.most_blocks()
+
+
+def _commands(end: connection.Connection) -> Iterator[Command]:
+    """Yield what comes through the pipe until it is closed."""
+    while True:
+        try:
+            yield end.recv()
+        except (EOFError, ConnectionError):
+            return
+
+
+def _end_with_the_engine() -> None:
+    """Exit when the engine's process has ended, even from within a collective."""
+    engine = parent_process()
+    assert engine is not None
+    connection.wait([engine.sentinel])
+    os._exit(1)

@@ -1,0 +1,91 @@
+"""`TorchComm`: ranks in processes of their own, over torch.distributed: NCCL on GPUs, else gloo."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# A rank that waits longer for the others takes them for lost, and raises.
+PATIENCE = timedelta(seconds=60)
+
+# torch 2.13 has a new name for it.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+@contextmanager
+def world(rank: int, size: int, rendezvous: str, device: torch.device) -> Iterator[None]:
+    """Within, this process is rank `rank` of `size`.
+
+    Args:
+        rendezvous: where the ranks find one another: `file://…` on one machine, else
+            `tcp://host:port` of rank 0's machine.
+    """
+    if rendezvous.startswith("file:"):  # all on this machine: nobody else can connect
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=rendezvous,
+        rank=rank,
+        world_size=size,
+        timeout=PATIENCE,
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class TorchComm:
+    """This process's end of a group (`quire.parallel.comm.Comm`)."""
+
+    def __init__(self, members: list[int] | None = None) -> None:
+        """Join the group of these ranks; None: of all. Every rank of the world must call this."""
+        self._group = dist.group.WORLD if members is None else dist.new_group(members)
+        assert self._group is not None
+        self.rank = dist.get_rank(self._group)
+        self.size = dist.get_world_size(self._group)
+        self.graph_safe = dist.get_backend(self._group) == "nccl"
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Add up in place."""
+        dist.all_reduce(x, group=self._group)
+        return x
+
+    def all_gather(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Join what the ranks have."""
+        gathered = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
+        _all_gather(gathered, x.contiguous(), group=self._group)
+        dim %= x.dim()
+        return gathered.view(self.size, *x.shape).movedim(0, dim).flatten(dim, dim + 1)
+
+    def all_to_all(self, parts: list[Tensor], sizes: list[int]) -> list[Tensor]:
+        """Hand each rank what the others have for it."""
+        sent = torch.cat(parts)
+        received = sent.new_empty((sum(sizes), *sent.shape[1:]))
+        counts = [len(part) for part in parts]
+        dist.all_to_all_single(received, sent, sizes, counts, group=self._group)
+        return list(received.split(sizes))
+
+    def broadcast(self, x: Tensor, source: int) -> Tensor:
+        """Hand out what one rank has, in place."""
+        dist.broadcast(x, group=self._group, group_src=source)
+        return x
+
+    def send(self, x: Tensor, target: int) -> None:
+        """Send to a rank that receives."""
+        dist.send(x.contiguous(), group=self._group, group_dst=target)
+
+    def receive(self, like: Tensor, source: int) -> Tensor:
+        """Receive in place."""
+        dist.recv(like, group=self._group, group_src=source)
+        return like
