@@ -157,16 +157,19 @@ class ParallelOptions:
 
     Args:
         tensor_parallel_size: ranks that share every layer's matrices and heads.
+        pipeline_parallel_size: stages that share the layers; as many steps are in flight, of
+            different requests. Each stage has `tensor_parallel_size` ranks.
         distributed_executor_backend: "mp": a process a rank, on a GPU each where there are GPUs;
             "lockstep": the ranks take turns in this process, which is for tests and for finding
             faults (`quire.parallel.lockstep`). By default "mp".
     """
 
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     distributed_executor_backend: str = "mp"
 
     def __post_init__(self) -> None:
-        require_counts(self, "tensor_parallel_size")
+        require_counts(self, "tensor_parallel_size", "pipeline_parallel_size")
         if self.distributed_executor_backend not in BACKENDS:
             raise QuireError(
                 f"distributed_executor_backend={self.distributed_executor_backend!r}: must be one "
@@ -176,7 +179,23 @@ class ParallelOptions:
     @property
     def num_ranks(self) -> int:
         """Ranks in all."""
-        return self.tensor_parallel_size
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def tensor_groups(self) -> list[list[int]]:
+        """The ranks of each stage, which share its matrices."""
+        size = self.tensor_parallel_size
+        return [list(range(begin, begin + size)) for begin in range(0, self.num_ranks, size)]
+
+    @property
+    def pipeline_groups(self) -> list[list[int]]:
+        """The ranks that stand at the same place of their stages, first stage first."""
+        return [list(ranks) for ranks in zip(*self.tensor_groups, strict=True)]
+
+    @property
+    def output_ranks(self) -> list[int]:
+        """The ranks that choose tokens: those of the last stage."""
+        return self.tensor_groups[-1]
 
 
 BACKENDS = ("mp", "lockstep")
@@ -207,6 +226,7 @@ class EngineOptions(TypedDict, total=False):
     watermark: float
     overlap: bool | None
     tensor_parallel_size: int
+    pipeline_parallel_size: int
     distributed_executor_backend: str
     speculative_config: Mapping[str, Any] | SpeculativeConfig | None
 
@@ -223,6 +243,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         device = self.model.device
+        if self.parallel.pipeline_parallel_size > 1:
+            self._require_pipelined()
         require_rows(
             self.scheduling.max_num_seqs,
             self.model.max_model_len,
@@ -236,6 +258,20 @@ class EngineConfig:
                     "kv_cache_dtype='fp8': E4M3 needs a GPU of compute capability 8.9 and up, and "
                     f"this one has {major}.{minor}: use 'int8'"
                 )
+
+    def _require_pipelined(self) -> None:
+        """Refuse what the stages of a pipeline do not do."""
+        size = self.parallel.pipeline_parallel_size
+        if self.speculation is not None:
+            raise QuireError(
+                f"pipeline_parallel_size={size} with speculative_config: what is guessed on the "
+                "last stage would have to be known on the first; use tensor_parallel_size"
+            )
+        if self.model.cuda_graphs:
+            raise QuireError(
+                f"pipeline_parallel_size={size} with cuda_graphs=True: a stage's step is not "
+                "captured; leave cuda_graphs out"
+            )
 
     @classmethod
     def of(cls, **options: Any) -> EngineConfig:
@@ -286,13 +322,15 @@ class EngineConfig:
             "max_model_len": _max_model_len(options.get("max_model_len"), model),
             "device": device,
             "overlap": device.type == "cuda" if overlap is None else overlap,
-            "cuda_graphs": runs_triton(device) if graphs is None else graphs,
+            "cuda_graphs": _captures(device, options) if graphs is None else graphs,
         }
         return cls.of(**{**options, **resolved})
 
     @property
     def max_in_flight(self) -> int:
-        """Steps that may be queued on the device at once."""
+        """Steps that may be queued on the devices at once."""
+        if self.parallel.pipeline_parallel_size > 1:
+            return self.parallel.pipeline_parallel_size
         return 2 if self.scheduling.overlap else 1
 
     @property
@@ -311,6 +349,11 @@ class EngineConfig:
         """Columns of a row of block tables: those of the longest sequence and of its drafts."""
         drafts = 0 if self.speculation is None else self.speculation.most_guesses
         return -(-(self.model.max_model_len + drafts) // self.cache.block_size)
+
+
+def _captures(device: torch.device, options: EngineOptions) -> bool:
+    """Whether steps are captured where nobody says: where kernels pay, on a single stage."""
+    return runs_triton(device) and options.get("pipeline_parallel_size", 1) == 1
 
 
 def _max_model_len(asked: int | None, model: ModelConfig) -> int:

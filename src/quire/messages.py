@@ -39,6 +39,8 @@ class ScheduledEntry:
     samples: bool  # its last known token is computed, so the step chooses the next
     new_block_ids: tuple[tuple[int, ...], ...] = ()  # per KV group, appended to its table
     num_draft_tokens: int = 0  # of its positions, the last ones: drafts, to be verified
+    # Outputs at its last positions, where the rank that embeds them did not choose them.
+    token_ids: tuple[int, ...] = ()
 
     @property
     def chosen_positions(self) -> range:

@@ -67,6 +67,17 @@ def test_processes_say_what_one_rank_says(options: dict[str, Any], folder: Path)
     assert faulty_parts.wait_until_ended(started, 5)
 
 
+def test_a_pipeline_of_shared_stages(folder: Path) -> None:
+    run = Run.of(
+        folder,
+        tensor_parallel_size=2,
+        pipeline_parallel_size=2,
+        max_model_len=96,
+        max_num_seqs=4,
+    )
+    assert tokens(run) == tokens(Run.of(folder, max_model_len=96, max_num_seqs=4))
+
+
 def test_four_ranks_copy_kv_heads(folder: Path) -> None:
     run = Run.of(folder, tensor_parallel_size=4, max_model_len=96, max_num_seqs=4)
     assert tokens(run) == tokens(Run.of(folder, max_model_len=96, max_num_seqs=4))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,22 @@ import checkpoints
 import pytest
 import torch
 from checkpoints import CPU, MAX_POSITION, SPECS, TOLERANCE, decoder_logits, oracle_logits
+from parallel_checkpoints import wide
 from quantized_checkpoints import KINDS, write_quantized
-from runs import Run
 from torch import Tensor
 
-from quire import LLM, QuireError, SamplingParams
+from quire import LLM, QuireError
 from quire.attention.torch_backend import TorchAttention
 from quire.models.config import ModelConfig
 from quire.models.decoder import Decoder
 from quire.models.loader import load_weights
 from quire.parallel.lockstep import Lockstep
 from quire.parallel.part import Part, kv_heads, local_config, padded_part, query_heads
+from quire.parallel.place import Place
 from quire.quantization.factory import methods
 
 Written = Callable[[str], Path]
-# Eight query heads, so that four ranks can share them; a vocabulary that leaves a remainder.
-WIDE = {"hidden_size": 128, "num_attention_heads": 8, "vocab_size": 97}
-LENGTHS = [40, 1, 23, 33]
 (TOKENS,) = checkpoints.random_prompts([60], seed=3)
-
-
-def wide(name: str) -> checkpoints.Spec:
-    spec = SPECS[name]
-    heads = {"num_key_value_heads": min(spec.options.get("num_key_value_heads", 2), 4)}
-    return replace(spec, options={**spec.options, **WIDE, **heads})
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +116,8 @@ def ranks(folder: Path, size: int, scheme: str | None = None) -> tuple[Lockstep,
     def load(rank: int) -> Decoder:
         method_for = methods(config, scheme, torch.float32, CPU)
         backend = TorchAttention()
-        model = Decoder(
-            config, backend, MAX_POSITION, torch.float32, CPU, method_for, world.comm(rank)
-        )
+        place = Place(tensor=world.comm(rank))
+        model = Decoder(config, backend, MAX_POSITION, torch.float32, CPU, method_for, place)
         load_weights(model, folder)
         return model
 
@@ -211,7 +201,7 @@ QUANTIZED = [
 
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_quantized_weights_are_cut_with_their_scales(kind: str, tmp_path: Path) -> None:
-    spec = replace(wide("qwen2"), options={**wide("qwen2").options, "intermediate_size": 128})
+    spec = wide("qwen2", intermediate_size=128)
     folder, _ = write_quantized(tmp_path, spec, KINDS[kind])
     compare(folder, 2)
 
@@ -219,7 +209,7 @@ def test_quantized_weights_are_cut_with_their_scales(kind: str, tmp_path: Path) 
 @pytest.mark.parametrize("scheme", ["int4-g32", "int4-channel"])
 def test_weights_rounded_while_they_are_loaded(scheme: str, tmp_path: Path) -> None:
     """A row's scale is that of the whole row, of which a rank may have a part."""
-    spec = replace(wide("qwen2"), options={**wide("qwen2").options, "intermediate_size": 128})
+    spec = wide("qwen2", intermediate_size=128)
     checkpoints.write(tmp_path / "plain", spec)
     compare(tmp_path / "plain", 2, scheme)
 
@@ -227,137 +217,7 @@ def test_weights_rounded_while_they_are_loaded(scheme: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", ["ct-int4-g16", "gptq-act-order"])
 def test_groups_that_lie_across_ranks_are_refused(kind: str, tmp_path: Path) -> None:
     """FFN 96 in groups of 16: 24 columns a rank at 4. Act-order: groups lie anywhere."""
-    spec = replace(wide("qwen2"), options={**wide("qwen2").options, "intermediate_size": 96})
+    spec = wide("qwen2", intermediate_size=96)
     folder, _ = write_quantized(tmp_path, spec, KINDS[kind])
     with pytest.raises(QuireError, match=r"columns, and the groups of \d+ .*fewer ranks"):
         ranks(folder, 4)
-
-
-# --- engines -----------------------------------------------------------------
-
-MIXED = [
-    SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=3),
-    SamplingParams(temperature=0.9, seed=3, top_k=20, top_p=0.9, max_tokens=20, n=3),
-    SamplingParams(temperature=1.0, seed=5, max_tokens=24, min_p=0.05, prompt_logprobs=2),
-    SamplingParams(
-        temperature=0.7,
-        seed=7,
-        repetition_penalty=1.2,
-        presence_penalty=0.3,
-        min_tokens=4,
-        stop_token_ids=[5, 9],
-        logit_bias={3: 2.0},
-        max_tokens=20,
-    ),
-]
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "few blocks": {"num_blocks": 9, "max_model_len": 96, "watermark": 0.0},
-    "chunks": {"max_num_batched_tokens": 16},
-    "overlap": {"overlap": True},
-    "int8 cache": {"kv_cache_dtype": "int8"},
-    "window": {"kv_window": 24, "kv_sinks": 4},
-    "host blocks": {
-        "num_blocks": 14,
-        "max_model_len": 128,
-        "num_host_blocks": 20,
-        "watermark": 0.0,
-    },
-    "n-gram": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}},
-}
-
-
-def outputs(folder: Path, **options: Any) -> tuple[list[Any], Run]:
-    run = Run.of(folder, max_num_seqs=4, **options)
-    prompts = checkpoints.random_prompts(LENGTHS, seed=1)
-    handles = [run.add(p, own) for p, own in zip(prompts, MIXED, strict=True)]
-    handles += [run.add(prompts[0], MIXED[0])]  # whose prefix is cached by then
-    found = []
-    for output in run.finish_all(handles):
-        scores = [[*(c.logprobs or [])] for c in output.outputs] + [output.prompt_logprobs or []]
-        found.append(
-            (
-                [c.token_ids for c in output.outputs],
-                [c.finish_reason for c in output.outputs],
-                [
-                    [(token, value.rank) for token, value in (row or {}).items()]
-                    for rows in scores
-                    for row in rows
-                ],
-            )
-        )
-    return found, run
-
-
-@pytest.mark.parametrize(
-    ("option", "name"),
-    list(zip(OPTIONS, ["qwen3-sharded", "llama-linear-biased"] * 4, strict=True)),
-)
-def test_an_engine_of_several_ranks_says_the_same(name: str, option: str, written: Written) -> None:
-    folder, options = written(name), OPTIONS[option]
-    expected, alone = outputs(folder, **options)
-    for size in (2, 4):
-        found, run = outputs(
-            folder,
-            tensor_parallel_size=size,
-            distributed_executor_backend="lockstep",
-            **options,
-        )
-        assert found == expected
-        assert run.hits() == alone.hits()
-        assert len(run.preemptions()) == len(alone.preemptions())
-    if option == "few blocks":
-        assert alone.preemptions()
-
-
-def test_a_rank_that_chooses_otherwise_is_named(written: Written) -> None:
-    run = Run.of(
-        written("mistral"), tensor_parallel_size=2, distributed_executor_backend="lockstep"
-    )
-    runner = run.llm.engine.executor.workers[1].runner  # type: ignore[attr-defined]
-    compute = runner._parts.model.compute_logits
-    runner._parts.model.compute_logits = lambda hidden: -compute(hidden)
-    run.add([1, 2, 3], MIXED[0])
-    with pytest.raises(QuireError, match=r"step \d: rank 1 chose .*rank 0"):
-        run.finish()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"tensor_parallel_size": 0}, r"tensor_parallel_size=0: must be .*at least 1"),
-        ({"distributed_executor_backend": "ray"}, r"'ray': must be one of mp, lockstep"),
-    ],
-)
-def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(QuireError, match=message):
-        LLM("quire-mini", device="cpu", **options)
-
-
-def test_functions_of_a_request_are_refused(written: Written) -> None:
-    run = Run.of(
-        written("mistral"), tensor_parallel_size=2, distributed_executor_backend="lockstep"
-    )
-    params = SamplingParams(logits_processors=[lambda ids, logits: logits])
-    with pytest.raises(QuireError, match="logits_processors with 2 ranks: each rank would call"):
-        run.add([1, 2, 3], params)
-    assert not run.llm.engine.has_requests
-
-
-def test_draft_models_guess_on_every_rank() -> None:
-    """Each rank has all of the draft model, so their guesses are the same."""
-    prompts, params = ["def f(x):", "import os"], SamplingParams(max_tokens=16, seed=2)
-    found = []
-    for size in (1, 2):
-        llm = LLM(
-            "quire-mini",
-            device="cpu",
-            max_model_len=64,
-            max_num_seqs=2,
-            tensor_parallel_size=size,
-            distributed_executor_backend="lockstep",
-            speculative_config={"method": "draft_model", "model": "quire-mini-draft"},
-        )
-        found.append([output.outputs[0].token_ids for output in llm.generate(prompts, params)])
-        assert llm.engine.executor.round_costs is not None
-    assert found[0] == found[1]

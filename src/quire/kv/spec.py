@@ -44,11 +44,13 @@ def layer_specs(config: ModelConfig, dtype: torch.dtype) -> list[KVCacheSpec]:
 class CacheLayout:
     """The layers of a model in KV groups: layers with equal specs share block tables.
 
-    `groups[i]` is the KV group of layer i; groups are numbered in order of appearance.
+    `groups[i]` is the KV group of layer i, in [0, num_groups); groups are numbered in order of
+    appearance. A part of the layers may have none of a group.
     """
 
     specs: list[KVCacheSpec]
     groups: list[int]
+    num_groups: int  # and so block tables a request
 
     @classmethod
     def of(
@@ -62,21 +64,18 @@ class CacheLayout:
         """
         specs = layer_specs(config, dtype)
         numbers: dict[KVCacheSpec, int] = {}
-        layout = cls(specs, [numbers.setdefault(spec, len(numbers)) for spec in specs])
+        groups = [numbers.setdefault(spec, len(numbers)) for spec in specs]
+        layout = cls(specs, groups, len(numbers))
         for spec in [] if draft is None else layer_specs(draft, dtype):
             windows = list(layout.windows.values())
             group = windows.index(spec.window) if spec.window in windows else len(windows)
-            layout = cls([*layout.specs, spec], [*layout.groups, group])
+            num_groups = max(layout.num_groups, group + 1)
+            layout = cls([*layout.specs, spec], [*layout.groups, group], num_groups)
         return layout
 
     def part(self, begin: int, end: int) -> CacheLayout:
         """Return the layout of layers [begin, end), which keep their groups' numbers."""
-        return CacheLayout(self.specs[begin:end], self.groups[begin:end])
-
-    @property
-    def num_groups(self) -> int:
-        """KV groups, and so block tables a request."""
-        return max(self.groups) + 1
+        return CacheLayout(self.specs[begin:end], self.groups[begin:end], self.num_groups)
 
     @cached_property  # read in every step
     def windows(self) -> dict[int, int | None]:

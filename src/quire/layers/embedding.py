@@ -10,9 +10,17 @@ from torch import Tensor
 
 from quire.errors import CheckpointError
 from quire.layers.linear import Linear, MethodFactory
-from quire.layers.module import RANDOM_STD, Layer, Taker, check_fits, copy_part, empty_parameter
-from quire.parallel.comm import Comm
+from quire.layers.module import (
+    RANDOM_STD,
+    Layer,
+    Taker,
+    check_fits,
+    copy_part,
+    empty_parameter,
+    leave,
+)
 from quire.parallel.part import Part, cut, padded_part
+from quire.parallel.place import Place
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # names in a checkpoint
 _ROWS_AT_ONCE = 8192  # of two tables that are compared
@@ -38,22 +46,27 @@ class Vocabulary(Layer):
         tied: bool,
         dtype: torch.dtype,
         device: torch.device,
-        comm: Comm,
+        place: Place,
     ) -> None:
-        """Create both with their weights empty."""
+        """Create both with their weights empty, or of a pipeline's stage what it needs."""
         super().__init__()
         self.tied = tied
-        self.comm = comm
+        self.comm = comm = place.tensor
+        self._has_embedding = place.is_first or (tied and place.is_last)
+        self._has_head = place.is_last
         self.rows = padded_part(vocab_size, comm.rank, comm.size)
         self._parts = [self.rows, Part.whole(hidden_size)]
-        self.embedding = empty_parameter((self.rows.size, hidden_size), dtype, device)
+        meta = torch.device("meta")  # shapes without memory
+        self.embedding = empty_parameter(
+            (self.rows.size, hidden_size), dtype, device if self._has_embedding else meta
+        )
         self.head = Linear(
             hidden_size,
             {HEAD.removesuffix(".weight"): self.rows},
             method_for,
             bias=False,
             dtype=dtype,
-            device=torch.device("meta") if tied else device,
+            device=device if self._has_head and not tied else meta,
         )
         if tied:
             self.head.weight = self.embedding
@@ -79,7 +92,11 @@ class Vocabulary(Layer):
     def takes(self) -> dict[str, Taker]:
         """The table and the head's; of a tied model, either."""
         if not self.tied:
-            return {EMBEDDING: Taker(self._take_embedding), **self.head.takes()}
+            embedding = Taker(self._take_embedding) if self._has_embedding else Taker(leave)
+            head = self.head.takes() if self._has_head else {HEAD: Taker(leave)}
+            return {EMBEDDING: embedding, **head}
+        if not self._has_embedding:
+            return {name: Taker(leave, required=False) for name in (EMBEDDING, HEAD)}
         return {
             EMBEDDING: Taker(self._take_embedding, required=False),
             HEAD: Taker(self._take_head, required=False),
@@ -91,15 +108,17 @@ class Vocabulary(Layer):
         Raises:
             CheckpointError: a tied model was given neither table.
         """
-        if self.tied:
+        if self.tied and self._has_embedding:
             self._settle_head()
-        self.head.finish_load()
+        if self._has_head:
+            self.head.finish_load()
 
     def fill_random(self, generator: torch.Generator) -> None:
         """Draw both from a normal distribution."""
-        self.embedding.normal_(0.0, RANDOM_STD, generator=generator)
+        if self._has_embedding:
+            self.embedding.normal_(0.0, RANDOM_STD, generator=generator)
         self._filled = True
-        if not self.tied:
+        if self._has_head and not self.tied:
             self.head.fill_random(generator)
 
     def _take_embedding(self, tensor: Tensor) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from quire.layers.module import Layer, Taker
+from quire.layers.module import Layer, Taker, leave
 from quire.parallel.comm import Comm, Solo
 from quire.parallel.part import Part
 
@@ -117,7 +117,7 @@ class Linear(Layer):
             for name, required in self.method.tensors(self).items()
         }
         if self._ignores_bias:
-            takers |= {f"{shard}.bias": Taker(_leave) for shard in self.shard_rows}
+            takers |= {f"{shard}.bias": Taker(leave) for shard in self.shard_rows}
         return takers
 
     def finish_load(self) -> None:
@@ -131,7 +131,3 @@ class Linear(Layer):
 
 def _part(features: int | Part) -> Part:
     return features if isinstance(features, Part) else Part.whole(features)
-
-
-def _leave(tensor: Tensor) -> None:
-    """Take a tensor that another rank keeps."""

@@ -101,6 +101,10 @@ def copy_checked(place: Tensor, tensor: Tensor) -> None:
     place.copy_(tensor)
 
 
+def leave(tensor: Tensor) -> None:
+    """Take a checkpoint's tensor that another rank keeps."""
+
+
 def copy_part(place: Tensor, tensor: Tensor, parts: Sequence[Part]) -> None:
     """Copy the parts that a rank keeps, one a dimension, of a checkpoint's tensor.
 

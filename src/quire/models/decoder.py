@@ -6,6 +6,8 @@ rotary, gated form they share); `ModelConfig` holds their differences.
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -20,9 +22,12 @@ from quire.layers.module import Layer, LayerList
 from quire.layers.norm import RMSNorm
 from quire.layers.rope import RotaryTable
 from quire.models.config import ModelConfig
-from quire.parallel.comm import Comm, Solo
+from quire.parallel.comm import Comm
 from quire.parallel.part import Part, even_part
+from quire.parallel.place import Place
 from quire.quantization.factory import unquantized
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")  # its number, in a checkpoint's names
 
 
 class GatedMLP(Layer):
@@ -105,23 +110,25 @@ class Decoder(Layer):
         dtype: torch.dtype,
         device: torch.device,
         method_for: MethodFactory | None = None,
-        comm: Comm | None = None,
+        place: Place | None = None,
     ) -> None:
         """Create the model with its weights empty; `quire.models.loader` fills them.
 
         `method_for` chooses how each linear layer multiplies, by its name; None: by weights
-        as they are. The head stays in `dtype`. Of the ranks of `comm` each keeps its part of
-        every matrix; None: one rank keeps all.
+        as they are. The head stays in `dtype`. `place` says what of the model this rank has;
+        None: all of it.
         """
         super().__init__()
-        self.comm = comm = comm or Solo()
+        self.place = place = place or Place()
+        comm = place.tensor
         self.config = config
+        self.layer_numbers = place.layers(config)
         plain = unquantized(dtype, device)
         self.layers = LayerList(
             DecoderLayer(
                 config, backend, method_for or plain, f"model.layers.{i}", dtype, device, comm
             )
-            for i in range(config.num_layers)
+            for i in self.layer_numbers
         )
         self.norm = RMSNorm("model.norm", config.hidden_size, config.rms_norm_eps, dtype, device)
         self.vocabulary = Vocabulary(
@@ -131,18 +138,37 @@ class Decoder(Layer):
             tied=config.tie_word_embeddings,
             dtype=dtype,
             device=device,
-            comm=comm,
+            place=place,
         )
         self.rotary = RotaryTable(config.rope, config.head_size, max_model_len, dtype, device)
 
     def forward(self, token_ids: Tensor, storage: KVStorage, step: StepMetadata) -> Tensor:
-        """Return the hidden states of a step's tokens, [num_tokens, hidden_size]."""
+        """Return the hidden states of a step's tokens, [num_tokens, hidden_size].
+
+        A stage of a pipeline starts with what the one before it sends, the residual stream, and
+        sends it on; the last one's hidden states are the model's.
+        """
         step.rotation = self.rotary.at(step.positions)
-        x = self.vocabulary.embed(token_ids)
+        pipeline = self.place.pipeline
+        if self.place.is_first:
+            x = self.vocabulary.embed(token_ids)
+        else:
+            shape = (len(token_ids), self.config.hidden_size)
+            like = torch.empty(shape, dtype=self.norm.weight.dtype, device=token_ids.device)
+            x = pipeline.receive(like, pipeline.rank - 1)
         residual = torch.zeros_like(x)
         for layer, module in enumerate(self.layers):
             x, residual = module(x, residual, storage.layers[layer], step, layer)
+        if not self.place.is_last:
+            stream = x + residual
+            pipeline.send(stream, pipeline.rank + 1)
+            return stream
         return self.norm.add(x, residual)[0]
+
+    def lies_elsewhere(self, name: str) -> bool:
+        """Whether a checkpoint's tensor is of a layer that another stage has."""
+        found = _LAYER.match(name)
+        return found is not None and int(found[1]) not in self.layer_numbers
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of hidden states [R, hidden_size], [R, vocab_size]."""

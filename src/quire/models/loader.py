@@ -13,6 +13,7 @@ import torch
 
 from quire.errors import CheckpointError
 from quire.layers.module import Layer
+from quire.models.decoder import Decoder
 from quire.models.weight_files import open_weights
 from quire.resources import shipped_models
 
@@ -52,7 +53,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
         ) from error
 
 
-def load_weights(model: Layer, folder: Path) -> None:
+def load_weights(model: Decoder, folder: Path) -> None:
     """Fill a model from the safetensors files of a folder.
 
     Raises:
@@ -69,7 +70,7 @@ def load_weights(model: Layer, folder: Path) -> None:
                 except CheckpointError as error:
                     raise CheckpointError(f"{file.path}: {name}: {error}") from None
                 missing.discard(name)
-            elif not _is_redundant(name):
+            elif not (_is_redundant(name) or model.lies_elsewhere(name)):
                 raise CheckpointError(
                     f"{file.path}: unexpected tensor {name!r}; do config.json and weights belong "
                     "together?"

@@ -13,7 +13,9 @@ from quire.errors import QuireError
 from quire.kv.spec import CacheLayout
 from quire.messages import SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
+from quire.parallel.comm import Comm, Solo
 from quire.parallel.lockstep import Lockstep
+from quire.parallel.place import Place
 from quire.runner.pending import PendingStep
 from quire.runner.worker import Worker
 from quire.speculation.factory import DraftSource
@@ -34,9 +36,14 @@ class LockstepExecutor:
         """Load every rank's part of the model, and allocate as many blocks as all have room for."""
         self._world = Lockstep(config.parallel.num_ranks)
 
+        self._output_ranks = config.parallel.output_ranks
+
         def worker(rank: int) -> Worker:
-            comm = self._world.comm(rank)
-            return Worker(config, model_config, layout, folder, components, draft, comm)
+            place = Place(
+                self._end(rank, config.parallel.tensor_groups),
+                self._end(rank, config.parallel.pipeline_groups),
+            )
+            return Worker(config, model_config, layout, folder, components, draft, place)
 
         ranks = range(self._world.size)
         self.workers = self._world.run([partial(worker, rank) for rank in ranks])
@@ -59,7 +66,7 @@ class LockstepExecutor:
         """Let every rank queue the step."""
         workers = self._require_workers()
         pending = self._world.run([partial(w.runner.execute, output) for w in workers])
-        return LockstepStep(output, pending, self._world)
+        return LockstepStep(output, pending, self._world, self._output_ranks)
 
     def settle(self, in_flight: Iterable[LockstepStep]) -> None:
         """Let every rank's device finish what is queued."""
@@ -70,6 +77,11 @@ class LockstepExecutor:
     def shutdown(self) -> None:
         """Drop the workers."""
         self.workers = []
+
+    def _end(self, rank: int, groups: list[list[int]]) -> Comm:
+        """Return a rank's end of that of these groups which it is in."""
+        (members,) = [group for group in groups if rank in group]
+        return Solo() if len(members) == 1 else self._world.comm(rank, members)
 
     def _require_workers(self) -> list[Worker]:
         if not self.workers:
@@ -84,18 +96,21 @@ class LockstepStep:
     output: SchedulerOutput
     ranks: Sequence[PendingStep]
     world: Lockstep
+    output_ranks: list[int]
 
     def wait(self) -> StepResult:
-        """Return what the first rank chose.
+        """Return what the first rank of the last stage chose.
 
         Raises:
             QuireError: another rank chose otherwise; it is named.
         """
-        first, *others = self.world.run([pending.wait for pending in self.ranks])
-        for rank, result in enumerate(others, 1):
-            if result.token_ids != first.token_ids:
+        results = self.world.run([pending.wait for pending in self.ranks])
+        chooser, *others = self.output_ranks
+        first = results[chooser]
+        for rank in others:
+            if results[rank].token_ids != first.token_ids:
                 raise QuireError(
-                    f"step {self.output.step}: rank {rank} chose {result.token_ids}, rank 0 "
-                    f"{first.token_ids}: the ranks' weights, messages or sums differ"
+                    f"step {self.output.step}: rank {rank} chose {results[rank].token_ids}, rank "
+                    f"{chooser} {first.token_ids}: the ranks' weights, messages or sums differ"
                 )
         return first

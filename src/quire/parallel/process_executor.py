@@ -43,6 +43,7 @@ class ProcessExecutor:
             RankError: a rank died, or failed alone.
         """
         self._ranks = RankProcesses(_devices(config))
+        self._output_ranks = config.parallel.output_ranks
         self._tickets = 0
         # What the engine itself uses need not lie in a module that the ranks can import.
         theirs = replace(components, scheduler=None, block_pool=None, kv_cache_manager=None)
@@ -65,7 +66,7 @@ class ProcessExecutor:
         """Let every rank queue the step."""
         self._tickets += 1
         self._ranks.tell(Execute(self._tickets, output))
-        return RemoteStep(output, self._tickets, self._ranks)
+        return RemoteStep(output, self._tickets, self._ranks, self._output_ranks)
 
     def settle(self, in_flight: Iterable[RemoteStep]) -> None:
         """Let every rank's device finish what is queued."""
@@ -91,22 +92,25 @@ class RemoteStep:
     output: SchedulerOutput
     ticket: int
     ranks: RankProcesses
+    output_ranks: list[int]
 
     def wait(self) -> StepResult:
-        """Return what the first rank chose.
+        """Return what the first rank of the last stage chose.
 
         Raises:
             RankError: a rank has died, or failed alone.
             QuireError: what all ranks raised; another rank chose otherwise.
         """
         command = Wait(self.ticket, self.output.step)
-        result, *others = self.ranks.answers(self.ranks.tell(command), command)
+        answers = self.ranks.answers(self.ranks.tell(command), command)
+        chooser, *others = self.output_ranks
+        result = answers[chooser]
         assert isinstance(result, StepResult)
-        for rank, its in enumerate(others, 1):
-            if its != digest(result):
+        for rank in others:
+            if answers[rank] != digest(result):
                 raise QuireError(
-                    f"step {self.output.step}: rank {rank} chose other tokens than rank 0: the "
-                    "ranks' weights, messages or sums differ; "
+                    f"step {self.output.step}: rank {rank} chose other tokens than rank {chooser}: "
+                    "the ranks' weights, messages or sums differ; "
                     "distributed_executor_backend='lockstep' shows where"
                 )
         return result
@@ -124,7 +128,8 @@ def _devices(config: EngineConfig) -> list[torch.device]:
     first, count = config.model.device.index or 0, torch.cuda.device_count()
     if first + size > count:
         raise QuireError(
-            f"tensor_parallel_size={size} from device {config.model.device} on: torch sees {count} "
-            "CUDA devices, and each rank needs one of its own; use fewer ranks"
+            f"{size} ranks (tensor_parallel_size * pipeline_parallel_size) from device "
+            f"{config.model.device} on: torch sees {count} CUDA devices, and each rank needs one "
+            "of its own; use fewer ranks"
         )
     return [torch.device("cuda", first + rank) for rank in range(size)]

@@ -22,7 +22,8 @@ from quire.config import EngineConfig
 from quire.kv.spec import CacheLayout
 from quire.messages import SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
-from quire.parallel.torch_comm import TorchComm, world
+from quire.parallel.place import Place
+from quire.parallel.torch_comm import join, world
 from quire.runner.pending import PendingStep
 from quire.runner.worker import Worker
 from quire.speculation.factory import DraftSource
@@ -57,7 +58,7 @@ class Execute:
 
 @dataclass(frozen=True)
 class Wait:
-    """Wait for a step; answered by its result on rank 0, on others by the tokens' digest."""
+    """Wait for a step; answered by its result, or on all ranks but one by the tokens' digest."""
 
     ticket: int
     step: int  # the scheduler's number of it
@@ -111,10 +112,10 @@ class _Serving:
     """A worker and the steps that it has queued."""
 
     _worker: Worker  # from `Load` on
+    _answers_in_full: bool
 
     def __init__(self, rank: int, device: torch.device) -> None:
         self._rank, self._device = rank, device
-        self._comm = TorchComm()
         self._pending: dict[int, PendingStep] = {}
         self._errors: dict[int, Exception] = {}  # of steps that could not be queued
 
@@ -131,7 +132,7 @@ class _Serving:
             if command.ticket in self._errors:
                 raise self._errors.pop(command.ticket)
             result = self._pending.pop(command.ticket).wait()
-            return result if self._rank == 0 else digest(result)
+            return result if self._answers_in_full else digest(result)
         if isinstance(command, Settle):
             self._errors = {}
             self._pending = {t: self._pending[t] for t in command.tickets if t in self._pending}
@@ -141,6 +142,8 @@ class _Serving:
             self._worker.allocate(command.num_blocks)
             return self._worker.round_costs
         config = replace(command.config, model=replace(command.config.model, device=self._device))
+        place = Place(join(config.parallel.tensor_groups), join(config.parallel.pipeline_groups))
+        self._answers_in_full = self._rank == config.parallel.output_ranks[0]
         self._worker = Worker(
             config,
             command.model_config,
@@ -148,7 +151,7 @@ class _Serving:
             command.folder,
             command.components,
             command.draft,
-            self._comm,
+            place,
         )
         return config.cache.num_blocks or self._worker.most_blocks()
 

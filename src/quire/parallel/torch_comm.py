@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from quire.parallel.comm import Comm, Solo
+
 # A rank that waits longer for the others takes them for lost, and raises.
 PATIENCE = timedelta(seconds=60)
 
@@ -48,10 +50,9 @@ def world(rank: int, size: int, rendezvous: str, device: torch.device) -> Iterat
 class TorchComm:
     """This process's end of a group (`quire.parallel.comm.Comm`)."""
 
-    def __init__(self, members: list[int] | None = None) -> None:
-        """Join the group of these ranks; None: of all. Every rank of the world must call this."""
-        self._group = dist.group.WORLD if members is None else dist.new_group(members)
-        assert self._group is not None
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        """Be this process's end of a group that it is in."""
+        self._group = group
         self.rank = dist.get_rank(self._group)
         self.size = dist.get_world_size(self._group)
         self.graph_safe = dist.get_backend(self._group) == "nccl"
@@ -89,3 +90,18 @@ class TorchComm:
         """Receive in place."""
         dist.recv(like, group=self._group, group_src=source)
         return like
+
+
+def join(groups: list[list[int]]) -> Comm:
+    """Form groups of ranks; return this process's end of that which it is in.
+
+    Every rank of the world must call this, with the same groups.
+    """
+    own: Comm = Solo()
+    for members in groups:
+        if len(members) == 1:
+            continue
+        group = dist.new_group(members)
+        if dist.get_rank() in members:
+            own = TorchComm(group)
+    return own

@@ -117,6 +117,17 @@ class InputBatch:
                 self._extend(entry, changed)
         return [np.array(triples, dtype=np.int64).reshape(-1, 3).T for triples in changed]
 
+    def tell(self, entries: Sequence[ScheduledEntry]) -> None:
+        """Write the outputs that entries bring to their rows."""
+        told = [
+            (entry.row, entry.start + entry.num_tokens - back, token)
+            for entry in entries
+            for back, token in zip(range(len(entry.token_ids), 0, -1), entry.token_ids, strict=True)
+        ]
+        if told:
+            rows, positions, tokens = self._send(torch.tensor(told).T.contiguous())
+            self.token_ids[rows, positions] = tokens
+
     def apply(self, changes: list[Tensor]) -> None:
         """Bring the device's tables up to date with int64 [3, n] updates, one a group."""
         if self._device.type == "cpu":  # the same memory

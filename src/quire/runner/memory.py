@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from quire.attention.interface import AttentionBackend
 from quire.config import EngineConfig
@@ -90,6 +91,17 @@ def _trial_step(
     step = StepMetadata(batch.positions, attention, [batch.slots] * len(layout.specs))
     tokens = torch.zeros(starts[-1], dtype=torch.int64, device=device)
     hidden = model(tokens, storage, step)
+    if model.place.is_last:
+        _try_sampling(config, model, hidden, tokens)
+    del hidden, step, storage
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.empty_cache()
+    return peak
+
+
+def _try_sampling(config: EngineConfig, model: Decoder, hidden: Tensor, tokens: Tensor) -> None:
+    """Choose as many tokens as a step may, with everything that may be asked for."""
     num_rows = config.scheduling.max_num_seqs
     if config.speculation is not None:  # a row for each guess, and one behind them
         num_rows *= 1 + config.speculation.most_guesses
@@ -98,9 +110,4 @@ def _trial_step(
     del logits
     # Prompt log-probabilities of the whole step, as many as may be asked for.
     vocab_size = model.config.vocab_size
-    scores = score_tokens(model.compute_logits, hidden, tokens, MAX_LOGPROBS, vocab_size)
-    del hidden, scores, step, storage
-    torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device)
-    torch.cuda.empty_cache()
-    return peak
+    score_tokens(model.compute_logits, hidden, tokens, MAX_LOGPROBS, vocab_size)

@@ -58,7 +58,7 @@ class ModelRunner:
             proposer: guesses tokens for the steps that follow, where the host guesses.
             draft: the model that guesses them, where one does, and who chooses its guesses.
         """
-        num_groups, num_layers = layout.num_groups, model.config.num_layers
+        num_groups, num_layers = layout.num_groups, len(model.layers)
         self._storage = storage
         self._parts = DeviceParts(
             config=config,
@@ -94,7 +94,8 @@ class ModelRunner:
         )
         self.graphs: DecodeGraphs | None = None
         captures = config.model.cuda_graphs and config.model.device.type == "cuda"
-        if captures and backend.graph_safe and model.comm.graph_safe:
+        alone = model.place.pipeline.size == 1
+        if captures and alone and backend.graph_safe and model.place.tensor.graph_safe:
             with torch.inference_mode():
                 self.graphs = DecodeGraphs(self._parts)
         if draft is not None:
@@ -121,6 +122,7 @@ class ModelRunner:
             self._storage.copy_blocks(output.block_copies)
         if not output.entries:
             return PendingStep(output)
+        self.batch.tell(output.entries)
         if self.graphs is not None and self.graphs.fits(output):
             pending = self._replay(output, self.graphs)
         else:
@@ -190,6 +192,8 @@ class ModelRunner:
         host = HostSequences([0, *tokens.ends], tokens.lengths, tokens.rows_of_entries)
         step = parts.step_metadata(query_starts, lengths, sequence_rows, positions, slots, host)
         hidden = parts.model(parts.batch.token_ids[rows, positions], parts.storage, step)
+        if not parts.model.place.is_last:
+            return PendingStep(output)
 
         pending = PendingStep(
             output,

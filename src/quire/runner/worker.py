@@ -23,7 +23,7 @@ from quire.layers.linear import MethodFactory
 from quire.models.config import ModelConfig
 from quire.models.decoder import Decoder
 from quire.models.loader import initialize_random, load_weights
-from quire.parallel.comm import Comm, Solo
+from quire.parallel.place import Place
 from quire.quantization.factory import methods
 from quire.runner.memory import default_num_blocks
 from quire.runner.model_runner import ModelRunner
@@ -49,14 +49,14 @@ class Worker:
         folder: Path | None,
         components: Components,
         draft: DraftSource | None = None,
-        comm: Comm | None = None,
+        place: Place | None = None,
     ) -> None:
         """Load the model onto the device, and the draft model where there is one.
 
         Args:
             folder: the checkpoint; None gives random weights.
-            comm: this rank's end of the group that shares the model; None: it has all of it.
-                A draft model is small: every rank has all of that.
+            place: what of the model this rank has; None: all of it. A draft model is small:
+                every rank has all of that.
 
         Raises:
             QuireError: an attention backend that does not serve an option of the cache.
@@ -64,6 +64,10 @@ class Worker:
         """
         device = config.model.device
         self._config = config
+        place = place or Place()
+        layers = place.layers(model_config)
+        if place.pipeline.size > 1:
+            layout = layout.part(layers.start, layers.stop)
         self._layout = layout
         self._backend = (components.attention or _default_attention(device))()
         _require_served(config, self._backend, layout)
@@ -92,16 +96,20 @@ class Worker:
             model_config,
             folder,
             own or methods(model_config, options.quantization, options.dtype, device),
-            comm or Solo(),
+            place,
         )
         self._draft: tuple[Decoder, TorchSampler] | None = None
         if draft is not None:
             method_for = methods(draft.config, None, options.dtype, device)
-            draft_model = self._load(draft.config, draft.folder, method_for, Solo())
+            draft_model = self._load(draft.config, draft.folder, method_for, Place())
             self._draft = draft_model, _default_sampler(device)()
 
     def _load(
-        self, model_config: ModelConfig, folder: Path | None, method_for: MethodFactory, comm: Comm
+        self,
+        model_config: ModelConfig,
+        folder: Path | None,
+        method_for: MethodFactory,
+        place: Place,
     ) -> Decoder:
         options = self._config.model
         model = Decoder(
@@ -111,7 +119,7 @@ class Worker:
             options.dtype,
             options.device,
             method_for,
-            comm,
+            place,
         )
         if folder is None:
             initialize_random(model)

@@ -1,0 +1,77 @@
+"""`Place`: where a rank stands among all, and which layers of the model are its.
+
+Pipeline parallelism (Huang et al. 2019, GPipe; Narayanan et al. 2019, PipeDream) cuts a model
+between layers: a stage computes some of them for all heads and hands the residual stream on. A
+stage may itself be several ranks that share its matrices. See the chapter "Parallelism".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from quire.analysis.memory import count_parameters
+from quire.errors import QuireError
+from quire.models.config import ModelConfig
+from quire.parallel.comm import Comm, Solo
+
+
+@dataclass(frozen=True)
+class Place:
+    """A rank's ends of its two groups: who shares its matrices, and who has the other layers.
+
+    Rank r of the world is rank r % T of its stage, T being the stage's size, and its stage is
+    number r // T.
+    """
+
+    tensor: Comm = field(default_factory=Solo)
+    pipeline: Comm = field(default_factory=Solo)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether tokens enter the model here."""
+        return self.pipeline.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether logits leave it here."""
+        return self.pipeline.rank == self.pipeline.size - 1
+
+    def layers(self, config: ModelConfig) -> range:
+        """Return which layers of a model are this stage's."""
+        return split_layers(config, self.pipeline.size)[self.pipeline.rank]
+
+
+# docs: split begin
+def split_layers(config: ModelConfig, num_stages: int) -> list[range]:
+    """Return each stage's layers, so that no stage reads more weights than it must.
+
+    The slowest stage sets the pace. The last one multiplies by the head as well, which may weigh
+    as much as several layers; the embedding is looked up, not read.
+
+    Raises:
+        QuireError: there are fewer layers than stages.
+    """
+    num_layers = config.num_layers
+    if num_stages > num_layers:
+        raise QuireError(
+            f"pipeline_parallel_size={num_stages}: the model has num_hidden_layers={num_layers}, "
+            "and each stage needs one; use fewer stages"
+        )
+    if num_stages == 1:
+        return [range(num_layers)]
+    counted = count_parameters(config)
+    a_layer = (counted.attention + counted.mlp) / num_layers
+    head = config.vocab_size * config.hidden_size / a_layer
+
+    def most(num_last: int) -> float:
+        """Weights of the heaviest stage, in layers, if the last one has so many."""
+        return max(-(-(num_layers - num_last) // (num_stages - 1)), num_last + head)
+
+    num_last = min(range(1, num_layers - num_stages + 2), key=most)
+    each, rest = divmod(num_layers - num_last, num_stages - 1)
+    sizes = [each + (stage < rest) for stage in range(num_stages - 1)] + [num_last]
+    ends = [sum(sizes[: stage + 1]) for stage in range(num_stages)]
+    return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+# docs: split end
