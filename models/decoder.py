@@ -7,6 +7,7 @@ gate and up, by joining their weights at run time; and logits are returned in th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -145,20 +146,24 @@ class Layer(nn.Module):
 
 
 class Body(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, layers: list[nn.Module]) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
+        self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
 
 
 class Decoder(nn.Module):
-    """Token ids [batch, length] → logits [batch, length, vocab_size]."""
+    """Token ids [batch, length] → logits [batch, length, vocab_size].
 
-    def __init__(self, shape: Shape) -> None:
+    `new_layer` makes one layer, called as `Layer` is; `moe_decoder.py` gives another kind.
+    """
+
+    def __init__(self, shape: Shape, new_layer: Callable[[], nn.Module] | None = None) -> None:
         super().__init__()
         self.shape = shape
-        self.model = Body(shape)
+        make = new_layer or (lambda: Layer(shape))
+        self.model = Body(shape, [make() for _ in range(shape.num_hidden_layers)])
         half = shape.head_dim // 2
         steps = torch.arange(half, dtype=torch.float64) / half
         angles = torch.outer(
@@ -172,12 +177,25 @@ class Decoder(nn.Module):
         """With `cache`, keys and values of positions start … start+length−1 are written to it."""
         cos = self.get_buffer("cos")[start : start + ids.shape[1]]
         sin = self.get_buffer("sin")[start : start + ids.shape[1]]
-        x = self.model.embed_tokens(ids)
-        if torch.is_autocast_enabled(ids.device.type):
-            x = x.to(torch.get_autocast_dtype(ids.device.type))
+        x = self.embed(ids)
         for index, layer in enumerate(self.model.layers):
             x = layer(x, cos, sin, cache[index] if cache else None, start)
         return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Returns [batch, length, hidden_size], in the autocast type where autocast is on."""
+        x: Tensor = self.model.embed_tokens(ids)
+        if torch.is_autocast_enabled(ids.device.type):
+            x = x.to(torch.get_autocast_dtype(ids.device.type))
+        return x
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """Returns the weights under the names that a checkpoint carries."""
+        return self.state_dict()
+
+    def load_checkpoint(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over what `checkpoint` returned; a missing or unknown name is an error."""
+        self.load_state_dict(tensors)
 
     def new_cache(self, batch: int, length: int, dtype: torch.dtype) -> Cache:
         """Returns one (keys, values) pair a layer, [batch, kv_heads, length, head_dim] each."""

@@ -35,8 +35,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised Nesterov momentum with decoupled weight decay, for 2-D parameters.
+    """Orthogonalised Nesterov momentum with decoupled weight decay, for matrices.
 
+    A 3-D parameter is a stack of matrices (the experts of a layer): each is updated on its own.
     The update of a rows × columns matrix is scaled by √max(1, rows / columns), so that one
     learning rate serves all shapes.
     """
@@ -62,8 +63,9 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(gradient)
             momentum: Tensor = state["momentum"]
             momentum.lerp_(gradient, 1 - group["momentum"])
-            update = self._orthogonalize(gradient.lerp(momentum, group["momentum"]))
-            rows, columns = update.shape[-2:]
+            rows, columns = gradient.shape[-2:]
+            nesterov = gradient.lerp(momentum, group["momentum"])
+            update = self._orthogonalize(nesterov.view(-1, rows, columns)).view_as(gradient)
             scale = max(1.0, rows / columns) ** 0.5
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(params, list(update.float().unbind(0)), alpha=-group["lr"] * scale)

@@ -29,21 +29,29 @@ import numpy as np
 import torch
 from decoder import SHAPES, Decoder
 from optim import build
+from pace import Pace
 from recipes import RECIPES, Recipe
 from safetensors.torch import load_file, save_file
 from scoring import bits_per_byte, nats
 from torch import Tensor
 
 MODELS = Path(__file__).resolve().parent
+CORPUS = MODELS / "corpus"
 CONTEXT = 2048
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def load_tokens(split: str, device: torch.device) -> Tensor:
+def load_tokens(split: str, device: torch.device, corpus: Path = CORPUS) -> Tensor:
     """Returns the ids of one split as int32, on the device."""
-    path = MODELS / "corpus" / f"{split}.bin.xz"
+    path = corpus / f"{split}.bin.xz"
     ids = np.frombuffer(lzma.decompress(path.read_bytes()), dtype="<u2")
     return torch.from_numpy(ids.astype(np.int32)).to(device)
+
+
+def documents(split: str, corpus: Path = CORPUS) -> list[list[int]]:
+    """Returns the ids of each text of one split; each begins with the separator, id 0."""
+    ids = load_tokens(split, torch.device("cpu"), corpus).numpy()
+    return [text.tolist() for text in np.split(ids, np.flatnonzero(ids == 0)[1:])]
 
 
 def batches(tokens: Tensor, rows: int, length: int, seed: int) -> Iterator[Tensor]:
@@ -59,7 +67,7 @@ def batches(tokens: Tensor, rows: int, length: int, seed: int) -> Iterator[Tenso
             yield tokens[starts[:, None] + steps].long()
 
 
-def schedule(recipe: Recipe, step: int, steps: int) -> float:
+def schedule(recipe: Recipe, step: float, steps: int) -> float:
     """Returns the factor on the peak learning rate at `step` of `steps`."""
     warmup = max(1.0, recipe.warmup * steps)
     if step < warmup:
@@ -96,7 +104,7 @@ def next_token_loss(model: Decoder, z_loss: float) -> Loss:
 
 
 def train(
-    model: Decoder, loss: Loss, data: Iterator[Tensor], recipe: Recipe, steps: int
+    model: Decoder, loss: Loss, data: Iterator[Tensor], recipe: Recipe, pace: Pace
 ) -> list[dict[str, float]]:
     """Runs the recipe; returns a log of step, loss and seconds."""
     device = model.model.norm.weight.device
@@ -115,8 +123,8 @@ def train(
     log: list[dict[str, float]] = []
     recent: list[Tensor] = []
     began = time.perf_counter()
-    for step in range(steps):
-        factor = schedule(recipe, step, steps)
+    while not pace.ended:
+        factor = schedule(recipe, pace.at, pace.steps)
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * factor
         batch = next(data)
@@ -129,18 +137,24 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         recent.append(ce)
-        if step % 100 == 99 or step in (0, 9) or step == steps - 1:
+        pace.advance()
+        step = pace.done
+        if step % 100 == 0 or step in (1, 10) or pace.ended:
             value = float(torch.stack(recent).mean())
             if not math.isfinite(value):
                 raise FloatingPointError(f"loss {value} at step {step}: lower the learning rate")
-            log.append({"step": step + 1, "loss": value, "seconds": time.perf_counter() - began})
+            log.append({"step": step, "loss": value, "seconds": time.perf_counter() - began})
             recent = []
-            print(f"{step + 1:6d} {value:.4f} {log[-1]['seconds']:7.1f} s", flush=True)
+            print(f"{step:6d} {value:.4f} {log[-1]['seconds']:7.1f} s", flush=True)
     return log
 
 
-def measure(model: Decoder) -> dict[str, float]:
-    """Bits per byte on the validation and the held-out files; bfloat16 products on a GPU."""
+def measure(model: Decoder, corpus: Path = CORPUS) -> dict[str, float]:
+    """Bits per byte on the validation and the held-out files; bfloat16 products on a GPU.
+
+    Raises:
+        ValueError: a split is not the one of `corpus.json`, whose bytes the figure is divided by.
+    """
     device = model.model.norm.weight.device
     record = json.loads((MODELS / "corpus.json").read_text())
 
@@ -151,9 +165,14 @@ def measure(model: Decoder) -> dict[str, float]:
 
     result: dict[str, float] = {}
     for split in ("validation", "heldout"):
-        ids = load_tokens(split, torch.device("cpu")).numpy()
-        documents = np.split(ids, np.flatnonzero(ids == 0)[1:])  # each begins with id 0
-        total = sum(nats(logits, [document.tolist() for document in documents], batch=16))
+        texts = documents(split, corpus)
+        found, recorded = sum(map(len, texts)), record["tokens"][split]
+        if found != recorded:
+            raise ValueError(
+                f"{split} in {corpus} has {found:,} tokens, corpus.json records {recorded:,}: "
+                "make the corpus again with corpus.py"
+            )
+        total = sum(nats(logits, texts, batch=16))
         size = record["splits"][split]["bytes"]
         result[f"{split}_bits_per_byte"] = bits_per_byte(total, size)
     return result
@@ -164,7 +183,7 @@ def export(model: Decoder, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in model.checkpoint().items()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(model.shape.config(), indent=2) + "\n")
@@ -174,7 +193,7 @@ def export(model: Decoder, folder: Path) -> None:
 
 def load_decoder(name: str, folder: Path, device: torch.device) -> Decoder:
     model = Decoder(SHAPES[name])
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.load_checkpoint(load_file(folder / "model.safetensors"))
     return model.to(device).eval()
 
 
@@ -215,7 +234,7 @@ def main() -> None:
         loss = distillation_loss(model, teacher)
         data = mixed_batches(teacher, tokens, data, options.context, recipe.seed)
     print(f"# {options.model} {recipe} steps={steps} corpus={len(tokens)} tokens", flush=True)
-    log = train(model, loss, data, recipe, steps)
+    log = train(model, loss, data, recipe, Pace(steps, seconds=None))
     # What is measured is what is shipped: the weights after rounding to bfloat16.
     export(model, options.out)
     result = measure(load_decoder(options.model, options.out, device))
