@@ -22,6 +22,7 @@ from quire.models.config import ModelConfig
 from quire.parallel.lockstep_executor import LockstepExecutor
 from quire.parallel.part import local_config
 from quire.parallel.process_executor import ProcessExecutor
+from quire.parallel.replicas import ReplicatedEngine, replica_configs
 from quire.scheduler import Scheduler, TokenBudgetScheduler
 from quire.speculation.factory import find_draft_model
 from quire.tokenizer import Tokenizer
@@ -35,12 +36,39 @@ def build_engine(
     tokenizer: Tokenizer | None,
     components: Components,
     trace: Trace | None,
-) -> LLMEngine:
-    """Build the device half, then the host half over as many blocks as it has.
+) -> LLMEngine | ReplicatedEngine:
+    """Build an engine, or as many as there are to be replicas.
 
     Args:
         folder: the checkpoint; None gives random weights.
+
+    Raises:
+        QuireError: a trace of several engines.
     """
+    number = config.parallel.data_parallel_size
+    if number == 1:
+        return _build_one(config, model_config, folder, tokenizer, components, trace)
+    if trace is not None:
+        raise QuireError(
+            f"data_parallel_size={number} with a trace: replicas take their steps independently; "
+            "trace one engine (data_parallel_size=1)"
+        )
+    replicas = [
+        _build_one(own, model_config, folder, tokenizer, components, None)
+        for own in replica_configs(config)
+    ]
+    return ReplicatedEngine(replicas)
+
+
+def _build_one(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    folder: Path | None,
+    tokenizer: Tokenizer | None,
+    components: Components,
+    trace: Trace | None,
+) -> LLMEngine:
+    """Build the device half, then the host half over as many blocks as it has."""
     draft = None
     if config.speculation is not None:
         max_model_len = config.model.max_model_len
@@ -66,10 +94,13 @@ def build_engine(
 
 def _executor(config: EngineConfig) -> type[InlineExecutor | LockstepExecutor | ProcessExecutor]:
     """Return who carries out the steps."""
-    if config.parallel.num_ranks == 1:
-        return InlineExecutor
-    is_lockstep = config.parallel.distributed_executor_backend == "lockstep"
-    return LockstepExecutor if is_lockstep else ProcessExecutor
+    parallel = config.parallel
+    is_lockstep = parallel.distributed_executor_backend == "lockstep"
+    if parallel.num_ranks > 1:
+        return LockstepExecutor if is_lockstep else ProcessExecutor
+    if parallel.data_parallel_size > 1 and not is_lockstep:
+        return ProcessExecutor  # so that replicas run at once
+    return InlineExecutor
 
 
 def _with_window(model_config: ModelConfig, window: int) -> ModelConfig:

@@ -159,6 +159,7 @@ class ParallelOptions:
         tensor_parallel_size: ranks that share every layer's matrices and heads.
         pipeline_parallel_size: stages that share the layers; as many steps are in flight, of
             different requests. Each stage has `tensor_parallel_size` ranks.
+        data_parallel_size: replicas of all this, behind a router (`quire.parallel.router`).
         distributed_executor_backend: "mp": a process a rank, on a GPU each where there are GPUs;
             "lockstep": the ranks take turns in this process, which is for tests and for finding
             faults (`quire.parallel.lockstep`). By default "mp".
@@ -166,10 +167,11 @@ class ParallelOptions:
 
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
     distributed_executor_backend: str = "mp"
 
     def __post_init__(self) -> None:
-        require_counts(self, "tensor_parallel_size", "pipeline_parallel_size")
+        require_counts(self, "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
         if self.distributed_executor_backend not in BACKENDS:
             raise QuireError(
                 f"distributed_executor_backend={self.distributed_executor_backend!r}: must be one "
@@ -178,7 +180,7 @@ class ParallelOptions:
 
     @property
     def num_ranks(self) -> int:
-        """Ranks in all."""
+        """Ranks of a replica."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
     @property
@@ -227,6 +229,7 @@ class EngineOptions(TypedDict, total=False):
     overlap: bool | None
     tensor_parallel_size: int
     pipeline_parallel_size: int
+    data_parallel_size: int
     distributed_executor_backend: str
     speculative_config: Mapping[str, Any] | SpeculativeConfig | None
 

@@ -74,6 +74,16 @@ class LLMEngine:
         """Whether there is work left."""
         return bool(self._handles)
 
+    @property
+    def num_held_tokens(self) -> int:
+        """Tokens, prompts and outputs, of the sequences that have not ended."""
+        return sum(
+            sequence.request.num_tokens
+            for handle in self._handles.values()
+            for sequence in handle.sequences
+            if sequence.request.finish_reason is None
+        )
+
     @uninterrupted()
     def add_request(
         self,

@@ -17,6 +17,7 @@ from quire.chat import ChatOptions, Message, is_conversation
 from quire.components import Components
 from quire.config import EngineConfig, EngineOptions
 from quire.defaults import default_sampling_params
+from quire.engine import LLMEngine
 from quire.errors import InvalidRequestError, QuireError
 from quire.interrupts import uninterrupted
 from quire.models.config import ModelConfig
@@ -43,13 +44,15 @@ class LLM:
             "auto" (the checkpoint's `generation_config.json`), "vllm" (none) or a folder.
         components: a reader's own parts, see `Components`.
         trace: record every step here.
-        options: the fields of three groups in `quire.config`, by name; there each is described,
+        options: the fields of four groups in `quire.config`, by name; there each is described,
             with its default. `ModelOptions`: `device`, `dtype`, `max_model_len`, `cuda_graphs`,
             `quantization`.
             `CacheOptions`: `num_blocks`, `gpu_memory_utilization`, `block_size`,
             `enable_prefix_caching`, `kv_cache_dtype`, `kv_window`, `kv_sinks`,
             `num_host_blocks`. `SchedulingOptions`: `max_num_seqs`, `max_num_batched_tokens`,
-            `policy`, `watermark`, `overlap`. And `speculative_config`, a dict of the fields of
+            `policy`, `watermark`, `overlap`. `ParallelOptions`: `tensor_parallel_size`,
+            `pipeline_parallel_size`, `data_parallel_size`, `distributed_executor_backend`. And
+            `speculative_config`, a dict of the fields of
             `quire.speculation.config.SpeculativeConfig`.
 
     Raises:
@@ -76,7 +79,7 @@ class LLM:
         self.model_config = model_config
         self._default_params = default_sampling_params(folder, generation_config)
         self.tokenizer = None if folder is None else load_tokenizer(folder)
-        self.engine = build_engine(
+        built = build_engine(
             config,
             model_config,
             folder,
@@ -84,6 +87,8 @@ class LLM:
             components or Components(),
             trace,
         )
+        # Replicas answer the same calls, but have no scheduler and executor of their own.
+        self.engine = cast(LLMEngine, built)
         self._num_requests = 0
         self._turns = Turns()
         self._withdrawn: deque[RequestHandle] = deque()
