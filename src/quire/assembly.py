@@ -19,6 +19,7 @@ from quire.kv.kv_cache_manager import KVCacheManager, PagedKVCacheManager
 from quire.kv.spec import CacheLayout
 from quire.kv.windowed_manager import WindowedKVCacheManager
 from quire.models.config import ModelConfig
+from quire.parallel.launched import LaunchedExecutor
 from quire.parallel.lockstep_executor import LockstepExecutor
 from quire.parallel.part import local_config
 from quire.parallel.process_executor import ProcessExecutor
@@ -92,9 +93,13 @@ def _build_one(
     return LLMEngine(config, model_config, scheduler, executor, tokenizer, trace)
 
 
-def _executor(config: EngineConfig) -> type[InlineExecutor | LockstepExecutor | ProcessExecutor]:
+def _executor(
+    config: EngineConfig,
+) -> type[InlineExecutor | LockstepExecutor | ProcessExecutor | LaunchedExecutor]:
     """Return who carries out the steps."""
     parallel = config.parallel
+    if parallel.distributed_executor_backend == "external_launcher":
+        return LaunchedExecutor
     is_lockstep = parallel.distributed_executor_backend == "lockstep"
     if parallel.num_ranks > 1:
         return LockstepExecutor if is_lockstep else ProcessExecutor

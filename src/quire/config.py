@@ -161,8 +161,9 @@ class ParallelOptions:
             different requests. Each stage has `tensor_parallel_size` ranks.
         data_parallel_size: replicas of all this, behind a router (`quire.parallel.router`).
         distributed_executor_backend: "mp": a process a rank, on a GPU each where there are GPUs;
-            "lockstep": the ranks take turns in this process, which is for tests and for finding
-            faults (`quire.parallel.lockstep`). By default "mp".
+            "external_launcher": the ranks that torchrun has started, on one machine or several
+            (`quire.parallel.launched`); "lockstep": the ranks take turns in this process, which is
+            for tests and for finding faults (`quire.parallel.lockstep`). By default "mp".
     """
 
     tensor_parallel_size: int = 1
@@ -176,6 +177,11 @@ class ParallelOptions:
             raise QuireError(
                 f"distributed_executor_backend={self.distributed_executor_backend!r}: must be one "
                 f"of {', '.join(BACKENDS)}"
+            )
+        if self.distributed_executor_backend == "external_launcher" and self.data_parallel_size > 1:
+            raise QuireError(
+                f"data_parallel_size={self.data_parallel_size} with 'external_launcher': torchrun "
+                "starts the ranks of one engine; start a program for each replica"
             )
 
     @property
@@ -200,7 +206,7 @@ class ParallelOptions:
         return self.tensor_groups[-1]
 
 
-BACKENDS = ("mp", "lockstep")
+BACKENDS = ("mp", "external_launcher", "lockstep")
 
 
 class EngineOptions(TypedDict, total=False):

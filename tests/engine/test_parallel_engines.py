@@ -180,7 +180,10 @@ def test_a_rank_that_chooses_otherwise_is_named(written: Written) -> None:
     ("options", "message"),
     [
         ({"tensor_parallel_size": 0}, r"tensor_parallel_size=0: must be .*at least 1"),
-        ({"distributed_executor_backend": "ray"}, r"'ray': must be one of mp, lockstep"),
+        (
+            {"distributed_executor_backend": "ray"},
+            r"'ray': must be one of mp, external_launcher",
+        ),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:

@@ -16,7 +16,7 @@ from quire.kv.spec import CacheLayout
 from quire.messages import SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
 from quire.parallel.processes import RankProcesses
-from quire.parallel.rank_process import Allocate, Command, Execute, Load, Settle, Wait, digest
+from quire.parallel.rank_process import Allocate, Command, Execute, Load, Settle, Wait, agreed
 from quire.speculation.factory import DraftSource
 
 
@@ -103,17 +103,7 @@ class RemoteStep:
         """
         command = Wait(self.ticket, self.output.step)
         answers = self.ranks.answers(self.ranks.tell(command), command)
-        chooser, *others = self.output_ranks
-        result = answers[chooser]
-        assert isinstance(result, StepResult)
-        for rank in others:
-            if answers[rank] != digest(result):
-                raise QuireError(
-                    f"step {self.output.step}: rank {rank} chose other tokens than rank {chooser}: "
-                    "the ranks' weights, messages or sums differ; "
-                    "distributed_executor_backend='lockstep' shows where"
-                )
-        return result
+        return agreed(answers, self.output_ranks, self.output.step)
 
 
 def _devices(config: EngineConfig) -> list[torch.device]:

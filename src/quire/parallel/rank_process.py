@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import connection, parent_process
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 
 from quire.components import Components
 from quire.config import EngineConfig
+from quire.errors import QuireError
 from quire.kv.spec import CacheLayout
 from quire.messages import SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
@@ -88,6 +89,30 @@ def digest(result: StepResult) -> int:
     return zlib.crc32(repr(list(result.token_ids.items())).encode())
 
 
+def is_answered(command: Command) -> bool:
+    """Whether the engine waits for what comes of a command."""
+    return not isinstance(command, Execute | Settle)
+
+
+def agreed(answers: Sequence[object], output_ranks: Sequence[int], step: int) -> StepResult:
+    """Return what the ranks answered to `Wait`: the result, if those that choose tokens agree.
+
+    Raises:
+        QuireError: one of them chose otherwise; it is named.
+    """
+    chooser, *others = output_ranks
+    result = answers[chooser]
+    assert isinstance(result, StepResult)
+    for rank in others:
+        if answers[rank] != digest(result):
+            raise QuireError(
+                f"step {step}: rank {rank} chose other tokens than rank {chooser}: the ranks' "
+                "weights, messages or sums differ; distributed_executor_backend='lockstep' shows "
+                "where"
+            )
+    return result
+
+
 def main(
     rank: int, size: int, rendezvous: str, device: torch.device, end: connection.Connection
 ) -> None:
@@ -97,29 +122,31 @@ def main(
     if device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
     with world(rank, size, rendezvous, device):
-        serve = _Serving(rank, device)
+        serve = Serving(rank, device)
         for number, command in enumerate(_commands(end)):
             try:
                 value = serve.carry_out(command)
             except Exception as error:  # told to the engine, which knows about the other ranks
                 end.send(Answer(number, error=error))
                 continue
-            if not isinstance(command, Execute | Settle):
+            if is_answered(command):
                 end.send(Answer(number, value))
 
 
-class _Serving:
+class Serving:
     """A worker and the steps that it has queued."""
 
     _worker: Worker  # from `Load` on
     _answers_in_full: bool
 
     def __init__(self, rank: int, device: torch.device) -> None:
+        """Be this rank, on this device, with nothing loaded yet."""
         self._rank, self._device = rank, device
         self._pending: dict[int, PendingStep] = {}
         self._errors: dict[int, Exception] = {}  # of steps that could not be queued
 
     def carry_out(self, command: Command) -> object:
+        """Do what a command says; return the answer, if it has one."""
         if isinstance(command, Execute):
             try:
                 step = self._worker.runner.execute(command.output)
