@@ -224,13 +224,13 @@ class LLMEngine:
 
         Not behind one that verifies guesses or makes new ones: what follows depends on them.
         """
-        if self.config.speculation is not None and any(
+        if len(self._in_flight) >= self.config.max_in_flight:
+            return False
+        return self.config.speculation is None or not any(
             step.output.num_guesses != 0 or any(e.num_draft_tokens for e in step.output.entries)
             for step, _ in self._in_flight
             if step.output.entries
-        ):
-            return False
-        return len(self._in_flight) < self.config.max_in_flight
+        )
 
     @contextmanager
     def _retracting(self, scheduled: SchedulerOutput) -> Iterator[None]:

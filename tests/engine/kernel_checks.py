@@ -24,6 +24,8 @@ from quire.kernels.cutoff import apply_min_p, apply_top_k_top_p, row_cutoffs
 from quire.kernels.linear import Tile, few_rows_linear
 from quire.kernels.norm import add_rms_norm_triton, rms_norm_triton
 from quire.kernels.qkv import norm_rotate_torch, norm_rotate_triton
+from quire.kernels.round_inputs import Rounded, Rounding, round_rows
+from quire.kernels.rounded import add_rms_norm_rounded, silu_mul_rounded
 from quire.kernels.sampling import (
     NO_TOKEN,
     apply_temperature,
@@ -97,6 +99,65 @@ def silu_mul(device: str) -> None:
             gate_up = draw(device, 3, 2 * size, dtype=dtype)
             gate, up = gate_up.double().chunk(2, dim=-1)
             assert_near(silu_mul_triton(gate_up), F.silu(gate) * up)
+
+
+def roundings(device: str) -> Iterator[Rounding]:
+    """Both kinds of codes, with a scale a row, a group of columns, or one for all."""
+    size = 8 if device == "cpu" else 128
+    for kind in (torch.int8, torch.float8_e4m3fn):
+        yield Rounding(kind)
+        yield Rounding(kind, size)
+        yield Rounding(kind, None, torch.full((1,), 0.02, device=device))
+
+
+def assert_same_codes(out: Rounded, expected: Rounded) -> None:
+    assert out.codes.dtype == expected.codes.dtype
+    assert torch.equal(out.codes.view(torch.int8), expected.codes.view(torch.int8))
+    assert torch.equal(out.scale, expected.scale)
+
+
+def rounded_rows(device: str) -> None:
+    """Codes times scales are the inputs, to half a step, and the largest codes beyond them."""
+    for rounding, dtype in itertools.product(roundings(device), DTYPES[:2]):
+        is_float = rounding.kind.is_floating_point
+        if is_float and not takes_fp8(device):
+            continue
+        for size in sizes(device, tiny=(1, 37, 64), real=(1000, 4096)):
+            x = draw(device, 4, size, dtype=dtype)
+            x[1] = 0
+            codes, scale = round_rows(x, rounding)
+            group = torch.arange(size, device=device) // (rounding.group_size or size)
+            unit = scale.double()[:, group]
+            largest = 448 if is_float else 127
+            wanted = (x.double() / unit).clamp(-largest, largest)
+            step = wanted.abs().clamp(min=2**-6) / 8 if is_float else 1.0
+            assert ((codes.double() - wanted).abs() <= 0.501 * step).all()
+            assert not codes[1].double().any()
+
+
+def rounded_norm(device: str) -> None:
+    """Bit for bit the codes of the norm's result: it is rounded to its dtype in between."""
+    rows = (2,) if device == "cpu" else (3, 200)
+    for rounding, dtype, num_rows in itertools.product(roundings(device), DTYPES[:2], rows):
+        for size in sizes(device, tiny=(37, 64), real=(1024, 4096, 5120)):
+            x, other = draw(device, 2, num_rows, size, dtype=dtype)
+            residual = other * 2
+            weight = draw(device, size, dtype=dtype)
+            normed, total = add_rms_norm_triton(x, residual.clone(), weight, EPS)
+            codes, summed = add_rms_norm_rounded(x, residual, weight, EPS, rounding)
+            assert_same_codes(codes, round_rows(normed, rounding))
+            assert torch.equal(summed, total)
+            assert summed.data_ptr() == residual.data_ptr()
+
+
+def rounded_gate(device: str) -> None:
+    """Bit for bit the codes of the gate's result."""
+    rows = (2,) if device == "cpu" else (3, 200)
+    for rounding, dtype, num_rows in itertools.product(roundings(device), DTYPES[:2], rows):
+        for size in sizes(device, tiny=(37, 1030), real=(3072, 12288, 4097)):
+            gate_up = draw(device, num_rows, 2 * size, dtype=dtype)
+            expected = round_rows(silu_mul_triton(gate_up), rounding)
+            assert_same_codes(silu_mul_rounded(gate_up, rounding), expected)
 
 
 def softmax(device: str) -> None:
@@ -374,6 +435,9 @@ CHECKS: dict[str, Check] = {
     for check in (
         norm,
         silu_mul,
+        rounded_rows,
+        rounded_norm,
+        rounded_gate,
         softmax,
         heads,
         heads_as_codes,

@@ -97,10 +97,13 @@ def eight_bit_kernels(name: str) -> list[Served]:
     }  # fmt: skip
     changes = [{}, {"block_rows": 128, "split": 1, "adds_bias": True}, {"by_group": True}]
     rounding = {
-        "columns": 4000, "block": 4096, "width": 4096, "groups": 1, "is_fixed": False,
+        "block": 4096, "width": 4096, "is_fixed": False,
         "is_int": is_int, "largest": LARGEST[FORMATS[name]], "smallest": 1e-12,
     }  # fmt: skip
-    inputs = {"x": HALF, "fixed": FLOAT, "codes": code, "scale": FLOAT}
+    rounded = {"fixed": FLOAT, "codes": code, "scale": FLOAT}
+    summed = {"x": HALF, "residual": HALF, "weight": HALF, "eps": "fp32"}
+    ways: list[dict[str, object]] = [{}, {"width": 128}, {"is_fixed": True}]
+    whole_row = {"block": 16384, "width": 16384}
     return [
         *(
             Served(
@@ -120,8 +123,28 @@ def eight_bit_kernels(name: str) -> list[Served]:
             oldest,
         ),
         *(
-            Served("round_inputs._round_kernel", inputs, {**rounding, **change}, {}, oldest)
-            for change in ({}, {"width": 128, "groups": 32}, {"is_fixed": True})
+            Served(kernel, {**arguments, **rounded}, {**rounding, **change}, options, oldest)
+            for kernel, arguments, options, changes in (
+                (
+                    "round_inputs._round_kernel",
+                    {"x": HALF},
+                    {},
+                    [{"columns": 4000, **change} for change in ways],
+                ),
+                (
+                    "rounded._norm_round_kernel",
+                    summed,
+                    {"num_warps": 4},
+                    [{"size": 4000, **change} for change in ways],
+                ),
+                (
+                    "rounded._silu_mul_round_kernel",
+                    {"gate_up": HALF},
+                    {"num_warps": 16},
+                    [{"size": 12288, **change} for change in (whole_row, *ways[1:])],
+                ),
+            )
+            for change in changes
         ),
     ]
 

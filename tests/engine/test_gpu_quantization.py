@@ -10,13 +10,18 @@ from kernel_checks import poisoned
 from torch import Tensor
 
 from quire import LLM, SamplingParams
+from quire.kernels.activation import silu_mul
 from quire.kernels.eight_bits import eight_bit_linear, tiled_eight_bit_linear
 from quire.kernels.int4 import UNPACK_FROM, int4_linear, tiled_int4_linear, unpack_int4
 from quire.kernels.int4_packing import pack_int4, unpack_int4_torch
-from quire.kernels.round_inputs import round_rows
+from quire.kernels.norm import add_rms_norm
+from quire.kernels.round_inputs import Rounding, round_rows
+from quire.kernels.rounded import add_rms_norm_rounded, silu_mul_rounded
 from quire.kernels.tiles import Tile, make_counters
+from quire.layers.linear import Linear
 from quire.quantization.gpu import EightBitsOnGPU, Int4OnGPU
 from quire.quantization.inputs import round_inputs
+from quire.quantization.online import Online
 from quire.quantization.scheme import Scheme
 
 pytestmark = pytest.mark.gpu
@@ -162,12 +167,89 @@ def test_rounding(kind: Any, inputs: Any, columns: int) -> None:
     scheme = Scheme(kind, 8, 128 if inputs == "group" else None, inputs=inputs)
     expected, unit = round_inputs(x, scheme, fixed)
     size = 128 if inputs == "group" else None
-    codes, ours = round_rows(x, expected.dtype, size, fixed)
+    codes, ours = round_rows(x, Rounding(expected.dtype, size, fixed))
     torch.testing.assert_close(ours, unit.contiguous())
     off = (codes.float() - expected.float()).abs()
     step = expected.float().abs() / 8 if kind == "fp8" else torch.ones_like(off)
     assert (off <= step.clamp(min=2**-9)).all()
     assert (off > 0).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8", "fp8_block"])
+def test_rounding_in_front_in_a_graph(scheme: str) -> None:
+    """A captured chain of layers whose norm and gate round: codes read too soon would show."""
+    torch.manual_seed(6)
+    device, generator = torch.device("cuda"), torch.Generator("cuda").manual_seed(6)
+    layers = []
+    for _ in range(4):
+        wide = _linear(scheme, 1024, 2 * 3072, device, generator)
+        layers.append((wide, _linear(scheme, 3072, 1024, device, generator)))
+    weight = torch.rand(1024, device=device).bfloat16()
+    first = torch.randn(5, 1024, device=device).bfloat16()
+
+    def chain(*, in_front: bool, waits: bool = False) -> Tensor:
+        x, residual = first.clone(), torch.zeros_like(first)
+        for wide, deep in layers:
+            ways = (wide.input_rounding, deep.input_rounding)
+            assert ways[0] is not None
+            assert ways[1] is not None
+            if in_front:
+                codes, residual = add_rms_norm_rounded(x, residual, weight, 1e-6, ways[0])
+                x = deep(silu_mul_rounded(wide(codes), ways[1]))
+            else:
+                normed, residual = add_rms_norm(x, residual, weight, 1e-6)
+                x = deep(silu_mul(wide(normed)))
+            if waits:
+                torch.cuda.synchronize()
+        return x + residual
+
+    expected = chain(in_front=False, waits=True)
+    assert torch.equal(chain(in_front=True, waits=True), expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = chain(in_front=True)
+    for _ in range(20):
+        out.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(out, expected)
+
+
+def _linear(
+    scheme: str, depth: int, size: int, device: torch.device, generator: torch.Generator
+) -> Linear:
+    stored_as = Online(Scheme.named(scheme))
+    linear = Linear(
+        depth,
+        {"out": size},
+        lambda names: EightBitsOnGPU(stored_as),
+        bias=False,
+        dtype=torch.bfloat16,
+        device=device,
+    )
+    linear.fill_random(generator)
+    return linear
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8", "fp8_block"])
+def test_rounding_in_front_changes_no_bit(scheme: str) -> None:
+    """Norm and gate round as a launch of its own does: every log-probability stays."""
+    prompts = ["def fibonacci(n):\n", "class Stack:\n    def ", "import " * 120]
+    params = SamplingParams(temperature=0, max_tokens=24, logprobs=5, ignore_eos=True)
+    llm = LLM(
+        "quire-mini", quantization=scheme, cuda_graphs=False, enable_prefix_caching=False, **SIZES
+    )
+    told = []
+    for in_front in (True, False):
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        told.append([(o.outputs[0].token_ids, o.outputs[0].logprobs) for o in outputs])
+        for layer in _model(llm).layers:
+            norms = layer.input_layernorm, layer.post_attention_layernorm
+            assert in_front is all(norm.rounding is not None for norm in norms)
+            assert in_front is (layer.mlp._rounding is not None)
+            for norm in norms:
+                norm.rounding = None
+            layer.mlp._rounding = None
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize("graphs", [False, True])

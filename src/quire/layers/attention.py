@@ -11,6 +11,7 @@ from torch import Tensor
 from quire.attention.interface import AttentionBackend
 from quire.kernels.qkv import norm_rotate
 from quire.kernels.rotation import Rotation
+from quire.kernels.round_inputs import Rounded
 from quire.kv.layer import LayerKV
 from quire.layers.linear import Linear, MethodFactory
 from quire.layers.module import Layer
@@ -80,7 +81,7 @@ class Attention(Layer):
             heads = {f"{prefix}.q_norm": self.num_heads, f"{prefix}.k_norm": self.num_kv_heads}
             self.qk_norm = HeadNorm(heads, config.head_size, config.rms_norm_eps, dtype, device)
 
-    def forward(self, x: Tensor, kv: LayerKV, step: StepMetadata, layer: int) -> Tensor:
+    def forward(self, x: Tensor | Rounded, kv: LayerKV, step: StepMetadata, layer: int) -> Tensor:
         """Attend with the hidden states x, [num_tokens, hidden_size]."""
         metadata, fused = step.attention[layer], self.backend.writes_by_slot
         query, key, value = norm_rotate(

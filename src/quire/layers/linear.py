@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from quire.kernels.round_inputs import Rounded, Rounding
 from quire.layers.module import Layer, Taker, leave
 from quire.parallel.comm import Comm, Solo
 from quire.parallel.part import Part
@@ -55,6 +56,17 @@ class QuantMethod(Protocol):
 
     def fill_random(self, layer: Linear, generator: torch.Generator) -> None:
         """Fill the parameters with random numbers as they come from a checkpoint."""
+        ...
+
+
+@runtime_checkable
+class RoundingMethod(Protocol):
+    """A `QuantMethod` that rounds its inputs, and takes them rounded from the layer in front."""
+
+    input_rounding: Rounding  # once the weights are there
+
+    def apply_rounded(self, layer: Linear, x: Rounded) -> Tensor:
+        """Return what `apply` returns for the x that was rounded as `input_rounding` says."""
         ...
 
 
@@ -104,9 +116,17 @@ class Linear(Layer):
         self.method = method_for(tuple(shards))
         self.method.create_weights(self, dtype, device)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to x, [num_tokens, in_features]."""
-        product = self.method.apply(self, x)
+    @property
+    def input_rounding(self) -> Rounding | None:
+        """How the layer in front may round x on its way here; None: x is wanted as it is."""
+        return self.method.input_rounding if isinstance(self.method, RoundingMethod) else None
+
+    def forward(self, x: Tensor | Rounded) -> Tensor:
+        """Apply to x, [num_tokens, in_features], as it is or as `input_rounding` asks for it."""
+        if isinstance(x, Rounded):
+            product = cast(RoundingMethod, self.method).apply_rounded(self, x)
+        else:
+            product = self.method.apply(self, x)
         return product if self.reduce.size == 1 else self.reduce.all_reduce(product)
 
     def takes(self) -> dict[str, Taker]:

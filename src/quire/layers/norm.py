@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quire.kernels.norm import add_rms_norm, rms_norm
+from quire.kernels.round_inputs import Rounding
+from quire.kernels.rounded import add_rms_norm_rounded
 from quire.layers.module import Layer, Taker, copy_checked, empty_parameter
 
 
@@ -22,13 +25,19 @@ class RMSNorm(Layer):
         self.name = name
         self.eps = eps
         self.weight = empty_parameter((size,), dtype, device)
+        self.rounding: Rounding | None = None  # what the layer behind `add` asks for
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x, [..., size]."""
         return rms_norm(x, self.weight, self.eps)
 
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the norm of x + residual, and the sum; on a GPU it overwrites residual."""
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Any, Tensor]:
+        """Return the norm of x + residual, and the sum; on a GPU it overwrites residual.
+
+        The norm is a tensor or, where there is a `rounding`, `Rounded`.
+        """
+        if self.rounding is not None:
+            return add_rms_norm_rounded(x, residual, self.weight, self.eps, self.rounding)
         return add_rms_norm(x, residual, self.weight, self.eps)
 
     def takes(self) -> dict[str, Taker]:

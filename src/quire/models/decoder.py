@@ -13,6 +13,8 @@ from torch import Tensor
 
 from quire.attention.interface import AttentionBackend
 from quire.kernels.activation import silu_mul
+from quire.kernels.round_inputs import Rounded, Rounding
+from quire.kernels.rounded import silu_mul_rounded
 from quire.kv.layer import LayerKV
 from quire.kv.storage import KVStorage
 from quire.layers.attention import Attention, StepMetadata
@@ -54,10 +56,24 @@ class GatedMLP(Layer):
         self.down_proj = Linear(
             size, shards, method_for, bias=bias, dtype=dtype, device=device, reduce=comm
         )
+        self._rounding: Rounding | None = None  # what `down_proj` asks for
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def input_rounding(self) -> Rounding | None:
+        """How the norm in front may round x; see `Linear`."""
+        return self.gate_up_proj.input_rounding
+
+    def finish_load(self) -> None:
+        """Finish the products; the gate rounds as the one behind it asks."""
+        super().finish_load()
+        self._rounding = self.down_proj.input_rounding
+
+    def forward(self, x: Tensor | Rounded) -> Tensor:
         """Apply to x, [num_tokens, hidden_size]."""
-        return self.down_proj(silu_mul(self.gate_up_proj(x)))
+        gate_up = self.gate_up_proj(x)
+        if self._rounding is not None:
+            return self.down_proj(silu_mul_rounded(gate_up, self._rounding))
+        return self.down_proj(silu_mul(gate_up))
 
 
 class DecoderLayer(Layer):
@@ -84,6 +100,12 @@ class DecoderLayer(Layer):
             f"{prefix}.post_attention_layernorm", size, eps, dtype, device
         )
         self.mlp = GatedMLP(config, method_for, f"{prefix}.mlp", dtype, device, comm)
+
+    def finish_load(self) -> None:
+        """Finish the parts; each norm rounds as the product behind it asks."""
+        super().finish_load()
+        self.input_layernorm.rounding = self.self_attn.qkv_proj.input_rounding
+        self.post_attention_layernorm.rounding = self.mlp.input_rounding
 
     def forward(
         self, x: Tensor, residual: Tensor, kv: LayerKV, step: StepMetadata, layer: int

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from quire.kernels.eight_bits import eight_bit_linear
 from quire.kernels.int4 import int4_linear
 from quire.kernels.int4_packing import PackedInt4, pack_int4, unpack_int4_torch
-from quire.kernels.round_inputs import round_rows
+from quire.kernels.round_inputs import Rounded, Rounding, round_rows
 from quire.kernels.runtime import capability, runs_triton
 from quire.kernels.tiles import make_counters
 from quire.layers.linear import Linear
@@ -58,7 +58,9 @@ class Int4OnGPU(Quantized):
 
 
 class EightBitsOnGPU(Quantized):
-    """INT8 or FP8 on both sides."""
+    """INT8 or FP8 on both sides; the layer in front may round the inputs (`RoundingMethod`)."""
+
+    input_rounding: Rounding
 
     @staticmethod
     def serves(stored_as: WeightFormat, dtype: torch.dtype, device: torch.device) -> bool:
@@ -77,14 +79,20 @@ class EightBitsOnGPU(Quantized):
         layer.weight = nn.Parameter(values.contiguous(), False)
         self._scale = codes.scale.contiguous()
         self._counters = make_counters(layer.out_features, self._device)
+        self.input_rounding = Rounding(
+            FP8 if self.scheme.kind == "fp8" else torch.int8,
+            self.scheme.group_size if self.scheme.inputs == "group" else None,
+            self.input_scale,
+        )
 
     def multiply(self, layer: Linear, x: Tensor) -> Tensor:
         """Round x, multiply codes, scale."""
-        kind = FP8 if self.scheme.kind == "fp8" else torch.int8
-        size = self.scheme.group_size if self.scheme.inputs == "group" else None
-        codes, scale = round_rows(x, kind, size, self.input_scale)
+        return self.apply_rounded(layer, round_rows(x, self.input_rounding))
+
+    def apply_rounded(self, layer: Linear, x: Rounded) -> Tensor:
+        """Multiply codes, scale."""
         return eight_bit_linear(
-            codes, scale, layer.weight, self._scale, layer.bias, self._counters, x.dtype
+            *x, layer.weight, self._scale, layer.bias, self._counters, self._dtype
         )
 
     def dequantize(self, layer: Linear) -> Tensor:

@@ -63,8 +63,9 @@ class DraftModel:
         self._num_known = parts.batch.num_known
         self._choices = config.speculation.choices
         self._most_guesses = config.speculation.most_guesses
-        # Of each row's tokens, those that the draft model has computed; None: at its first step.
-        self._num_computed: list[int | None] = [None] * (config.scheduling.max_num_seqs + 1)
+        # Of each row's tokens, those that the draft model has computed.
+        self._num_computed = [0] * (config.scheduling.max_num_seqs + 1)
+        self._new_rows: set[int] = set()  # at their first step the number above is set
         self._max_model_len = config.model.max_model_len
         most, device = config.scheduling.max_num_seqs, config.model.device
         num_groups = len(parts.batch.block_tables)
@@ -85,8 +86,7 @@ class DraftModel:
 
     def begin(self, requests: Sequence[NewRequest]) -> None:
         """Note whose tokens are new; what lies in cached blocks is taken as computed."""
-        for request in requests:
-            self._num_computed[request.row] = None
+        self._new_rows.update(request.row for request in requests)
 
     @torch.inference_mode()
     def queue(self, output: SchedulerOutput) -> None:
@@ -94,9 +94,11 @@ class DraftModel:
 
         Where nothing is to be guessed it computes nothing: it catches up once it is.
         """
-        for entry in output.entries:
-            if self._num_computed[entry.row] is None:
-                self._num_computed[entry.row] = entry.start
+        if self._new_rows:
+            for entry in output.entries:
+                if entry.row in self._new_rows:
+                    self._num_computed[entry.row] = entry.start
+                    self._new_rows.remove(entry.row)
         num_guesses = self._most_guesses if output.num_guesses is None else output.num_guesses
         if num_guesses == 0:
             return
@@ -105,7 +107,6 @@ class DraftModel:
         pieces = []
         for entry in entries:
             begin = self._num_computed[entry.row]
-            assert begin is not None
             end = entry.start + entry.num_tokens - entry.num_draft_tokens
             # To guess it computes the last token but one and the last, which the step chooses.
             wanted = end - 1 if entry.samples else end

@@ -71,8 +71,7 @@ class HostDrafting:
         most = self._num_guesses if num_guesses is None else num_guesses
         # A step that overlaps the one told of here may have given a row to somebody else.
         entries = [e for e in entries if self._owners[e.row] == e.request_id]
-        for entry in entries:
-            self._extend(entry.row, told[entry.request_id])
+        self._take([(entry.row, told[entry.request_id]) for entry in entries])
         guessing = [entry for entry in entries if self._speculates[entry.row]]
         if not guessing or most == 0:
             return {}
@@ -94,6 +93,17 @@ class HostDrafting:
             sent = torch.tensor([rows, positions, tokens]).to(self._token_ids.device)
             self._token_ids[sent[0], sent[1]] = sent[2]
         return numbers
+
+    def _take(self, told: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Take a step's tokens of each row: in one write if it gave each one token."""
+        if any(len(tokens) != 1 for _, tokens in told):
+            for row, tokens in told:
+                self._extend(row, tokens)
+            return
+        rows = [row for row, _ in told]
+        self._known[rows, [self._num_known[row] for row in rows]] = [ids[0] for _, ids in told]
+        for row in rows:
+            self._num_known[row] += 1
 
     def _extend(self, row: int, token_ids: Sequence[int]) -> None:
         begin = self._num_known[row]
