@@ -11,7 +11,7 @@ from quire.components import Components
 from quire.config import EngineConfig
 from quire.engine import LLMEngine
 from quire.errors import QuireError
-from quire.executor import InlineExecutor
+from quire.executor import Executor, InlineExecutor
 from quire.kv.block_pool import BlockPool, LRUBlockPool
 from quire.kv.host.manager import OffloadingKVCacheManager
 from quire.kv.host.scheduler import OffloadingScheduler
@@ -19,10 +19,7 @@ from quire.kv.kv_cache_manager import KVCacheManager, PagedKVCacheManager
 from quire.kv.spec import CacheLayout
 from quire.kv.windowed_manager import WindowedKVCacheManager
 from quire.models.config import ModelConfig
-from quire.parallel.launched import LaunchedExecutor
-from quire.parallel.lockstep_executor import LockstepExecutor
 from quire.parallel.part import local_config
-from quire.parallel.process_executor import ProcessExecutor
 from quire.parallel.replicas import ReplicatedEngine, replica_configs
 from quire.scheduler import Scheduler, TokenBudgetScheduler
 from quire.speculation.factory import find_draft_model
@@ -83,8 +80,7 @@ def _build_one(
         config.cache_dtype,
         None if draft is None else draft.config,
     )
-    make_executor = _executor(config)
-    executor = make_executor(config, model_config, layout, folder, components, draft)
+    executor = _make_executor(config)(config, model_config, layout, folder, components, draft)
     make_pool = components.block_pool or LRUBlockPool
     pools: list[BlockPool] = [make_pool(executor.num_blocks) for _ in range(layout.num_groups)]
     make_manager = components.kv_cache_manager or _default_manager(config, layout)
@@ -93,18 +89,23 @@ def _build_one(
     return LLMEngine(config, model_config, scheduler, executor, tokenizer, trace)
 
 
-def _executor(
-    config: EngineConfig,
-) -> type[InlineExecutor | LockstepExecutor | ProcessExecutor | LaunchedExecutor]:
-    """Return who carries out the steps."""
+def _make_executor(config: EngineConfig) -> Callable[..., Executor]:
+    """Return who carries out the steps; each needs modules that the others do not."""
     parallel = config.parallel
     if parallel.distributed_executor_backend == "external_launcher":
+        from quire.parallel.launched import LaunchedExecutor
+
         return LaunchedExecutor
     is_lockstep = parallel.distributed_executor_backend == "lockstep"
-    if parallel.num_ranks > 1:
-        return LockstepExecutor if is_lockstep else ProcessExecutor
-    if parallel.data_parallel_size > 1 and not is_lockstep:
-        return ProcessExecutor  # so that replicas run at once
+    if parallel.num_ranks > 1 and is_lockstep:
+        from quire.parallel.lockstep_executor import LockstepExecutor
+
+        return LockstepExecutor
+    # A replica of one rank has a process of its own, so that replicas run at once.
+    if not is_lockstep and (parallel.num_ranks > 1 or parallel.data_parallel_size > 1):
+        from quire.parallel.process_executor import ProcessExecutor
+
+        return ProcessExecutor
     return InlineExecutor
 
 
