@@ -76,7 +76,11 @@ def _build_one(
         if draft is not None:
             draft = replace(draft, config=_with_window(draft.config, config.cache.kv_window))
     layout = CacheLayout.of(
-        local_config(model_config, config.parallel.tensor_parallel_size),
+        local_config(
+            model_config,
+            config.parallel.tensor_parallel_size,
+            expert_parallel=config.parallel.enable_expert_parallel,
+        ),
         config.cache_dtype,
         None if draft is None else draft.config,
     )

@@ -159,6 +159,8 @@ class ParallelOptions:
         tensor_parallel_size: ranks that share every layer's matrices and heads.
         pipeline_parallel_size: stages that share the layers; as many steps are in flight, of
             different requests. Each stage has `tensor_parallel_size` ranks.
+        enable_expert_parallel: a rank of a stage has some experts of a mixture whole, instead of
+            a part of each.
         data_parallel_size: replicas of all this, behind a router (`quire.parallel.router`).
         distributed_executor_backend: "mp": a process a rank, on a GPU each where there are GPUs;
             "external_launcher": the ranks that torchrun has started, on one machine or several
@@ -169,10 +171,12 @@ class ParallelOptions:
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
+    enable_expert_parallel: bool = False
     distributed_executor_backend: str = "mp"
 
     def __post_init__(self) -> None:
         require_counts(self, "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+        require_flags(self, "enable_expert_parallel")
         if self.distributed_executor_backend not in BACKENDS:
             raise QuireError(
                 f"distributed_executor_backend={self.distributed_executor_backend!r}: must be one "
@@ -236,6 +240,7 @@ class EngineOptions(TypedDict, total=False):
     tensor_parallel_size: int
     pipeline_parallel_size: int
     data_parallel_size: int
+    enable_expert_parallel: bool
     distributed_executor_backend: str
     speculative_config: Mapping[str, Any] | SpeculativeConfig | None
 

@@ -16,6 +16,7 @@ from quire.analysis import (
     DTYPE_BYTES,
     Hardware,
     Prediction,
+    active_parameters,
     catalog_config,
     catalog_json,
     count_parameters,
@@ -154,6 +155,15 @@ def model_rows(name: str, config: ModelConfig, weight_dtype: str, kv_dtype: str)
         value = getattr(count, part)
         remark = "shared with the embedding" if part == "head" and not value else ""
         yield (f"  {part}", f"{value:,}", remark or f"{value / count.total:.1%}")
+    if (moe := config.moe) is not None:
+        active = active_parameters(config)
+        yield ("  met by a token", f"{active:,}", f"{active / count.total:.1%}")
+        chosen = f"{moe.experts_per_token} of {moe.num_experts}"
+        yield (
+            "experts a token",
+            chosen,
+            f"in {len(moe.layers)} layers, {moe.intermediate_size} wide",
+        )
     yield ("weights", amount(weight_bytes(config, weight_dtype), "B"), weight_dtype)
     yield ("KV cache a token", amount(kv_bytes_per_token(config, kv_dtype), "B"), kv_dtype)
 

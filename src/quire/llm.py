@@ -51,7 +51,8 @@ class LLM:
             `enable_prefix_caching`, `kv_cache_dtype`, `kv_window`, `kv_sinks`,
             `num_host_blocks`. `SchedulingOptions`: `max_num_seqs`, `max_num_batched_tokens`,
             `policy`, `watermark`, `overlap`. `ParallelOptions`: `tensor_parallel_size`,
-            `pipeline_parallel_size`, `data_parallel_size`, `distributed_executor_backend`. And
+            `pipeline_parallel_size`, `data_parallel_size`, `enable_expert_parallel`,
+            `distributed_executor_backend`. And
             `speculative_config`, a dict of the fields of
             `quire.speculation.config.SpeculativeConfig`.
 

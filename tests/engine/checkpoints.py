@@ -129,7 +129,7 @@ def write(folder: Path, spec: Spec, seed: int = 0) -> Path:
             elif "embed" in name or "lm_head" in name:
                 parameter.copy_(0.5 * noise)
             else:
-                parameter.copy_(1.5 * noise / parameter.shape[1] ** 0.5)
+                parameter.copy_(1.5 * noise / parameter.shape[-1] ** 0.5)
     model.save_pretrained(folder, max_shard_size=spec.max_shard_size)
     return folder
 
@@ -178,6 +178,8 @@ def write_text_model(folder: Path) -> Path:
 def transformers_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The oracle: the same weights in transformers."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    if dtype == torch.float64 and getattr(model.config, "num_local_experts", 0):
+        model.set_experts_implementation("eager")  # torch's grouped product takes no float64
     return model.eval()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -455,18 +456,31 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def run(name: str, device: str) -> None:
+def outcomes(program: str | None, checks: dict[str, Check]) -> dict[str, str | None]:
+    """What each check of this module, or another like it, comes to under the interpreter."""
+    answer = subprocess.run(
+        [sys.executable, str(program), *checks],
+        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    found: dict[str, str | None] = json.loads(answer.stdout.splitlines()[-1])
+    return found
+
+
+def run(name: str, device: str, checks: dict[str, Check] = CHECKS) -> None:
     with poisoned():
-        CHECKS[name](device)
+        checks[name](device)
 
 
-def main() -> None:
+def main(checks: dict[str, Check] = CHECKS) -> None:
     assert os.environ.get("TRITON_INTERPRET") == "1"
     torch.set_num_threads(1)
     outcomes: dict[str, str | None] = {}
     for name in sys.argv[1:]:
         try:
-            run(name, "cpu")
+            run(name, "cpu", checks)
             outcomes[name] = None
         except Exception:  # reported by the test that asked
             outcomes[name] = traceback.format_exc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +16,21 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from quire import info
+from quire import QuireError, info
 from quire.analysis import (
+    LayerTime,
+    active_parameters,
     catalog_config,
     catalog_json,
     count_parameters,
     decode_work,
     electricity_usd_per_million_tokens,
+    experts_touched,
     find_hardware,
     joules_per_token,
     kv_bytes_per_token,
     kv_cache_bytes,
+    linear_weights,
     load_hardware,
     memory_ledger,
     mla_kv_bytes_per_token,
@@ -37,9 +42,11 @@ from quire.analysis import (
     usd_per_million_tokens,
     weight_bytes,
 )
-from quire.analysis.work import attention_flops, causal_pairs
-from quire.bench import command, steps
+from quire.analysis.work import attention_flops, causal_pairs, step_weight_bytes
+from quire.bench import command, linear, steps
+from quire.models.architectures import find_architecture
 from quire.models.config import ModelConfig
+from quire.models.moe_config import MoEConfig
 from quire.resources import load_measurement
 
 SIZES: dict[str, Any] = {
@@ -76,6 +83,20 @@ TINY: dict[str, dict[str, Any]] = {
         "head_dim": 16,
         "tie_word_embeddings": True,
     },
+    "mixtral": {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_local_experts": 4,
+    },
+    "qwen3_moe": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        "decoder_sparse_step": 2,
+        "attention_bias": True,
+    },
 }
 
 
@@ -110,7 +131,7 @@ _PARTS = {"embed": "embedding", "self_attn": "attention", "mlp": "mlp", "lm_head
 @pytest.mark.parametrize("name", catalog_json())
 def test_catalog_parameters_are_those_of_transformers(name: str) -> None:
     raw = catalog_json()[name]
-    model_type = raw["architectures"][0].removesuffix("ForCausalLM").lower()
+    model_type = find_architecture(raw)[1].model_type
     with torch.device("meta"):
         model = transformers_model({**raw, "model_type": model_type})
     config = catalog_config(name)
@@ -126,6 +147,7 @@ PUBLISHED = {
     "meta-llama/Llama-3.1-70B": (70_600, None),
     "mistralai/Mistral-7B-v0.1": (7_240, None),
     "Qwen/Qwen2.5-7B": (7_610, 6_530),
+    "Qwen/Qwen3-30B-A3B": (30_500, None),
 }
 
 
@@ -141,12 +163,16 @@ def test_catalog_matches_the_published_counts(name: str) -> None:
         assert rest / 1e6 == pytest.approx(without_embedding, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-biased", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-biased", "qwen2", "qwen3", "mixtral", "qwen3_moe"]
+)
 def test_flops_and_cache_are_what_torch_counts(name: str) -> None:
     """Eager attention computes the whole square, which torch counts; ours counts the triangle."""
     batch, prompt = 3, 11
     config = quire_config(name)
     model = transformers_model({**SIZES, **TINY[name]}, attn_implementation="eager")
+    if config.moe is not None:
+        model.set_experts_implementation("eager")  # torch counts no grouped products
     tokens = torch.arange(batch * prompt).reshape(batch, prompt) % config.vocab_size
     cache = DynamicCache()
     with torch.no_grad(), FlopCounterMode(display=False) as prefill_counter:
@@ -255,6 +281,57 @@ def test_limit_of_one_sequence_on_an_h200() -> None:
         assert result.decode_bound == "memory"
         read = weight_bytes(config, "bf16") - 2 * count_parameters(config).head
         assert result.tpot_s > read / device.bandwidth_bytes_per_s
+
+
+def test_experts_touched_by_counting() -> None:
+    """Every choice of 2 of 4 experts by each of 3 tokens, equally likely."""
+    moe = MoEConfig(4, 2, 24, False, (0, 1, 2))
+    config = replace(quire_config("qwen3"), moe=moe)
+    choices = list(itertools.combinations(range(4), 2))
+    touched = [len(set().union(*three)) for three in itertools.product(choices, repeat=3)]
+    assert experts_touched(config, 3) == pytest.approx(sum(touched) / len(touched))
+    assert experts_touched(config, 1) == pytest.approx(2)
+    with pytest.raises(ValueError, match="Qwen3ForCausalLM has no experts"):
+        experts_touched(quire_config("qwen3"), 3)
+
+
+def test_a_step_reads_the_experts_that_it_touches() -> None:
+    config = quire_config("qwen3_moe")  # one layer in two has experts
+    moe = config.moe
+    assert moe is not None
+    assert moe.layers == (1,)
+    one = 3 * config.hidden_size * moe.intermediate_size
+    idle = moe.num_experts - moe.experts_per_token
+    count = count_parameters(config)
+    assert active_parameters(config) == count.total - idle * one
+    for tokens in (1, 2, 50):
+        unread = moe.num_experts - experts_touched(config, tokens)
+        expected = count.total - count.embedding - unread * one + tokens * config.hidden_size
+        assert step_weight_bytes(config, tokens, "fp32") == pytest.approx(4 * expected)
+
+
+def test_limits_of_a_mixture_on_an_h200() -> None:
+    """ANCHOR: 30B-A3B reads 6.08 GB a token of its 61 GB, 1.42 ms; at batch 256 all of it."""
+    config, device = catalog_config("qwen3-30b-a3b"), find_hardware("h200").measured()
+    assert config is not None
+    assert weight_bytes(config, "bf16") / 1e9 == pytest.approx(61.06, abs=0.01)
+    assert active_parameters(config) / 1e9 == pytest.approx(3.3, rel=0.02)
+    assert step_weight_bytes(config, 1, "bf16") / 1e9 == pytest.approx(6.08, abs=0.01)
+    result = predict(config, device, prompt_tokens=128, output_tokens=256)
+    assert result.tpot_s * 1e3 == pytest.approx(1.42, rel=0.02)
+    everything = weight_bytes(config, "bf16") - 2 * count_parameters(config).embedding
+    assert step_weight_bytes(config, 256, "bf16") == pytest.approx(everything, rel=1e-3)
+
+
+def test_where_an_expert_is_no_layer_of_a_dense_model() -> None:
+    config = catalog_config("qwen3-30b-a3b")
+    assert config is not None
+    with pytest.raises(QuireError, match="Qwen3MoeForCausalLM: a layer of experts"):
+        LayerTime.of(config, find_hardware("h200"), None, launch_seconds=0)
+    with pytest.raises(QuireError, match="bench linear times the products of a dense layer"):
+        linear.run(config, torch.device("cpu"), torch.float32, 1)
+    experts = 48 * 128 * 3 * 2048 * 768
+    assert linear_weights(config) == experts + 48 * 2 * 2048 * 36 * 128
 
 
 workloads = st.fixed_dictionaries(

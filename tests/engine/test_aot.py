@@ -62,6 +62,13 @@ INT4_TILE = {
     "depth": 4096, "blocks": 32, "groups": 1, "halves": False, "adds_bias": False,
     "block_rows": 16, "block_outputs": 64, "split": 4,
 }  # fmt: skip
+EXPERTS = {"hidden": 2048, "size": 768, "num_slots": 128, "top_k": 8}
+GROUPED = {"hidden": 2048, "size": 768, "block_rows": 16, "block_outputs": 64, "block_depth": 64}
+GROUP_TILES = (
+    ({}, {"num_warps": 4, "num_stages": 5}),
+    ({"block_rows": 64, "block_depth": 128}, {"num_warps": 4, "num_stages": 2}),
+    ({"block_rows": 128, "block_outputs": 128}, {"num_warps": 8, "num_stages": 3}),
+)
 DRAFTS = {"TOKENS": 5, "PADDED": 32, "ROWS": 32}
 PREFILL_TILES = {
     "num_kv_heads": 8,
@@ -181,6 +188,69 @@ def code_kernels(name: str) -> list[Served]:
             {**PREFILL, "PAGE": 16},
             {"num_warps": 4},
             oldest,
+        ),
+    ]  # fmt: skip
+
+
+def expert_kernels() -> list[Served]:
+    """A mixture of experts: the choice, the pairs' order, products by pairs and by groups."""
+    return [
+        Served(
+            "router._choose_kernel",
+            {"logits": HALF, "ids": INT, "weights": FLOAT},
+            {"num_experts": 128, "block": 128, "top_k": 8, "padded_k": 8, "renormalize": True},
+            {"num_warps": 1},
+        ),
+        Served(
+            "grouping._group_kernel",
+            {"ids": INT, "slots": INT, "order": INT, "starts": INT, "num_pairs": "i32"},
+            {"block": 2048},
+            {"num_warps": 8},
+        ),
+        Served(
+            "experts._pair_gate_up_kernel",
+            {"x": HALF, "ids": INT, "slots": INT, "gate_up": HALF, "hidden_states": HALF},
+            {**EXPERTS, "block_outputs": 1, "block_depth": 256},
+            {"num_warps": 2},
+        ),
+        Served(
+            "experts._pair_down_kernel",
+            {
+                "hidden_states": HALF, "ids": INT, "weights": FLOAT, "slots": INT, "down": HALF,
+                "out": HALF,
+            },
+            {**EXPERTS, "block_outputs": 1, "block_depth": 256},
+            {"num_warps": 4},
+        ),
+        *(
+            Served(
+                "expert_groups._group_gate_up_kernel",
+                {
+                    "x": HALF, "order": INT, "starts": INT, "gate_up": HALF,
+                    "hidden_states": HALF,
+                },
+                {**GROUPED, "top_k": 8, **change},
+                options,
+            )
+            for change, options in GROUP_TILES
+        ),
+        *(
+            Served(
+                "expert_groups._group_down_kernel",
+                {
+                    "hidden_states": HALF, "order": INT, "starts": INT, "weights": FLOAT,
+                    "down": HALF, "parts": HALF,
+                },
+                {**GROUPED, **change},
+                options,
+            )
+            for change, options in GROUP_TILES
+        ),
+        Served(
+            "expert_groups._sum_kernel",
+            {"parts": HALF, "ids": INT, "slots": INT, "out": HALF},
+            {"hidden": 2048, "num_slots": 128, "top_k": 8, "padded_k": 8, "block": 1024},
+            {"num_warps": 4},
         ),
     ]  # fmt: skip
 
@@ -334,6 +404,7 @@ SERVED = [
         for groups in (1, 2, 4)
     ),
     *(served for name in CODES for served in eight_bit_kernels(name)),
+    *expert_kernels(),
     Served("sampling._best_kernel", {**BEST, "tokens": LONG}, {"num_parts": 75, "block": 128}),
 ]  # fmt: skip
 # Compute capability → bytes of shared memory a program may take.

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
-import os
 import pkgutil
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import kernel_checks
 import pytest
@@ -30,15 +25,7 @@ from quire.models.rope_config import RopeConfig
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, str | None]:
     """The outcome of each check, from one process with Triton's interpreter in it."""
-    answer = subprocess.run(
-        [sys.executable, str(Path(kernel_checks.__file__)), *CHECKS],
-        env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert answer.returncode == 0, answer.stderr
-    outcomes: dict[str, str | None] = json.loads(answer.stdout.splitlines()[-1])
-    return outcomes
+    return kernel_checks.outcomes(kernel_checks.__file__, CHECKS)
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from quire import QuireError
 from quire.attention.torch_backend import TorchAttention
+from quire.layers.moe import MoE
 from quire.layers.norm import RMSNorm
 from quire.layers.rope import RotaryTable, inverse_frequencies
 from quire.models.architectures import ARCHITECTURES
@@ -98,6 +99,13 @@ VALUES: dict[str, list[Any]] = {
     "original_max_position_embeddings": [32],
     "partial_rotary_factor": [0.5],
     "eos_token_id": [5, [5, 6], None],
+    "num_experts": [4, 5, 0, None],
+    "num_local_experts": [4, 3, 1],
+    "num_experts_per_tok": [2, 1, 5, 0, None],
+    "moe_intermediate_size": [24, None],
+    "norm_topk_prob": [True, False, None],
+    "decoder_sparse_step": [1, 2, 0, 9],
+    "mlp_only_layers": [[], [1], [0, 1, 2], [-1, 7], None],
 }
 OTHERS = ("architectures", "model_type", "dtype", "torch_dtype", "quantization_config")
 ABSENT = "absent"
@@ -111,6 +119,7 @@ REFUSED = (
     "hidden_act='gelu'",
     "must be an integer of at least 1",  # a model of nothing
     "'sliding_attention' without a window",  # transformers fails at the first step
+    "a token is sent to 1 expert at least",  # likewise
 )
 
 
@@ -139,10 +148,10 @@ def meaning_to_transformers(raw: dict[str, Any]) -> dict[str, Any]:
     kinds = getattr(config, "layer_types", None)
     window = None if raw["model_type"] == "llama" else config.sliding_window
     windows = [window] * config.num_hidden_layers
-    if kinds is not None and raw["model_type"].startswith("qwen"):
+    if kinds is not None and raw["model_type"] in ("qwen2", "qwen3"):
         windows = [window if kind == "sliding_attention" else None for kind in kinds]
     eos = config.eos_token_id
-    tensors = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    tensors = stored_shapes(model)
     if config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     return {
@@ -152,9 +161,35 @@ def meaning_to_transformers(raw: dict[str, Any]) -> dict[str, Any]:
         "cos": angles[0][0],
         "eps": config.rms_norm_eps,
         "tied": config.tie_word_embeddings,
+        "experts": [
+            (moe.top_k, getattr(moe, "norm_topk_prob", True))
+            for layer in model.model.layers
+            if (moe := getattr(layer.mlp, "gate", None)) is not None
+        ],
         "eos": tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
         "scale": scale,
     }
+
+
+def stored_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's tensors under their names in a checkpoint: an expert has its own."""
+    block, parts = "mlp", ("gate_proj", "up_proj", "down_proj")
+    if model.config.model_type == "mixtral":
+        block, parts = "block_sparse_moe", ("w1", "w3", "w2")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, x in model.state_dict().items():
+        prefix, experts, part = name.partition("mlp.experts.")
+        if experts:
+            (num_experts, rows, columns), of = x.shape, parts[2:]
+            if part == "gate_up_proj":
+                rows, of = rows // 2, parts[:2]
+            for expert in range(num_experts):
+                for each in of:
+                    key = f"{prefix}{block}.experts.{expert}.{each}.weight"
+                    shapes[key] = (rows, columns)
+        else:
+            shapes[name.replace("mlp.gate.", f"{block}.gate.")] = tuple(x.shape)
+    return shapes
 
 
 def meaning_to_quire(raw: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -174,6 +209,11 @@ def meaning_to_quire(raw: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -
         "cos": table.cos,
         "eps": eps,
         "tied": config.tie_word_embeddings,
+        "experts": [
+            (layer.mlp.router.top_k, layer.mlp.router.renormalize)
+            for layer in model.layers
+            if isinstance(layer.mlp, MoE)
+        ],
         "eos": config.eos_token_ids,
         "scale": config.head_size**-0.5,
     }
@@ -302,6 +342,17 @@ LEFT_OUT: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3",
         {"head_dim": 128, "num_attention_heads": 32, "num_key_value_heads": 32}
         | {"max_position_embeddings": 32_768},
+    ),
+    "mixtral": (
+        "mixtral",
+        {"num_attention_heads": 16, "hidden_size": 256, "num_key_value_heads": 8}
+        | {"max_position_embeddings": 131_072, "num_local_experts": 8, "num_experts_per_tok": 2}
+        | {"rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 32_768}
+        | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
     ),
 }
 

@@ -110,6 +110,23 @@ def test_an_engine_of_several_ranks_says_the_same(option: str, written: Written)
         assert alone.preemptions()
 
 
+@pytest.mark.parametrize("name", ["qwen3-moe", "mixtral"])
+def test_engines_whose_ranks_share_experts_say_the_same(name: str, written: Written) -> None:
+    expected, _ = outputs(written(name), num_blocks=9, max_model_len=96, watermark=0.0)
+    for tensor, pipeline in [(2, 1), (4, 1), (2, 2)]:
+        found, _ = outputs(
+            written(name),
+            num_blocks=9,
+            max_model_len=96,
+            watermark=0.0,
+            tensor_parallel_size=tensor,
+            pipeline_parallel_size=pipeline,
+            enable_expert_parallel=True,
+            **LOCKSTEP,
+        )
+        assert found == expected, (tensor, pipeline)
+
+
 def test_stages_work_on_different_requests(written: Written) -> None:
     """Once all decode, each step has half of them, and no request is in two steps in flight."""
     run = Run.of(written("mistral"), pipeline_parallel_size=2, max_num_seqs=4, **LOCKSTEP)

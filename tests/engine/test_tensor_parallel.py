@@ -11,7 +11,7 @@ import checkpoints
 import pytest
 import torch
 from checkpoints import CPU, MAX_POSITION, SPECS, TOLERANCE, decoder_logits, oracle_logits
-from parallel_checkpoints import wide
+from parallel_checkpoints import MIXTURES, wide
 from quantized_checkpoints import KINDS, write_quantized
 from torch import Tensor
 
@@ -78,6 +78,15 @@ def test_query_heads_lie_where_their_kv_heads_are() -> None:
 @pytest.mark.parametrize(
     ("options", "size", "message"),
     [
+        (
+            {
+                "architectures": ["MixtralForCausalLM"],
+                "num_local_experts": 6,
+                "num_key_value_heads": 8,
+            },
+            4,
+            r"num_experts=6",
+        ),
         ({}, 3, r"tensor_parallel_size=3: .*num_attention_heads=8.*a divisor of 8"),
         ({"intermediate_size": 81}, 2, r"intermediate_size=81"),
         (
@@ -102,13 +111,20 @@ def test_what_cannot_be_shared_is_refused_before_loading(
         }
     )
     with pytest.raises(QuireError, match=message):
-        LLM(config, device="cpu", tensor_parallel_size=size)
+        LLM(
+            config,
+            device="cpu",
+            tensor_parallel_size=size,
+            enable_expert_parallel=True,  # of a mixture
+        )
 
 
 # --- layers ------------------------------------------------------------------
 
 
-def ranks(folder: Path, size: int, scheme: str | None = None) -> tuple[Lockstep, list[Decoder]]:
+def ranks(
+    folder: Path, size: int, scheme: str | None = None, *, expert_parallel: bool = False
+) -> tuple[Lockstep, list[Decoder]]:
     """Load every rank's part of a checkpoint."""
     config = ModelConfig.from_folder(folder)
     world = Lockstep(size)
@@ -116,7 +132,7 @@ def ranks(folder: Path, size: int, scheme: str | None = None) -> tuple[Lockstep,
     def load(rank: int) -> Decoder:
         method_for = methods(config, scheme, torch.float32, CPU)
         backend = TorchAttention()
-        place = Place(tensor=world.comm(rank))
+        place = Place(tensor=world.comm(rank), expert_parallel=expert_parallel)
         model = Decoder(config, backend, MAX_POSITION, torch.float32, CPU, method_for, place)
         load_weights(model, folder)
         return model
@@ -143,10 +159,12 @@ def streams(model: Decoder) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def compare(folder: Path, size: int, scheme: str | None = None) -> Tensor:
+def compare(
+    folder: Path, size: int, scheme: str | None = None, *, expert_parallel: bool = False
+) -> Tensor:
     """Assert that every half layer's sum is what one rank computes; return the logits."""
     _, (single,) = ranks(folder, 1, scheme)
-    world, models = ranks(folder, size, scheme)
+    world, models = ranks(folder, size, scheme, expert_parallel=expert_parallel)
     expected, seen = streams(single), [streams(model) for model in models]
     logits = decoder_logits(single, TOKENS, [37, 23])
 
@@ -169,6 +187,27 @@ def test_half_layers_add_up(name: str, size: int, written: Written) -> None:
     logits = compare(written(name), size)
     oracle = oracle_logits(checkpoints.transformers_model(written(name)), TOKENS)
     torch.testing.assert_close(logits, oracle, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("expert_parallel", [False, True], ids=["parts", "experts"])
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_add_up(name: str, size: int, expert_parallel: bool, written: Written) -> None:
+    logits = compare(written(name), size, expert_parallel=expert_parallel)
+    oracle = oracle_logits(checkpoints.transformers_model(written(name)), TOKENS)
+    torch.testing.assert_close(logits, oracle, atol=TOLERANCE, rtol=0)
+
+
+def test_a_rank_has_some_experts_whole_or_a_part_of_each(written: Written) -> None:
+    shapes = {}
+    for expert_parallel in (False, True):
+        _, models = ranks(written("qwen3-moe"), 2, expert_parallel=expert_parallel)
+        experts = models[1].layers[0].mlp.experts
+        shapes[expert_parallel] = (list(experts.gate_up.shape), list(experts.slots))
+    assert shapes == {
+        False: ([8, 40, 128], list(range(8))),
+        True: ([4, 80, 128], [4, 4, 4, 4, 0, 1, 2, 3]),
+    }
 
 
 def test_a_rank_keeps_a_part_of_the_weights(written: Written) -> None:

@@ -175,7 +175,11 @@ def token_texts(llm: LLM, before: list[int], token_ids: list[int]) -> list[str]:
 def latency_calculator(model: str) -> dict[str, Any]:
     """Models, devices and the opening question with its explanation."""
     shipped = json.loads((resolve_checkpoint(model) / "config.json").read_text("utf-8"))
-    models = {**catalog_json(), Path(model).name: shipped}
+    models = {  # the calculator knows no experts
+        name: raw
+        for name, raw in {**catalog_json(), Path(model).name: shipped}.items()
+        if ModelConfig.from_dict(raw).moe is None
+    }
     devices: dict[str, Hardware] = {}
     for device in load_hardware().values():
         devices[device.key] = device

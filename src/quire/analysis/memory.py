@@ -4,7 +4,8 @@ Everything follows from the sizes in `config.json`; nothing is loaded. Explained
 chapter "Autoregressive decoding", section on memory arithmetic.
 
 Symbols used in the docstrings: L layers, h hidden size, i intermediate size, V
-vocabulary, H query heads, K KV heads, d head size, b bytes per element.
+vocabulary, H query heads, K KV heads, d head size, b bytes per element; of a mixture of
+experts E experts a layer, k of them a token, m the intermediate size of one.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class ParameterCount:
 
     embedding: int
     attention: int
-    mlp: int
+    mlp: int  # experts and their routers included
     norm: int
     head: int
 
@@ -73,11 +74,39 @@ def attention_parameters(config: ModelConfig) -> int:
     return config.num_layers * (weights + biases)
 
 
-def mlp_parameters(config: ModelConfig) -> int:
-    """Count gate, up and down of all layers, each h x i, with their biases."""
+def dense_layers(config: ModelConfig) -> int:
+    """Count the layers with one MLP for every token; the others have experts."""
+    return config.num_layers - (0 if config.moe is None else len(config.moe.layers))
+
+
+def expert_parameters(config: ModelConfig) -> int:
+    """Count gate, up and down of one expert, 3·h·m; 0 where there are none."""
+    return 0 if config.moe is None else 3 * config.hidden_size * config.moe.intermediate_size
+
+
+def router_parameters(config: ModelConfig) -> int:
+    """Count the routers of all layers with experts, h x E each."""
+    moe = config.moe
+    return 0 if moe is None else len(moe.layers) * config.hidden_size * moe.num_experts
+
+
+def mlp_parameters(config: ModelConfig, experts: float | None = None) -> float:
+    """Count gate, up and down of all layers, each h x i, with their biases.
+
+    A layer of experts has a router and E times the parameters of one expert.
+
+    Args:
+        config: sizes of the model.
+        experts: count so many of a layer's E experts; None: all of them.
+    """
     weights = 3 * config.hidden_size * config.intermediate_size
     biases = (2 * config.intermediate_size + config.hidden_size) * config.mlp_bias
-    return config.num_layers * (weights + biases)
+    dense = dense_layers(config) * (weights + biases)
+    if config.moe is None:
+        return dense
+    held = config.moe.num_experts if experts is None else experts
+    routed = len(config.moe.layers) * held * expert_parameters(config)
+    return dense + router_parameters(config) + routed
 
 
 def norm_parameters(config: ModelConfig) -> int:
@@ -92,10 +121,34 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     return ParameterCount(
         embedding=vocabulary,
         attention=attention_parameters(config),
-        mlp=mlp_parameters(config),
+        mlp=int(mlp_parameters(config)),
         norm=norm_parameters(config),
         head=0 if config.tie_word_embeddings else vocabulary,
     )
+
+
+def active_parameters(config: ModelConfig) -> int:
+    """Count the parameters that one token meets: of experts k a layer, the rest all of it."""
+    if config.moe is None:
+        return count_parameters(config).total
+    idle = config.moe.num_experts - config.moe.experts_per_token
+    unmet = len(config.moe.layers) * idle * expert_parameters(config)
+    return count_parameters(config).total - unmet
+
+
+def experts_touched(config: ModelConfig, num_tokens: int) -> float:
+    """Return how many experts of a layer a step over `num_tokens` tokens needs: E·(1-(1-k/E)ᵀ).
+
+    The expectation if every token chose its k experts evenly and by itself. Tokens that
+    prefer the same experts touch fewer.
+
+    Raises:
+        ValueError: a model without experts.
+    """
+    if config.moe is None:
+        raise ValueError(f"{config.architecture} has no experts")
+    share = config.moe.experts_per_token / config.moe.num_experts
+    return config.moe.num_experts * (1 - (1 - share) ** num_tokens)
 
 
 def weight_bytes(config: ModelConfig, dtype: str) -> float:
@@ -148,11 +201,17 @@ def activation_bytes(config: ModelConfig, num_tokens: int, dtype: str) -> float:
     """Return the activations of a step over `num_tokens` tokens at their peak, in bytes.
 
     Inference keeps no activations between layers, so the peak is inside one: the residual
-    stream (h) beside the wider of {gate, up} (2i) and {q, k, v, attention output}
-    ((2H + 2K)·d). Logits are not in it: see `logit_bytes`.
+    stream (h) beside the widest of {gate, up} (2i), {q, k, v, attention output}
+    ((2H + 2K)·d) and, of k experts, {silu(gate) · up, output} (k·(m + h)). Logits are not in
+    it: see `logit_bytes`.
     """
-    attention = 2 * (config.num_heads + config.num_kv_heads) * config.head_size
-    width = config.hidden_size + max(2 * config.intermediate_size, attention)
+    widest = 2 * (config.num_heads + config.num_kv_heads) * config.head_size
+    if dense_layers(config) > 0:
+        widest = max(widest, 2 * config.intermediate_size)
+    if config.moe is not None:
+        row = config.moe.intermediate_size + config.hidden_size
+        widest = max(widest, config.moe.experts_per_token * row)
+    width = config.hidden_size + widest
     return num_tokens * width * dtype_bytes(dtype)
 
 

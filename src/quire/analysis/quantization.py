@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from quire.analysis.hardware import Hardware
-from quire.analysis.memory import count_parameters
+from quire.analysis.memory import count_parameters, dense_layers, expert_parameters
 from quire.errors import QuireError
 from quire.models.config import ModelConfig
 from quire.quantization.scheme import Scheme
@@ -74,11 +74,16 @@ SLOWER_FROM = {"NVIDIA H200 SXM": {"int4": 108}}
 def linear_weights(config: ModelConfig) -> int:
     """Count the weights that quantization covers: those of the linear layers in the blocks.
 
-    Embedding, head, norms and biases are left out; engines keep them in 16 bits.
+    Embedding, head, norms and biases are left out; engines keep them in 16 bits. So do they
+    routers, which are small; experts are covered, all of them.
     """
     query, key_value = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
     attention = 2 * config.hidden_size * (query + key_value)
-    return config.num_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
+    dense = dense_layers(config) * 3 * config.hidden_size * config.intermediate_size
+    experts = 0
+    if config.moe is not None:
+        experts = len(config.moe.layers) * config.moe.num_experts * expert_parameters(config)
+    return config.num_layers * attention + dense + experts
 
 
 def quantized_weight_bytes(config: ModelConfig, scheme: Scheme | None) -> float:
@@ -142,7 +147,7 @@ class LayerTime:
                 a scheme leaves the inputs as they are: only then is the product one of 16 bits.
 
         Raises:
-            QuireError: a time or number that is negative or not finite.
+            QuireError: a time or number that is negative or not finite, or a model with experts.
             ValueError: the device has no rate for the product; the message names those it has.
         """
         for name, value in (
@@ -150,6 +155,11 @@ class LayerTime:
             ("operations_a_weight", operations_a_weight),
         ):
             _require_amount(name, value)
+        if config.moe is not None:
+            raise QuireError(
+                f"{config.architecture}: a layer of experts reads as many of them as its rows "
+                "choose, which this formula does not know; give a dense model"
+            )
         weights = linear_weights(config) / config.num_layers
         memory = weights * bits_a_weight(scheme) / 8 / hardware.bandwidth_bytes_per_s
         unpacking = 0.0

@@ -17,9 +17,14 @@ from dataclasses import dataclass
 from quire.analysis.memory import (
     attended_tokens,
     count_parameters,
+    dense_layers,
     dtype_bytes,
+    expert_parameters,
+    experts_touched,
     kv_bytes_per_token,
     kv_cache_bytes,
+    mlp_parameters,
+    router_parameters,
 )
 from quire.models.config import ModelConfig
 
@@ -38,11 +43,17 @@ class Work:
 
 
 def layer_weights(config: ModelConfig) -> int:
-    """Count the weights of the layers that multiply each token: L·(2h(H+K)d + 3hi)."""
+    """Count the weights of the layers that multiply each token: L·(2h(H+K)d + 3hi).
+
+    In a layer of experts that is the router and k experts, hE + 3khm, in place of 3hi.
+    """
     query_and_kv = (config.num_heads + config.num_kv_heads) * config.head_size
-    per_layer = 2 * config.hidden_size * query_and_kv
-    per_layer += 3 * config.hidden_size * config.intermediate_size
-    return config.num_layers * per_layer
+    attention = config.num_layers * 2 * config.hidden_size * query_and_kv
+    dense = dense_layers(config) * 3 * config.hidden_size * config.intermediate_size
+    if config.moe is None:
+        return attention + dense
+    chosen = len(config.moe.layers) * config.moe.experts_per_token * expert_parameters(config)
+    return attention + dense + router_parameters(config) + chosen
 
 
 def head_flops(config: ModelConfig) -> int:
@@ -77,10 +88,14 @@ def step_weight_bytes(config: ModelConfig, num_tokens: int, dtype: str) -> float
 
     Every layer and the head's matrix once, whatever the batch. Of the embedding table a
     step reads one row of h a token; when the table is also the head, the head reads it whole.
+    Of a layer's experts it reads those that a token was sent to, see `experts_touched`.
     """
     count = count_parameters(config)
     head = config.vocab_size * config.hidden_size
-    read = count.attention + count.mlp + count.norm + head + num_tokens * config.hidden_size
+    mlp: float = count.mlp
+    if config.moe is not None:
+        mlp = mlp_parameters(config, experts_touched(config, num_tokens))
+    read = count.attention + mlp + count.norm + head + num_tokens * config.hidden_size
     return read * dtype_bytes(dtype)
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from quire.bench.measurement import Row
 from quire.bench.timing import graph_seconds, median_seconds
+from quire.errors import QuireError
 from quire.layers.linear import Linear
 from quire.models.config import ModelConfig
 from quire.quantization.cpu import FBGEMM, OneDNN
@@ -38,6 +39,11 @@ def run(
 
     Enough layers keep the weights out of the last-level cache, as a whole model's are.
     """
+    if config.moe is not None:
+        raise QuireError(
+            f"bench linear times the products of a dense layer; {config.architecture} has experts: "
+            "use bench steps"
+        )
     q_size = config.num_heads * config.head_size
     kv_size = config.num_kv_heads * config.head_size
     shapes = [

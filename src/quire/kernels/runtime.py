@@ -23,15 +23,23 @@ else:
     triton = tl = None
 
 
-def jit(function: Callable[..., Any], *, any_alignment: Sequence[str] = ()) -> Any:
+def jit(
+    function: Callable[..., Any],
+    *,
+    any_alignment: Sequence[str] = (),
+    any_number: Sequence[str] = (),
+) -> Any:
     """Compile a kernel with Triton; without Triton it stays a function that nobody calls.
 
-    Triton compiles anew for a pointer that is a multiple of 16 bytes and for one that is not.
-    `any_alignment` names the pointers where that is of no use: a program reads one number.
+    Triton compiles anew for a pointer that is a multiple of 16 bytes and for one that is not,
+    and for an integer that is 1 or a multiple of 16. `any_alignment` names the pointers where
+    that is of no use: a program reads one number; `any_number` names such integers.
     """
     if not HAS_TRITON:
         return function
-    return triton.jit(function, do_not_specialize_on_alignment=any_alignment)
+    return triton.jit(
+        function, do_not_specialize=any_number, do_not_specialize_on_alignment=any_alignment
+    )
 
 
 @cache

@@ -38,6 +38,23 @@ _QWEN: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
+class ExpertNames:
+    """How an architecture with experts calls its keys and tensors; by default as Qwen3-MoE does.
+
+    A layer stores `{block}.gate.weight` and `{block}.experts.{e}.{part}.weight`.
+    """
+
+    block: str = "mlp"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    count_keys: tuple[str, ...] = ("num_local_experts", "num_experts")  # the first present counts
+    size_key: str = "moe_intermediate_size"
+    chooses_layers: bool = True  # whether keys say which layers have experts; else all have
+    always_renormalizes: bool = False
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One of transformers' decoders: its keys with their defaults, and what has no key."""
 
@@ -45,6 +62,8 @@ class Architecture:
     defaults: dict[str, Any]
     qkv_bias: bool = False  # whatever the keys say
     qk_norm: bool = False
+    experts: ExpertNames | None = None
+    rope_theta: float = 10_000.0  # where the keys name none
 
 
 ARCHITECTURES = {
@@ -72,6 +91,54 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": Architecture("qwen2", _QWEN, qkv_bias=True),
     "Qwen3ForCausalLM": Architecture(
         "qwen3", {**_QWEN, "head_dim": 128, "attention_bias": False}, qk_norm=True
+    ),
+    "MixtralForCausalLM": Architecture(
+        "mixtral",
+        {
+            **_LLAMA_2,
+            "intermediate_size": 14_336,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-5,
+            "sliding_window": None,
+            "num_experts_per_tok": 2,
+            "num_local_experts": 8,
+        },
+        experts=ExpertNames(
+            block="block_sparse_moe",
+            gate="w1",
+            up="w3",
+            down="w2",
+            count_keys=("num_experts", "num_local_experts"),
+            size_key="intermediate_size",
+            chooses_layers=False,
+            always_renormalizes=True,
+        ),
+        rope_theta=1e6,
+    ),
+    "Qwen3MoeForCausalLM": Architecture(
+        "qwen3_moe",
+        {
+            **_COMMON,
+            "vocab_size": 151_936,
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32_768,
+            "eos_token_id": None,
+            "attention_bias": False,
+            "use_sliding_window": False,
+            "sliding_window": 4096,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": None,
+            "moe_intermediate_size": 768,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": False,
+        },
+        qk_norm=True,
+        experts=ExpertNames(),
     ),
 }
 
@@ -145,6 +212,16 @@ class ConfigKeys:
         ):
             raise self._error(key, "a list of names")
         return value
+
+    def integers(self, key: str) -> list[int]:
+        """Return a list of integers, empty where the value is null."""
+        value = self.value(key)
+        if value is not None and not (
+            isinstance(value, list)
+            and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+        ):
+            raise self._error(key, "a list of integers")
+        return value or []
 
     def table(self, key: str) -> dict[str, Any]:
         """Return a dictionary, empty where the value is null."""

@@ -1,8 +1,8 @@
 """What a decoder is made of, read from a checkpoint's `config.json`.
 
-One dataclass covers Llama, Qwen2, Qwen3 and Mistral: they are the same decoder with
-other sizes and a few switches (biases, q/k norm, sliding windows). See the chapter
-"Autoregressive decoding".
+One dataclass covers Llama, Qwen2, Qwen3, Mistral, Mixtral and Qwen3-MoE: they are the same
+decoder with other sizes and a few switches (biases, q/k norm, sliding windows, experts). See
+the chapter "Autoregressive decoding".
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from quire.errors import CheckpointError, UnsupportedModelError
 from quire.models.architectures import ConfigKeys, find_architecture
+from quire.models.moe_config import MoEConfig
 from quire.models.rope_config import RopeConfig
 
 
@@ -45,6 +46,7 @@ class ModelConfig:
     sliding_windows: tuple[int | None, ...] = ()  # per layer, in tokens; None: full attention
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"  # the checkpoint's own
+    moe: MoEConfig | None = None  # None: every layer has a gated MLP of `intermediate_size`
     # The table that `QuantConfig` translates; a dict, which no hash can include.
     quantization: Mapping[str, Any] | None = field(default=None, compare=False)
 
@@ -110,17 +112,18 @@ class ModelConfig:
             )
         hidden_size, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
         max_position = keys.integer("max_position_embeddings")
-        rope = RopeConfig.from_dict(raw, max_position)
+        rope = RopeConfig.from_dict(raw, max_position, architecture.rope_theta)
         if rope.kind == "yarn":
             max_position = max(max_position, int(rope.original_max_position * rope.factor))
         attention_bias = keys.flag("attention_bias")
+        num_layers = keys.integer("num_hidden_layers")
         eos = (generation or {}).get("eos_token_id", keys.value("eos_token_id"))
         return cls(
             architecture=name,
             vocab_size=keys.integer("vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=keys.integer("intermediate_size"),
-            num_layers=keys.integer("num_hidden_layers"),
+            num_layers=num_layers,
             num_heads=num_heads,
             num_kv_heads=keys.optional_integer("num_key_value_heads") or num_heads,
             head_size=keys.optional_integer("head_dim") or hidden_size // num_heads,
@@ -135,6 +138,7 @@ class ModelConfig:
             sliding_windows=_sliding_windows(keys, architecture.model_type),
             eos_token_ids=_as_ids(eos),
             dtype=_named_dtype(raw) or "float32",
+            moe=MoEConfig.from_keys(keys, architecture.experts, num_layers),
             quantization=_quantization(raw),
         )
 
@@ -180,14 +184,16 @@ def _quantization(raw: dict[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _sliding_windows(keys: ConfigKeys, model_type: str) -> tuple[int | None, ...]:
-    """Return each layer's window: every layer's in Mistral, some layers' in Qwen."""
+    """Return each layer's window: one for all in Mistral and with experts, else some layers'."""
     num_layers = keys.integer("num_hidden_layers")
     if model_type == "llama":
         return (None,) * num_layers
     window = keys.optional_integer("sliding_window")
-    if model_type == "mistral":
+    if model_type in ("mistral", "mixtral"):
         return (window,) * num_layers
     window = window if keys.flag("use_sliding_window") else None
+    if model_type == "qwen3_moe":
+        return (window,) * num_layers
     kinds = keys.names("layer_types")
     if kinds is None:
         first = keys.integer("max_window_layers", least=0)

@@ -1,7 +1,7 @@
 """`Decoder`: token ids in, hidden states out; logits on request.
 
-One class covers Llama, Qwen2, Qwen3 and Mistral (Vaswani et al. 2017 in the pre-norm,
-rotary, gated form they share); `ModelConfig` holds their differences.
+One class covers Llama, Qwen2, Qwen3, Mistral, Mixtral and Qwen3-MoE (Vaswani et al. 2017 in
+the pre-norm, rotary, gated form they share); `ModelConfig` holds their differences.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from quire.layers.attention import Attention, StepMetadata
 from quire.layers.embedding import Vocabulary
 from quire.layers.linear import Linear, MethodFactory
 from quire.layers.module import Layer, LayerList
+from quire.layers.moe import MoE
 from quire.layers.norm import RMSNorm
 from quire.layers.rope import RotaryTable
 from quire.models.config import ModelConfig
@@ -77,35 +78,43 @@ class GatedMLP(Layer):
 
 
 class DecoderLayer(Layer):
-    """Attention, then the MLP, each added to the residual stream."""
+    """Attention, then an MLP or experts, each added to the residual stream."""
+
+    mlp: GatedMLP | MoE
 
     def __init__(
         self,
         config: ModelConfig,
         backend: AttentionBackend,
         method_for: MethodFactory,
-        prefix: str,
+        index: int,
         dtype: torch.dtype,
         device: torch.device,
-        comm: Comm,
+        place: Place,
     ) -> None:
-        """Create the layer, `prefix` in the checkpoint, with its weights empty."""
+        """Create the layer, `model.layers.{index}` in the checkpoint, with its weights empty."""
         super().__init__()
+        prefix, moe = f"model.layers.{index}", config.moe
         size, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm(f"{prefix}.input_layernorm", size, eps, dtype, device)
         self.self_attn = Attention(
-            config, backend, method_for, f"{prefix}.self_attn", dtype, device, comm
+            config, backend, method_for, f"{prefix}.self_attn", dtype, device, place.tensor
         )
         self.post_attention_layernorm = RMSNorm(
             f"{prefix}.post_attention_layernorm", size, eps, dtype, device
         )
-        self.mlp = GatedMLP(config, method_for, f"{prefix}.mlp", dtype, device, comm)
+        if moe is not None and index in moe.layers:
+            block = f"{prefix}.{moe.names.block}"
+            self.mlp = MoE(moe, size, block, dtype, device, place)
+        else:
+            self.mlp = GatedMLP(config, method_for, f"{prefix}.mlp", dtype, device, place.tensor)
 
     def finish_load(self) -> None:
         """Finish the parts; each norm rounds as the product behind it asks."""
         super().finish_load()
         self.input_layernorm.rounding = self.self_attn.qkv_proj.input_rounding
-        self.post_attention_layernorm.rounding = self.mlp.input_rounding
+        if isinstance(self.mlp, GatedMLP):
+            self.post_attention_layernorm.rounding = self.mlp.input_rounding
 
     def forward(
         self, x: Tensor, residual: Tensor, kv: LayerKV, step: StepMetadata, layer: int
@@ -142,14 +151,11 @@ class Decoder(Layer):
         """
         super().__init__()
         self.place = place = place or Place()
-        comm = place.tensor
         self.config = config
         self.layer_numbers = place.layers(config)
         plain = unquantized(dtype, device)
         self.layers = LayerList(
-            DecoderLayer(
-                config, backend, method_for or plain, f"model.layers.{i}", dtype, device, comm
-            )
+            DecoderLayer(config, backend, method_for or plain, i, dtype, device, place)
             for i in self.layer_numbers
         )
         self.norm = RMSNorm("model.norm", config.hidden_size, config.rms_norm_eps, dtype, device)

@@ -31,11 +31,14 @@ class RopeConfig:
     attention_factor: float = 1.0  # yarn
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any], max_position: int) -> RopeConfig:
+    def from_dict(
+        cls, raw: dict[str, Any], max_position: int, default_theta: float = 10_000.0
+    ) -> RopeConfig:
         """Translate the keys of a `config.json`; `max_position` is its max_position_embeddings.
 
         transformers 5 writes one `rope_parameters`; before, it was `rope_theta` and
-        `rope_scaling`, which still count where they are.
+        `rope_scaling`, which still count where they are. `default_theta` is the architecture's
+        base where no key names one.
 
         Raises:
             CheckpointError: a key that the scaling needs is missing or of another kind.
@@ -53,7 +56,7 @@ class RopeConfig:
             raise UnsupportedModelError(
                 f"{where} of its own for each type of layer ({', '.join(scaling)}) is not supported"
             )
-        theta = raw.get("rope_theta", 10_000.0)
+        theta = raw.get("rope_theta", default_theta)
         if kind == "default":
             return cls(theta=ConfigKeys(scaling, {"rope_theta": theta}, where).number("rope_theta"))
         partial = scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))

@@ -42,6 +42,7 @@ class LockstepExecutor:
             place = Place(
                 self._end(rank, config.parallel.tensor_groups),
                 self._end(rank, config.parallel.pipeline_groups),
+                config.parallel.enable_expert_parallel,
             )
             return Worker(config, model_config, layout, folder, components, draft, place)
 

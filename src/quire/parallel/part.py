@@ -38,6 +38,10 @@ class Part:
         """How many of the part's numbers a checkpoint has."""
         return max(0, min(self.size, self.total - self.begin))
 
+    def range(self) -> range:
+        """Return the numbers themselves, of a part without padding."""
+        return range(self.begin, self.begin + self.size)
+
     def times(self, width: int) -> Part:
         """Return the part in numbers of which each of these, heads say, has `width`."""
         return Part(self.total * width, self.begin * width, self.size * width)
@@ -94,16 +98,23 @@ def kv_heads(config: ModelConfig, rank: int, size: int) -> Part:
 # docs: heads end
 
 
-def local_config(config: ModelConfig, size: int) -> ModelConfig:
+def local_config(config: ModelConfig, size: int, *, expert_parallel: bool = False) -> ModelConfig:
     """Return what one of `size` ranks has of a model: its heads and its share of the FFN.
+
+    Args:
+        expert_parallel: a rank has some experts whole, instead of a part of each.
 
     Raises:
         QuireError: the model cannot be cut into so many equal parts; the message names the number.
     """
-    for name, number in (
-        ("num_attention_heads", config.num_heads),
-        ("intermediate_size", config.intermediate_size),
-    ):
+    numbers, moe = {"num_attention_heads": config.num_heads}, config.moe
+    if moe is None or len(moe.layers) < config.num_layers:
+        numbers["intermediate_size"] = config.intermediate_size
+    if moe is not None and expert_parallel:
+        numbers["num_experts"] = moe.num_experts
+    elif moe is not None:
+        numbers["moe_intermediate_size"] = moe.intermediate_size
+    for name, number in numbers.items():
         if number % size:
             raise QuireError(
                 f"tensor_parallel_size={size}: the model has {name}={number}, which {size} ranks "

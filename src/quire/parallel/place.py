@@ -25,6 +25,7 @@ class Place:
 
     tensor: Comm = field(default_factory=Solo)
     pipeline: Comm = field(default_factory=Solo)
+    expert_parallel: bool = False  # a rank has some experts whole, instead of a part of each
 
     @property
     def is_first(self) -> bool:

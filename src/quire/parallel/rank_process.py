@@ -169,7 +169,11 @@ class Serving:
             self._worker.allocate(command.num_blocks)
             return self._worker.round_costs
         config = replace(command.config, model=replace(command.config.model, device=self._device))
-        place = Place(join(config.parallel.tensor_groups), join(config.parallel.pipeline_groups))
+        place = Place(
+            join(config.parallel.tensor_groups),
+            join(config.parallel.pipeline_groups),
+            config.parallel.enable_expert_parallel,
+        )
         self._answers_in_full = self._rank == config.parallel.output_ranks[0]
         self._worker = Worker(
             config,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from quire.errors import QuireError
+from quire.errors import QuireError, UnsupportedModelError
 from quire.layers.linear import MethodFactory, QuantMethod
 from quire.models.config import ModelConfig
 from quire.quantization.checkpoint import QuantConfig
@@ -42,9 +42,15 @@ def methods(
     Raises:
         QuireError: a scheme, and a checkpoint that is quantized already.
         CheckpointError, UnsupportedModelError: a `quantization_config` that makes no sense, or
-            that quire lacks.
+            that quire lacks; experts that are or shall be quantized.
     """
     plain = unquantized(dtype, device)
+    if config.moe is not None and (config.quantization is not None or scheme is not None):
+        asked = "its quantization_config" if scheme is None else f"quantization={scheme!r}"
+        raise UnsupportedModelError(
+            f"{config.architecture} with {asked}: quantized experts are not supported; load the "
+            "unquantized checkpoint, without the option"
+        )
     if config.quantization is None:
         if scheme is None:
             return plain

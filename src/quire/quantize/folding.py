@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quire.layers.linear import Linear
 from quire.layers.norm import RMSNorm
-from quire.models.decoder import DecoderLayer
+from quire.models.decoder import DecoderLayer, GatedMLP
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def folds(layer: DecoderLayer, quantized: set[str]) -> list[Fold]:
             scaled, and neither is what its rows make.
     """
     attention, mlp = layer.self_attn, layer.mlp
+    assert isinstance(mlp, GatedMLP)  # `Source` refuses experts
     places = [Fold(layer.input_layernorm, attention.qkv_proj)]
     if attention.num_heads == attention.num_kv_heads:
         places.append(Fold(_rows(attention.qkv_proj, "v_proj"), attention.o_proj))

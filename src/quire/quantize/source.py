@@ -25,9 +25,9 @@ from quire.layers.embedding import EMBEDDING, HEAD
 from quire.layers.linear import Linear, QuantMethod
 from quire.layers.rope import RotaryTable
 from quire.models.config import ModelConfig
-from quire.models.decoder import DecoderLayer
+from quire.models.decoder import DecoderLayer, GatedMLP
 from quire.models.weight_files import WeightFile, open_weights
-from quire.parallel.comm import Solo
+from quire.parallel.place import Place
 from quire.quantization.unquantized import Unquantized
 
 BLOCK_SIZE = 16
@@ -45,7 +45,8 @@ class Source:
 
     Raises:
         CheckpointError: a file is missing or does not match the config.
-        UnsupportedModelError: an architecture that quire lacks, or weights quantized already.
+        UnsupportedModelError: an architecture that quire lacks, experts, or weights quantized
+            already.
     """
 
     def __init__(self, folder: Path, device: torch.device, longest: int) -> None:
@@ -56,6 +57,11 @@ class Source:
             method = self.config.quantization.get("quant_method")
             raise UnsupportedModelError(
                 f"{folder} is quantized already (quant_method={method!r}): give its original"
+            )
+        if self.config.moe is not None:
+            raise UnsupportedModelError(
+                f"{folder} has {self.config.moe.num_experts} experts a layer: quire does not "
+                "quantize a mixture of experts; give a dense model"
             )
         self.files: dict[str, WeightFile] = {
             name: file for file in open_weights(folder) for name in file.names
@@ -106,9 +112,8 @@ class Source:
         def plain(names: object) -> QuantMethod:
             return Unquantized()
 
-        prefix = f"model.layers.{index}"
         return DecoderLayer(
-            self.config, self._backend, plain, prefix, torch.float32, device, Solo()
+            self.config, self._backend, plain, index, torch.float32, device, Place()
         )
 
     def embed(self, token_ids: list[int]) -> Tensor:
@@ -153,6 +158,7 @@ class Source:
 
 def linears(layer: DecoderLayer) -> Iterator[Linear]:
     """Yield the linear layers of a decoder layer, in the order in which they are applied."""
+    assert isinstance(layer.mlp, GatedMLP)  # `Source` refuses experts
     yield layer.self_attn.qkv_proj
     yield layer.self_attn.o_proj
     yield layer.mlp.gate_up_proj

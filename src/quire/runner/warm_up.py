@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from quire.config import EngineConfig
+from quire.kernels.expert_tiles import tile_changes
 from quire.kernels.linear import MAX_ROWS
 from quire.kernels.norm import MANY_ROWS
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
+from quire.models.moe_config import MoEConfig
 from quire.runner.decode_graphs import batch_sizes
 from quire.runner.model_runner import ModelRunner
 from quire.sampling.params import SamplingParams
@@ -36,15 +38,24 @@ class Piece:
 
 
 def warm_up(
-    runner: ModelRunner, config: EngineConfig, num_groups: int, *, gives_logprobs: bool
+    runner: ModelRunner,
+    config: EngineConfig,
+    num_groups: int,
+    *,
+    gives_logprobs: bool,
+    moe: MoEConfig | None = None,
 ) -> None:
     """Run every kind of step; returns when the device has done them.
 
     Args:
         gives_logprobs: whether the sampler can be asked for log-probabilities; a swapped one
             may leave them out, as long as no request wants them.
+        moe: the model's experts.
     """
-    for number, pieces in enumerate(_steps(config, gives_logprobs)):
+    steps = list(_steps(config, gives_logprobs))
+    if moe is not None:
+        steps += _steps_by_experts(config, moe)
+    for number, pieces in enumerate(steps):
         runner.execute(_message(number, pieces, config, num_groups))
         runner.settle(())  # nobody reads the tokens; of a model that overflows there are none
 
@@ -73,6 +84,17 @@ def _steps(config: EngineConfig, gives_logprobs: bool) -> Iterator[list[Piece]]:
     for num_decodes in batch_sizes(most_requests):
         pieces = [Piece(min(5, longest - 1), 1)] * num_decodes + [prompt, chunk]
         if len(pieces) <= most_requests and sum(p.num_tokens for p in pieces) <= budget:
+            yield pieces
+
+
+def _steps_by_experts(config: EngineConfig, moe: MoEConfig) -> Iterator[list[Piece]]:
+    """Prompts of as many tokens together as each kind of product over experts begins with."""
+    budget = config.scheduling.max_num_batched_tokens
+    longest = min(config.model.max_model_len - 1, budget)
+    for num_tokens in tile_changes(moe.experts_per_token, moe.num_experts):
+        whole, rest = divmod(num_tokens, longest)
+        pieces = [Piece(0, longest)] * whole + [Piece(0, rest)] * (rest > 0)
+        if num_tokens <= budget and len(pieces) <= config.scheduling.max_num_seqs:
             yield pieces
 
 

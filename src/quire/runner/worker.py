@@ -169,6 +169,7 @@ class Worker:
                 config,
                 self._layout.num_groups,
                 gives_logprobs=self._gives_logprobs,
+                moe=self._model.config.moe,
             )
         if config.speculation is not None and config.speculation.is_adaptive:
             self.round_costs = measure_round_costs(self.runner, config, self._layout.num_groups)

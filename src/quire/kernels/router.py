@@ -1,0 +1,99 @@
+"""Choosing a token's experts: the k largest logits, and the softmax of them as weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quire.kernels.runtime import jit, serves, starts_early, tl, triton
+
+
+def choose_experts(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+    """Return the experts of each token, int32 [T, k], and their weights, float32 [T, k].
+
+    The weights are softmax(logits) in float32, those of the k largest logits, largest first;
+    of equal logits the expert of the lower number counts as larger.
+
+    Args:
+        logits: [T, E] of the router.
+        top_k: k, at most E.
+        renormalize: whether a token's weights are scaled to a sum of 1.
+    """
+    if serves(logits):
+        return choose_experts_triton(logits, top_k, renormalize)
+    return choose_experts_torch(logits, top_k, renormalize)
+
+
+def choose_experts_torch(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+    """`choose_experts` in torch. Its own `topk` leaves open which of equal logits it takes."""
+    ids = logits.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    weights = logits.softmax(-1, dtype=torch.float32).gather(-1, ids)
+    if renormalize:
+        weights /= weights.sum(-1, keepdim=True)
+    return ids.int(), weights
+
+
+def choose_experts_triton(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+    """`choose_experts` in one kernel; logits are contiguous."""
+    num_tokens, num_experts = logits.shape
+    ids = torch.empty(num_tokens, top_k, dtype=torch.int32, device=logits.device)
+    weights = torch.empty(num_tokens, top_k, dtype=torch.float32, device=logits.device)
+    early = starts_early(logits)
+    _choose_kernel[(num_tokens,)](
+        logits,
+        ids,
+        weights,
+        num_experts=num_experts,
+        block=triton.next_power_of_2(num_experts),
+        top_k=top_k,
+        padded_k=triton.next_power_of_2(top_k),
+        renormalize=renormalize,
+        early=early,
+        num_warps=1,
+        launch_pdl=early,
+    )
+    return ids, weights
+
+
+@jit
+def _choose_kernel(
+    logits,
+    ids,
+    weights,
+    num_experts: tl.constexpr,
+    block: tl.constexpr,
+    top_k: tl.constexpr,
+    padded_k: tl.constexpr,
+    renormalize: tl.constexpr,
+    early: tl.constexpr,
+):
+    """One program a token: k rounds of taking the largest that is left.
+
+    A logit that is NaN is chosen last and makes every weight NaN, as it does in torch.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    expert = tl.arange(0, block)
+    inside = expert < num_experts
+    if early:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    logit = tl.load(logits + token * num_experts + expert, inside, other=float("-inf"))
+    logit = logit.to(tl.float32)
+    size = tl.where(logit == logit, logit, float("-inf"))
+    power = tl.exp(logit - tl.max(size))
+    probability = power / tl.sum(power)
+    place = tl.arange(0, padded_k)
+    chosen = tl.zeros((padded_k,), tl.int32)
+    value = tl.zeros((padded_k,), tl.float32)
+    left = inside
+    for j in tl.static_range(top_k):
+        largest = tl.max(tl.where(left, size, float("-inf")))
+        best = tl.min(tl.where(left & (size >= largest), expert, block))
+        chosen = tl.where(place == j, best, chosen)
+        value = tl.where(place == j, tl.sum(tl.where(expert == best, probability, 0.0)), value)
+        left = left & (expert != best)
+    if renormalize:
+        value = value / tl.sum(value)
+    stored = place < top_k
+    tl.store(ids + token * top_k + place, chosen, stored)
+    tl.store(weights + token * top_k + place, value, stored)

@@ -1,0 +1,174 @@
+"""`MoE`: a mixture of experts in place of a layer's MLP; a token meets k of its E experts.
+
+Shazeer et al. 2017, in the form of Mixtral and Qwen3-MoE: softmax over the router's logits,
+the k largest, a weighted sum of what those experts make of the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from quire.errors import QuireError
+from quire.kernels.experts import apply_experts
+from quire.kernels.linear import linear
+from quire.kernels.router import choose_experts
+from quire.layers.module import (
+    RANDOM_STD,
+    Layer,
+    Taker,
+    copy_checked,
+    copy_part,
+    empty_parameter,
+    leave,
+)
+from quire.models.moe_config import MoEConfig
+from quire.parallel.part import Part, even_part
+from quire.parallel.place import Place
+
+
+class Router(Layer):
+    """Chooses a token's experts and their weights; every rank has all of it."""
+
+    def __init__(
+        self,
+        config: MoEConfig,
+        hidden_size: int,
+        prefix: str,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Create the router, `prefix` in the checkpoint, with its weight [E, H] empty."""
+        super().__init__()
+        self.name = f"{prefix}.gate.weight"
+        self.top_k, self.renormalize = config.experts_per_token, config.renormalize
+        self.weight = empty_parameter((config.num_experts, hidden_size), dtype, device)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return experts int32 [T, k] and weights float32 [T, k] of x [T, H]."""
+        return choose_experts(linear(x, self.weight, None), self.top_k, self.renormalize)
+
+    def takes(self) -> dict[str, Taker]:
+        """One weight."""
+        return {self.name: Taker(partial(copy_checked, self.weight))}
+
+    def fill_random(self, generator: torch.Generator) -> None:
+        """Draw every element from a normal distribution."""
+        self.weight.normal_(0.0, RANDOM_STD, generator=generator)
+
+
+class Experts(Layer):
+    """The weights of the experts that are held here, each in a slot.
+
+    Invariants: `gate_up` is [S, 2 · I, H] and `down` [S, H, I] for S slots; `slots`, int32 [E],
+    maps an expert to its slot in [0, S), or to S where another rank holds it. Such an expert
+    adds nothing here. I is the part of an expert's features that this rank keeps.
+    """
+
+    slots: Tensor
+
+    def __init__(
+        self,
+        config: MoEConfig,
+        hidden_size: int,
+        prefix: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        held: Sequence[int] | None = None,
+        features: Part | None = None,
+    ) -> None:
+        """Create the experts, `prefix` in the checkpoint, with their weights empty.
+
+        Args:
+            held: experts in the order of their slots; None: all of them.
+            features: of each expert's; None: all of them.
+
+        Raises:
+            QuireError: an expert that the model lacks, or one twice.
+        """
+        super().__init__()
+        self.names = config.names
+        self.prefix = f"{prefix}.experts"
+        self.held = tuple(range(config.num_experts) if held is None else held)
+        self.features = features or Part.whole(config.intermediate_size)
+        self.size, self._hidden = self.features.size, Part.whole(hidden_size)
+        unknown = set(self.held) - set(range(config.num_experts))
+        if unknown or len(set(self.held)) < len(self.held):
+            raise QuireError(
+                f"held={list(self.held)}: must be different experts of 0 to "
+                f"{config.num_experts - 1}"
+            )
+        num_slots = len(self.held)
+        self.gate_up = empty_parameter((num_slots, 2 * self.size, hidden_size), dtype, device)
+        self.down = empty_parameter((num_slots, hidden_size, self.size), dtype, device)
+        slots = torch.full((config.num_experts,), num_slots, dtype=torch.int32)
+        slots[list(self.held)] = torch.arange(num_slots, dtype=torch.int32)
+        self.slots = slots.to(device)
+
+    def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """Return the sum of what experts `ids` [T, k] make of x, by `weights`, [T, H]."""
+        return apply_experts(x, ids, weights, self.slots, self.gate_up, self.down)
+
+    def takes(self) -> dict[str, Taker]:
+        """Three weights an expert; those of an expert that is not held are left in the file."""
+        takers = {}
+        for expert in range(len(self.slots)):
+            for part in (self.names.gate, self.names.up, self.names.down):
+                takers[f"{self.prefix}.{expert}.{part}.weight"] = Taker(leave, required=False)
+        for slot, expert in enumerate(self.held):
+            gate, up = self.gate_up[slot].split(self.size)
+            rows, columns = (self.features, self._hidden), (self._hidden, self.features)
+            for name, place, parts in (
+                (self.names.gate, gate, rows),
+                (self.names.up, up, rows),
+                (self.names.down, self.down[slot], columns),
+            ):
+                takers[f"{self.prefix}.{expert}.{name}.weight"] = Taker(
+                    partial(copy_part, place, parts=parts)
+                )
+        return takers
+
+    def fill_random(self, generator: torch.Generator) -> None:
+        """Draw every element from a normal distribution."""
+        self.gate_up.normal_(0.0, RANDOM_STD, generator=generator)
+        self.down.normal_(0.0, RANDOM_STD, generator=generator)
+
+
+# docs: moe begin
+class MoE(Layer):
+    """A router and its experts.
+
+    Ranks that share a model's matrices have the same tokens, and the same router. Each computes
+    what its experts, or its part of every expert, make of them, and the ranks' sums are added up.
+    """
+
+    def __init__(
+        self,
+        config: MoEConfig,
+        hidden_size: int,
+        prefix: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        place: Place,
+    ) -> None:
+        """Create the layer, `prefix` in the checkpoint, with its weights empty."""
+        super().__init__()
+        self._comm = comm = place.tensor
+        held, features = None, None
+        if place.expert_parallel:
+            held = even_part(config.num_experts, comm.rank, comm.size).range()
+        else:
+            features = even_part(config.intermediate_size, comm.rank, comm.size)
+        self.router = Router(config, hidden_size, prefix, dtype, device)
+        self.experts = Experts(config, hidden_size, prefix, dtype, device, held, features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to x, [num_tokens, hidden_size]."""
+        summed: Tensor = self.experts(x, *self.router(x))
+        return summed if self._comm.size == 1 else self._comm.all_reduce(summed)
+
+
+# docs: moe end

@@ -1,0 +1,182 @@
+"""What the kernels of a mixture of experts must do, as checks that run on any device.
+
+`test_moe` runs them, as `test_kernels` runs `kernel_checks`: on a GPU, and as a program under
+Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from kernel_checks import DTYPES, TOLERANCE, Check, draw, main
+from torch import Tensor
+
+from quire.kernels.expert_groups import tiled_experts
+from quire.kernels.expert_tiles import GroupTile, PairTile, group_tiles, pair_tile
+from quire.kernels.experts import paired_experts
+from quire.kernels.grouping import AT_ONCE, group_pairs_torch, group_pairs_triton
+from quire.kernels.router import choose_experts_torch, choose_experts_triton
+
+INF = float("inf")
+# Of the pairs' product a row each: rows of the weight, columns of a load, warps.
+PAIR_TILES = ((PairTile(8, 16, 1), PairTile(16, 64, 1)), (PairTile(4, 64, 2), PairTile(8, 16, 1)))
+# Of the groups' product: pairs, outputs and columns of a program, programs, warps, stages.
+GROUP_TILES = (
+    (GroupTile(16, 16, 16, 1, 4, 2), GroupTile(16, 32, 16, 3, 4, 2)),
+    (GroupTile(16, 32, 32, 2, 4, 3), GroupTile(16, 16, 32, 1, 4, 1)),
+)
+
+
+def choose(device: str) -> None:
+    """Ids and weights of the twin, over numbers of experts, ties, forbidden and broken logits."""
+    shapes = ((13, 5), (3, 3), (128, 8), (300, 1))
+    for dtype in DTYPES:
+        for num_experts, top_k in (
+            shapes if dtype == torch.float32 or device != "cpu" else ((13, 5),)
+        ):
+            logits = draw(device, 9, num_experts, dtype=dtype) * 3
+            logits[1] = logits[1].round()
+            logits[2] = 0.5
+            logits[3, 1:] = -INF
+            logits[4, num_experts // 2] = INF
+            logits[5, 0] = torch.nan
+            logits[6] *= 100  # all but one have a weight of zero
+            for renormalize in (True, False):
+                ids, weights = choose_experts_triton(logits, top_k, renormalize)
+                expected, shares = choose_experts_torch(logits, top_k, renormalize)
+                sound = [0, 1, 2, 3, 6, 7, 8]
+                assert (ids.dtype, weights.dtype) == (torch.int32, torch.float32)
+                assert torch.equal(ids[sound], expected[sound])
+                torch.testing.assert_close(weights, shares, rtol=2e-6, atol=1e-12, equal_nan=True)
+                # Whatever the logits are, the experts are different ones that exist.
+                assert ((ids >= 0) & (ids < num_experts)).all()
+                assert all(len(set(row)) == top_k for row in ids.tolist())
+
+
+def group(device: str) -> None:
+    """Order and starts of the twin; slots permuted, some experts without one."""
+    for num_tokens, num_experts, top_k in ((1, 8, 2), (3, 8, 2), (17, 5, 5), (700, 8, 3)):
+        ids = draw(device, num_tokens, num_experts).sort(-1).indices[:, :top_k].int().contiguous()
+        for num_slots in (num_experts, 3, 0):
+            generator = torch.Generator().manual_seed(num_slots)
+            slots = torch.randperm(num_experts, generator=generator).clamp(max=num_slots)
+            slots = slots.int().to(device)
+            order, starts = group_pairs_triton(ids, slots, num_slots)
+            expected, begins = group_pairs_torch(ids, slots, num_slots)
+            assert torch.equal(starts, begins)
+            assert torch.equal(order[: starts[-1]], expected[: starts[-1]])
+    assert AT_ONCE < 700 * 3
+
+
+Case = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def routed(
+    device: str,
+    num_tokens: int,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int, int],
+    ids: Tensor | None = None,
+    num_slots: int | None = None,
+) -> Case:
+    """Arguments of `apply_experts`; `shape` is experts, k, hidden size and an expert's size."""
+    num_experts, top_k, hidden, size = shape
+    held = num_experts if num_slots is None else num_slots
+    x = draw(device, num_tokens, hidden, dtype=dtype)
+    logits = draw(device, num_tokens, num_experts)
+    logits[:, 0] = -9  # an expert without tokens
+    if ids is None:
+        ids = choose_experts_torch(logits, top_k, True)[0]
+    weights = draw(device, num_tokens, top_k).sigmoid()
+    slots = torch.arange(num_experts).flip(0).clamp(max=held).int().to(device)
+    gate_up = draw(device, held, 2 * size, hidden, dtype=dtype) / hidden**0.5
+    down = draw(device, held, hidden, size, dtype=dtype) / size**0.5
+    return x, ids.contiguous(), weights, slots, gate_up, down
+
+
+def exact(case: Case) -> Tensor:
+    """The definition in float64, expert by expert."""
+    x, ids, weights, slots, gate_up, down = (
+        t.double() if t.is_floating_point() else t for t in case
+    )
+    out = torch.zeros_like(x)
+    for expert, slot in enumerate(slots.tolist()):
+        if slot < len(down):
+            gate, up = (x @ gate_up[slot].T).chunk(2, dim=-1)
+            share = ((ids == expert) * weights).sum(-1, keepdim=True)
+            out += share * ((F.silu(gate) * up) @ down[slot].T)
+    return out
+
+
+def check(out: Tensor, case: Case) -> None:
+    """Within three roundings: that between the products, of the parts, of the sum."""
+    oracle = exact(case)
+    assert out.shape == oracle.shape
+    assert out.dtype == case[0].dtype
+    error = float((out.double() - oracle).norm() / oracle.norm())
+    assert error <= 1.5 * TOLERANCE[out.dtype], error
+
+
+def cases(device: str, dtype: torch.dtype) -> list[Case]:
+    """Ragged numbers of tokens; all tokens to the same experts; experts that are not held.
+
+    The interpreter takes milliseconds a program: on a CPU only float32 has all of them.
+    """
+    shape = (8, 2, 24, 20) if device == "cpu" else (16, 4, 1000, 200)
+    if device == "cpu" and dtype != torch.float32:
+        return [routed(device, 3, dtype, shape)]
+    same = torch.tensor([[5, 2, 3, 1][: shape[1]]] * 17, dtype=torch.int32, device=device)
+    return [
+        *(
+            routed(device, n, dtype, shape)
+            for n in ((1, 3) if device == "cpu" else (1, 3, 17, 999))
+        ),
+        routed(device, 17, dtype, shape, ids=same),
+        routed(device, 17, dtype, shape, num_slots=3),
+    ]
+
+
+def pairs(device: str) -> None:
+    for dtype in DTYPES:
+        for i, case in enumerate(cases(device, dtype)):
+            _, hidden, size = case[5].shape
+            itemsize, top_k = dtype.itemsize, case[1].shape[1]
+            chosen = pair_tile(2, hidden, itemsize), pair_tile(1, top_k * size, itemsize)
+            tiles_of = [PAIR_TILES, (chosen,), PAIR_TILES[:1], PAIR_TILES[:1]]
+            for tiles in tiles_of[i] if device == "cpu" else (*PAIR_TILES, chosen):
+                check(paired_experts(*case, *tiles), case)
+
+
+def groups(device: str) -> None:
+    # The interpreter's tl.dot takes bfloat16 for integers.
+    for dtype in (torch.float32, torch.float16) if device == "cpu" else DTYPES:
+        for case in cases(device, dtype):
+            num_tokens, top_k = case[1].shape
+            chosen = group_tiles(num_tokens, top_k, len(case[5]), dtype.itemsize)
+            for tiles in (*GROUP_TILES, chosen):
+                check(tiled_experts(*case, *tiles), case)
+
+
+def alone_or_together(device: str) -> None:
+    """A token's bits do not depend on who is in the step, nor on where it stands."""
+    shape = (8, 2, 24, 20) if device == "cpu" else (16, 4, 1024, 256)
+    x, ids, weights, slots, gate_up, down = routed(device, 6, torch.float32, shape)
+    works: tuple[tuple[Any, Any], ...] = (
+        (paired_experts, PAIR_TILES[0]),
+        (tiled_experts, GROUP_TILES[0]),
+    )
+    for work, tiles in works:
+        together = work(x, ids, weights, slots, gate_up, down, *tiles)
+        for rows in ([3], [5, 0], [5, 4, 3, 2, 1, 0]):
+            some = x[rows], ids[rows], weights[rows]
+            assert torch.equal(work(*some, slots, gate_up, down, *tiles), together[rows])
+
+
+CHECKS: dict[str, Check] = {
+    check.__name__: check for check in (choose, group, pairs, groups, alone_or_together)
+}
+
+if __name__ == "__main__":
+    main(CHECKS)
