@@ -12,6 +12,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import connection, parent_process
 from pathlib import Path
 
@@ -169,8 +170,13 @@ class Serving:
             self._worker.allocate(command.num_blocks)
             return self._worker.round_costs
         config = replace(command.config, model=replace(command.config.model, device=self._device))
+        sums = None  # gloo's on a CPU
+        if self._device.type == "cuda":
+            from quire.parallel.one_shot import fastest  # needs CUDA
+
+            sums = partial(fastest, device=self._device, dtype=config.model.dtype)
         place = Place(
-            join(config.parallel.tensor_groups),
+            join(config.parallel.tensor_groups, sums),
             join(config.parallel.pipeline_groups),
             config.parallel.enable_expert_parallel,
         )

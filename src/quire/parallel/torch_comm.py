@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -92,10 +92,11 @@ class TorchComm:
         return like
 
 
-def join(groups: list[list[int]]) -> Comm:
+def join(groups: list[list[int]], make: Callable[[dist.ProcessGroup], Comm] | None = None) -> Comm:
     """Form groups of ranks; return this process's end of that which it is in.
 
-    Every rank of the world must call this, with the same groups.
+    Every rank of the world must call this, with the same groups. `make` gives the end; None: a
+    `TorchComm`.
     """
     own: Comm = Solo()
     for members in groups:
@@ -103,5 +104,5 @@ def join(groups: list[list[int]]) -> Comm:
             continue
         group = dist.new_group(members)
         if dist.get_rank() in members:
-            own = TorchComm(group)
+            own = (make or TorchComm)(group)
     return own
