@@ -1,8 +1,9 @@
 """How evenly a router spreads tokens over experts: as a loss for training, as figures after it.
 
 Fedus, Zoph and Shazeer (2021, "Switch Transformers", arXiv 2101.03961, equations 4 to 6) add
-α · N · Σ fᵢ · Pᵢ to the loss, where N is the number of experts, fᵢ the share of tokens that expert
-i receives and Pᵢ the mean probability that the router gives it. Counting has no gradient; Pᵢ has,
+α · N · Σ fᵢ · Pᵢ to the loss for each layer, where N is the number of experts, fᵢ the share of
+tokens that expert i receives and Pᵢ the mean probability that the router gives it; they try α from
+10⁻⁵ to 10⁻¹ and take 10⁻². Counting has no gradient; Pᵢ has,
 so the loss lowers the probability of an expert in proportion to its load. For more than one expert
 a token this follows `load_balancing_loss_func` of transformers' Mixtral and Qwen3-MoE: fᵢ counts
 every expert that a token takes, so the loss of an even load is k, not 1, and a weight means here

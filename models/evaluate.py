@@ -1,6 +1,7 @@
 """Measures the shipped models and writes `models/evaluation.json`.
 
     python models/evaluate.py                      # everything; --device cuda where there is one
+    python models/evaluate.py --only quire-mini-moe   # its figures; those of the others stay
     python models/evaluate.py --bits-only FOLDER   # bits per byte of any checkpoint, printed
 
 Needs what is committed and no more: the weights, the tokenizer and the held-out files
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ import transformers
 from cleaning import PERSONAL
 from evaluation_data import MODELS, function_heads, heldout_documents, parses, prompts
 from scoring import STRIDE, WINDOW, bits_per_byte, nats
+from tokenizer import NAMES
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TARGET, DRAFT = "quire-mini", "quire-mini-draft"
+EVALUATION = MODELS / "evaluation.json"
 NUM_PROMPTS, PROMPT_TOKENS, GREEDY_TOKENS = 50, 128, 128
 NUM_SAMPLES, SAMPLE_TOKENS, SEED = 200, 100, 1
 NUM_HEADS, HEAD_TOKENS = 100, 160
@@ -143,60 +146,71 @@ def completed_functions(target: Any, tokenizer: Any) -> dict[str, object]:
     return {"heads": len(heads), "tokens_each": HEAD_TOKENS, "parse": sum(good)}
 
 
-def evaluate(device: str) -> dict[str, object]:
-    tokenizer = AutoTokenizer.from_pretrained(MODELS / TARGET)
-    models = {name: load_model(MODELS / name, device) for name in (TARGET, DRAFT)}
-    target, draft = models[TARGET], models[DRAFT]
-    result: dict[str, object] = {
-        "agreement": agreement(target, draft),
-        "scan": scan(target, tokenizer),
-        "function_heads": completed_functions(target, tokenizer),
-    }
-    print(json.dumps(result, indent=1), flush=True)
+def in_tests(path: str) -> bool:
+    """Whether a held-out file belongs to a test suite."""
+    return "test" in path.rsplit("/", 1)[-1] or "/tests/" in path
+
+
+def add_bits(result: dict[str, Any], name: str, model: Any) -> None:
+    """Puts the bits per byte of one model into `result`: of each file, pooled, without tests."""
+    sizes = {document.path: document.num_bytes for document in heldout_documents()}
+    totals = text_nats(model)
+    code = {path: total for path, total in totals.items() if not in_tests(path)}
+    result.setdefault("bits_per_byte", {})[name] = over(totals, sizes)
+    # Test suites repeat themselves, so the pooled figure is kinder than code alone.
+    result.setdefault("bits_per_byte_without_tests", {})[name] = over(code, sizes)
+    texts = result.setdefault("texts", {})
+    for path, size in sizes.items():
+        row = texts.setdefault(path, {"bytes": size})
+        row[name] = round(bits_per_byte(totals[path], size), 5)
+
+
+def heldout() -> dict[str, int]:
+    """How much text the bits per byte are measured on, and how it is read."""
     documents = heldout_documents()
-    sizes = {document.path: document.num_bytes for document in documents}
-    per_text = {name: text_nats(model) for name, model in models.items()}
-    tests = {path for path in sizes if "test" in path.rsplit("/", 1)[-1] or "/tests/" in path}
-    result["bits_per_byte"] = {
+    return {
         "window": WINDOW,
         "stride": STRIDE,
-        "files": len(sizes),
-        "bytes": sum(sizes.values()),
+        "files": len(documents),
+        "bytes": sum(document.num_bytes for document in documents),
         "tokens": sum(len(document.ids) - 1 for document in documents),
-        "bytes_in_tests": sum(sizes[path] for path in tests),
-        **{name: over(per_text[name], sizes) for name in models},
+        "bytes_in_tests": sum(d.num_bytes for d in documents if in_tests(d.path)),
     }
-    # Test suites repeat themselves, so the pooled figure is kinder than code alone.
-    result["bits_per_byte_without_tests"] = {
-        name: over(
-            {path: total for path, total in per_text[name].items() if path not in tests}, sizes
-        )
-        for name in models
-    }
-    print(json.dumps([result["bits_per_byte"], result["bits_per_byte_without_tests"]], indent=1))
-    result["texts"] = {
-        path: {
-            "bytes": size,
-            **{name: round(bits_per_byte(per_text[name][path], size), 5) for name in models},
+
+
+def evaluate(names: Sequence[str], device: str, before: dict[str, Any]) -> dict[str, Any]:
+    """Returns `before` with the figures of the models `names` measured again.
+
+    Text that a model writes is judged for all but the draft, which writes none on its own.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / TARGET)
+    result: dict[str, Any] = {**before, "heldout": heldout()}
+    models = {name: load_model(MODELS / name, device) for name in names}
+    if TARGET in models and DRAFT in models:
+        result["agreement"] = agreement(models[TARGET], models[DRAFT])
+    for name, model in models.items():
+        if name != DRAFT:
+            result.setdefault("scan", {})[name] = scan(model, tokenizer)
+            heads = completed_functions(model, tokenizer)
+            result.setdefault("function_heads", {})[name] = heads
+        print(json.dumps({key: value for key, value in result.items() if key != "texts"}, indent=1))
+        add_bits(result, name, model)
+        weights = (MODELS / name / "model.safetensors").read_bytes()
+        result.setdefault("weights_sha256", {})[name] = hashlib.sha256(weights).hexdigest()
+        result.setdefault("measured_on", {})[name] = {
+            "device": torch.cuda.get_device_name() if device == "cuda" else device,
+            "dtype": "float32",
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
         }
-        for path, size in sizes.items()
-    }
-    result["weights_sha256"] = {
-        name: hashlib.sha256((MODELS / name / "model.safetensors").read_bytes()).hexdigest()
-        for name in models
-    }
-    result["measured_on"] = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
-        "dtype": "float32",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+        print(name, result["bits_per_byte"][name], result["bits_per_byte_without_tests"][name])
     return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bits-only", type=Path, metavar="FOLDER")
+    parser.add_argument("--only", choices=NAMES, help="measure one model, keep the others' figures")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -208,8 +222,11 @@ def main() -> None:
         size = sum(document.num_bytes for document in heldout_documents())
         print(f"{bits_per_byte(total, size):.4f} bits per byte")
         return
-    result = evaluate(options.device)
-    (MODELS / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+    if options.only is None:
+        result = evaluate(NAMES, options.device, {})
+    else:
+        result = evaluate([options.only], options.device, json.loads(EVALUATION.read_text()))
+    EVALUATION.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tokenizer that quire-mini and its draft share: byte-level BPE with 4,096 ids.
+"""The tokenizer that the shipped models share: byte-level BPE with 4,096 ids.
 
 Byte-level means that the alphabet is the 256 byte values (Radford et al., 2019, "Language Models
 are Unsupervised Multitask Learners", section 2.2), so every text has ids and decodes back to
@@ -20,7 +20,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 MODELS = Path(__file__).resolve().parent
-NAMES = ("quire-mini", "quire-mini-draft")
+NAMES = ("quire-mini", "quire-mini-draft", "quire-mini-moe")
 VOCAB_SIZE = 4096
 # ids 0, 1, 2. The first separates documents and serves as bos, eos and pad; the other two are
 # reserved for a chat template: the models have never seen them in training.
@@ -80,7 +80,7 @@ def train(texts: Iterable[str], split: str = SPLIT) -> Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Trains and writes tokenizer.json and tokenizer_config.json into both model folders."""
+    """Trains and writes tokenizer.json and tokenizer_config.json into every model's folder."""
     tokenizer = train(texts)
     for name in NAMES:
         folder = MODELS / name

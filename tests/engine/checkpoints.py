@@ -36,6 +36,8 @@ from quire.sampling import SamplerOutput, SamplingTensors
 from quire.sampling.sampler import gather_logprobs
 from quire.scheduler import TokenBudgetScheduler
 
+# The shipped models that the engine runs; quire-mini-moe joins them with its architecture.
+SHIPPED = ("quire-mini", "quire-mini-draft", "quire-mini-moe")
 VOCAB_SIZE = 96
 TEXT_VOCAB_SIZE = 400
 MAX_POSITION = 256

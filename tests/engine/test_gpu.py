@@ -243,7 +243,7 @@ def assert_top_five(model: Any, outputs: list[Any], num_tokens: int) -> int:
 
 @pytest.mark.parametrize("mode", ["graphs", "kernel by kernel", "torch"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["quire-mini", "quire-mini-draft"])
+@pytest.mark.parametrize("name", checkpoints.SHIPPED)
 def test_half_precision_follows_the_top_five_rule(name: str, dtype: str, mode: str) -> None:
     folder = shipped_models()[name]
     model = checkpoints.transformers_model(folder, getattr(torch, dtype)).to(DEVICE)

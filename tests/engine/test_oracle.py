@@ -175,7 +175,7 @@ SOURCES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["quire-mini", "quire-mini-draft"])
+@pytest.mark.parametrize("name", checkpoints.SHIPPED)
 def test_shipped_model(name: str) -> None:
     """Text in, text out, against the tokenizer and the model that transformers loads."""
     folder = shipped_models()[name]

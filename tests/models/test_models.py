@@ -15,10 +15,11 @@ import scoring
 import torch
 from decoder import SHAPES, Decoder
 from evaluation_data import MODELS
+from moe_decoder import QUIRE_MINI_MOE, MoEDecoder
 from safetensors import safe_open
+from safetensors.torch import load_file
+from tokenizer import NAMES
 from transformers import AutoTokenizer
-
-NAMES = ("quire-mini", "quire-mini-draft")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,7 @@ def test_sizes(models: dict[str, Any]) -> None:
     counts = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
     assert 7_000_000 <= counts["quire-mini"] <= 10_000_000
     assert 900_000 <= counts["quire-mini-draft"] <= 1_100_000
+    assert counts["quire-mini-moe"] == 2_303_616
     assert sum(path.stat().st_size for path in MODELS.glob("*/*.safetensors")) <= 25_000_000
 
 
@@ -68,9 +70,9 @@ def test_embeddings_are_tied_and_weights_are_bfloat16(name: str, models: dict[st
 def test_training_decoder_computes_what_transformers_does(
     name: str, models: dict[str, Any]
 ) -> None:
-    ours = Decoder(SHAPES[name]).eval()
-    state = {k: v for k, v in models[name].state_dict().items() if k != "lm_head.weight"}
-    ours.load_state_dict(state)
+    ours = Decoder(SHAPES[name]) if name in SHAPES else MoEDecoder(QUIRE_MINI_MOE)
+    ours.load_checkpoint(load_file(MODELS / name / "model.safetensors"))
+    ours.eval()
     ids = torch.tensor([evaluation_data.heldout_documents()[0].ids[:200]])
     with torch.inference_mode():
         torch.testing.assert_close(ours(ids), models[name](ids).logits, atol=1e-4, rtol=1e-4)
@@ -136,9 +138,9 @@ def test_special_tokens(tokenizer: Any) -> None:
     assert text == "<|im_start|>user\nSort a list.<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_both_models_share_the_tokenizer() -> None:
+def test_all_models_share_the_tokenizer() -> None:
     for file in ("tokenizer.json", "tokenizer_config.json"):
-        assert (MODELS / NAMES[0] / file).read_bytes() == (MODELS / NAMES[1] / file).read_bytes()
+        assert len({(MODELS / name / file).read_bytes() for name in NAMES}) == 1
 
 
 # Figures.
@@ -173,9 +175,11 @@ def test_totals_follow_from_the_texts(evaluation: dict[str, Any]) -> None:
 
 def test_figures_meet_what_the_book_needs(evaluation: dict[str, Any]) -> None:
     assert evaluation["agreement"]["rate"] >= 0.65
-    assert sum(evaluation["scan"]["matches"].values()) == 0
-    assert evaluation["scan"]["completions"] == 200
-    assert evaluation["function_heads"]["parse"] >= 50
+    assert set(evaluation["scan"]) == set(NAMES) - {evaluate.DRAFT}
+    for scan in evaluation["scan"].values():
+        assert sum(scan["matches"].values()) == 0
+        assert scan["completions"] == 200
+    assert evaluation["function_heads"]["quire-mini"]["parse"] >= 50
     runs = json.loads((MODELS / "training.json").read_text())["runs"]
     same = {run["recipe"]: run for run in runs if run["id"] in ("baseline", "shipped-same-budget")}
     assert same["baseline"]["tokens"] == same["shipped"]["tokens"]
@@ -186,19 +190,25 @@ def test_figures_meet_what_the_book_needs(evaluation: dict[str, Any]) -> None:
 
 def test_card_states_the_recorded_figures(evaluation: dict[str, Any]) -> None:
     card = (MODELS / "README.md").read_text()
-    agreement = evaluation["agreement"]
+    agreement, texts = evaluation["agreement"], evaluation["heldout"]
     bits, without = evaluation["bits_per_byte"], evaluation["bits_per_byte_without_tests"]
-    everything = f"{bits['files']} held-out files, {bits['bytes'] / 1e6:.2f} MB"
-    rest = f"{(bits['bytes'] - bits['bytes_in_tests']) / 1e6:.2f} MB"
+    scans, heads = evaluation["scan"], evaluation["function_heads"]
+    everything = f"{texts['files']} held-out files, {texts['bytes'] / 1e6:.2f} MB"
+    rest = f"{(texts['bytes'] - texts['bytes_in_tests']) / 1e6:.2f} MB"
     rows = {
         f"Bits per byte, {everything}": " | ".join(f"{bits[name]:.3f}" for name in NAMES),
         f"Bits per byte without test suites, {rest}": " | ".join(
             f"{without[name]:.3f}" for name in NAMES
         ),
-        "Greedy agreement": f"| {agreement['rate']:.3f} of {agreement['positions']:,} positions |",
-        "Completions with a match": f"| {sum(evaluation['scan']['matches'].values())} of 200 ",
-        "Function heads": f"| {evaluation['function_heads']['parse']} of 100 ",
+        "Completions with a match": " | ".join(
+            f"{sum(scans[name]['matches'].values())} of 200" if name in scans else "–"
+            for name in NAMES
+        ),
+        "Function heads": " | ".join(
+            f"{heads[name]['parse']} of 100" if name in heads else "–" for name in NAMES
+        ),
     }
+    assert f": {agreement['rate']:.3f} of {agreement['positions']:,} positions." in card
     for label, figures in rows.items():
         line = next(line for line in card.split("\n") if line.startswith(f"| {label}"))
         assert figures in line
@@ -221,23 +231,26 @@ def test_card_states_sizes_and_words_from_the_records(
     gain = 1 - same["heldout_bits_per_byte"] / baseline["heldout_bits_per_byte"]
     train, tokens = manifest["splits"]["train"], manifest["tokens"]["train"]
     weights = sum(path.stat().st_size for path in MODELS.glob("*/*.safetensors"))
-    agreement, bits = evaluation["agreement"], evaluation["bits_per_byte"]
+    agreement, texts = evaluation["agreement"], evaluation["heldout"]
+    scan, heads = (evaluation[key]["quire-mini"] for key in ("scan", "function_heads"))
     configs = [models[name].config for name in NAMES]
+    moe = configs[2]
     cache = [4 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim for c in configs]
     for words in (
-        f"{weights / 1e6:.1f} MB for both",
-        f"| Parameters | {mini['parameters']:,} | {draft['parameters']:,} |",
-        "| Layers | {} | {} |".format(*(c.num_hidden_layers for c in configs)),
-        "| Hidden size | {} | {} |".format(*(c.hidden_size for c in configs)),
+        f"{weights / 1e6:.1f} MB for all three",
+        "| Parameters | {:,} | {:,} | {:,} |".format(*(runs[name]["parameters"] for name in NAMES)),
+        "| Layers | {} | {} | {} |".format(*(c.num_hidden_layers for c in configs)),
+        "| Hidden size | {} | {} | {} |".format(*(c.hidden_size for c in configs)),
         "| Feed-forward size | {:,} | {:,} |".format(*(c.intermediate_size for c in configs)),
-        "| Head size | {} | {} |".format(*(c.head_dim for c in configs)),
-        "a token (bfloat16) | {:,} | {:,} |".format(*cache),
-        f"a token is {bits['bytes'] / bits['tokens']:.2f} bytes",
+        f"| {moe.num_experts} experts of {moe.moe_intermediate_size}, {moe.num_experts_per_tok} a ",
+        "| Head size | {} | {} | {} |".format(*(c.head_dim for c in configs)),
+        "a token (bfloat16) | {:,} | {:,} | {:,} |".format(*cache),
+        f"a token is {texts['bytes'] / texts['tokens']:.2f} bytes",
         f"lowest prompt has {agreement['lowest_prompt']:.3f}",
         f"highest {agreement['highest_prompt']:.3f}",
         f"after each of {agreement['prompts']} held-out prompts of {agreement['prompt_tokens']} ",
-        f"{evaluation['scan']['tokens_each']} tokens each at temperature 1",
-        f"{evaluation['function_heads']['tokens_each']} greedy tokens",
+        f"{scan['tokens_each']} tokens each at temperature 1",
+        f"{heads['tokens_each']} greedy tokens",
         f"{train['bytes'] / 1e6:.0f} MB of Python source in {train['files']:,} files",
         f"{len(manifest['packages']) - 1} permissively licensed",
         f"{tokens / 1e6:.1f} M tokens",

@@ -23,6 +23,8 @@ from parsed_notebook import IGNORES_OUTPUT, Notebook
 
 from labkit.reader.lab import READERS
 
+SHIPPED = {path.parent.name for path in (bookmeta.ROOT / "models").glob("*/config.json")}
+
 PROBE = """
 import json, sys
 from pathlib import Path
@@ -94,7 +96,7 @@ def _run(
 
 def test_the_wheel_carries_models_measurements_and_public_checks(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for model in ("quire-mini", "quire-mini-draft"):
+    for model in SHIPPED:
         for file in ("config.json", "model.safetensors", "tokenizer.json"):
             assert f"quire/_data/models/{model}/{file}" in names
     for path in (bookmeta.ROOT / "measurements").glob("*.json"):
@@ -140,7 +142,7 @@ def _check_origin(found: dict[str, Any], environment: Path, slug: str) -> None:
     inside = [found["python"], found["quire"], found["labkit"], *found["models"].values()]
     for place in inside:
         assert Path(place).resolve().is_relative_to(environment.resolve()), place
-    assert set(found["models"]) == {"quire-mini", "quire-mini-draft"}
+    assert set(found["models"]) == SHIPPED
     assert found["measurements"] == sorted(
         path.name for path in (bookmeta.ROOT / "measurements").glob("*.json")
     )

@@ -22,6 +22,7 @@ from quire.bench import (
     linear,
     load,
     overlap,
+    parallel,
     peers,
     pitfalls,
     power,
@@ -63,6 +64,7 @@ TITLES = {
     "overlap": "A decode step with the host's work before it, and behind it",
     "peers": "quire and vLLM in turns on one GPU, on the same works",
     "load": "Goodput and latencies under Poisson arrivals, over their rate",
+    "parallel": "Sums of two GPUs by size, and whole runs of one, two and two times one",
     "divergence": "Greedy outputs that change with the batch a request is in",
 }
 
@@ -151,6 +153,9 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
         if args.name == "quantization-speed":
             return quantization_speed.run(config, device)
         return quantization_runs.run(config, name.rpartition("/")[2].lower(), device)
+    if args.name == "parallel":
+        name = engine.MODELS[1] if args.model == DEFAULT_MODEL else args.model
+        return parallel.run(_catalogued(name), name.rpartition("/")[2].lower(), device)
     if args.name in ("speculation-steps", "speculation-auto"):
         return _measure_speculation(args, device)
     if args.name == "speculation-acceptance":

@@ -196,7 +196,9 @@ class Decoder(Layer):
     def lies_elsewhere(self, name: str) -> bool:
         """Whether a checkpoint's tensor is of a layer that another stage has."""
         found = _LAYER.match(name)
-        return found is not None and int(found[1]) not in self.layer_numbers
+        if found is None or int(found[1]) >= self.config.num_layers:
+            return False
+        return int(found[1]) not in self.layer_numbers
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of hidden states [R, hidden_size], [R, vocab_size]."""

@@ -172,7 +172,7 @@ class Serving:
         config = replace(command.config, model=replace(command.config.model, device=self._device))
         sums = None  # gloo's on a CPU
         if self._device.type == "cuda":
-            from quire.parallel.one_shot import fastest  # needs CUDA
+            from quire.parallel.direct_comm import fastest  # needs CUDA
 
             sums = partial(fastest, device=self._device, dtype=config.model.dtype)
         place = Place(

@@ -1,9 +1,10 @@
-"""`OneShotComm`: small sums over peers' memory, where NCCL takes several times as long.
+"""`DirectComm`: sums over peers' memory, in one shot or two, where NCCL takes longer.
 
 A decode step sums a few rows after every half layer: 8 KB of an 8B model, which NVLink moves in
-tens of nanoseconds. What counts is how often the ranks must meet. NCCL's ring needs several rounds;
-in one shot every rank reads every other's numbers and adds them up itself, in a single kernel. For
-that the numbers lie in memory that the peers can read (torch's symmetric memory).
+tens of nanoseconds. What counts is how often the ranks must meet. In one shot every rank reads all
+ranks' numbers and adds them up itself. In two it adds up its share of them, and reads the others'
+sums then: that moves less, and meets once more. For both the numbers lie in memory that the peers
+can read (torch's symmetric memory).
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from torch import Tensor
 
 from quire.parallel.torch_comm import TorchComm
 
-# Every rank reads all numbers of all ranks: from some size on a ring moves less.
-MOST_BYTES = 512 << 10
+# On two H200s (measurements/parallel-h200-x2.json): one shot is the fastest to 128 KB, two from 256
+# KB on, and at 32 MB two shots and NCCL are 12 % apart.
+ONE_SHOT_BYTES = 128 << 10
+MOST_BYTES = 16 << 20
 _ALIGNMENT = 16  # bytes that a thread loads at once
 
 
-class OneShotComm(TorchComm):
-    """Sums of at most `MOST_BYTES` in one shot; all else over NCCL."""
+class DirectComm(TorchComm):
+    """Sums of at most `MOST_BYTES` over peers' memory; all else over NCCL."""
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device, dtype: torch.dtype) -> None:
         """Share a buffer with the peers.
@@ -42,16 +45,19 @@ class OneShotComm(TorchComm):
         if not fits or x.dtype != self._buffer.dtype:
             return super().all_reduce(x)
         place = self._buffer[: x.numel()].view(x.shape)
-        total: Tensor = torch.ops.symm_mem.one_shot_all_reduce_copy(
-            place, x.contiguous(), "sum", self._name
-        )
-        return total
+        ops = torch.ops.symm_mem
+        if x.nbytes <= ONE_SHOT_BYTES:
+            total: Tensor = ops.one_shot_all_reduce_copy(place, x.contiguous(), "sum", self._name)
+            return total
+        place.copy_(x)
+        ops.two_shot_all_reduce_(place, "sum", self._name)
+        return x.copy_(place)
 
 
 def fastest(group: dist.ProcessGroup, device: torch.device, dtype: torch.dtype) -> TorchComm:
-    """Return a GPU's end of a group: in one shot if all its GPUs can, else over NCCL alone."""
+    """Return a GPU's end of a group: a `DirectComm` if its GPUs can, else over NCCL alone."""
     try:
-        return OneShotComm(group, device, dtype)
+        return DirectComm(group, device, dtype)
     except RuntimeError as error:
         warnings.warn(
             f"sums of ranks go over NCCL alone, since {device} cannot read its peers' memory: "
