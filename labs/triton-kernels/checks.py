@@ -90,11 +90,25 @@ def which_sum(student: Subject, variant: str) -> None:
     compare(student, ran, "out", x / root, TOLERANCE, "x is 0.25 0.75, eps 0.25")
 
 
+def rounded_once(student: Subject, variant: str) -> None:
+    """Norm, weight and their product in float32: a second rounding to float16 shows."""
+    # The norm 1.13137 of the 4 rounds to 1.13086, and the weight 1.59619 of the 3 to 1.59570 or
+    # 1.59668; times the other factor either is off by a whole step of float16.
+    x, added = _row(4, 3), variant == "words"
+    weight = _row(0.5234375, 0.59619140625) if added else _row(1.5234375, 1.5)
+    ran = _norm(student, variant, x, x * 0, weight, 0.0, 2)
+    plain = x / np.sqrt(12.5)
+    want = (plain * (weight + added)).astype(np.float16).astype(float)
+    why = f"x is 4 3, eps 0, the weight {weight.tolist()}; only the product is rounded to float16"
+    compare(student, ran, "out", want, 1e-4, why)
+
+
 def odd_sizes(student: Subject, variant: str) -> None:
     """Rows of 3 and of 6 numbers, in which no lane behind the end may count."""
     weight = _row(0, 0, 0) if variant == "words" else _row(1, 1, 1)
     ran = _norm(student, variant, _row(1, 2, 2), _row(0, 0, 0), weight, 0.0, 3)
-    compare(student, ran, "out", _row(1, 2, 2) / np.sqrt(3), TOLERANCE, "x is 1 2 2")
+    behind = "; a lane that the mask leaves out reads poison where it has no `other`"
+    compare(student, ran, "out", _row(1, 2, 2) / np.sqrt(3), TOLERANCE, "x is 1 2 2" + behind)
     weight = np.concatenate([weight, weight])
     x = np.array([[1, 2, 2, 2, 4, 4], [0, 3, 0, 4, 0, 0.0]])
     ran = _norm(student, variant, x, x * 0, weight, 0.25, 3)
@@ -199,8 +213,23 @@ def tails(student: Subject, variant: str) -> None:
     x = np.concatenate([np.ones(32), [2, 4.0]])
     grids = np.full((17, 2 if variant == "rope" else 1), _zero(variant, 0))
     ran = _gemv(student, variant, x, words, scales, grids)
-    why = "the codes are 1, and 2 in the second group; x is 1, and 2 4 in the second group"
+    why = "the codes are 1, and 2 in the second group; x is 1, and 2 4 in the second group; a lane "
+    why += "that a mask leaves out reads poison where it has no `other`"
     compare(student, ran, "y", np.full(17, 22.0), TOLERANCE, why)
+
+
+def sums_of_float32(student: Subject, variant: str) -> None:
+    """Weights and their sum in float32, in groups of 32, 64 and 128."""
+    for group in (32, 64, 128):
+        words = _words("33333333 " * (group // 4))
+        scales = _row(1025 / 1024, 1)
+        x = np.zeros(2 * group)
+        x[[0, group]] = 64, -64
+        grids = np.zeros(2) if variant == "rope" else np.array([_zero(variant, 0)])
+        ran = _gemv(student, variant, x, words, scales, grids, group)
+        why = f"groups of {group}, all codes stand for 3, the scales are 1025/1024 and 1; x is 64 "
+        why += "in the first column, -64 in the first of the second group: 192.1875 - 192"
+        compare(student, ran, "y", _row(0.1875), 1e-4, why)
 
 
 def words_apart(student: Subject, variant: str) -> None:
@@ -288,22 +317,23 @@ def empty_and_dirty(student: Subject, variant: str) -> None:
 
 
 def _three(
-    student: Subject, x: np.ndarray, words: str, scale: float, zero: float, columns: list[int],
-    values: list[float], want: float, because: str, stride: int | None = None, rows: int = 1,
+    student: Subject, x: np.ndarray, words: str, scale: float | np.ndarray, zero: float,
+    columns: list[int], values: list[float], want: float, because: str, stride: int | None = None,
+    rows: int = 1, group: int = 32,
 ) -> None:  # fmt: skip
     packed = np.repeat(_words(words), rows, 0)
-    groups, stride = packed.shape[1] // 3, stride or packed.shape[1]
+    groups, stride = packed.shape[1] * 32 // (3 * group), stride or packed.shape[1]
     scalars = {"n": rows, "k": len(x), "words_stride": stride, "exceptions": len(columns)}
     buffers = {
         "x": Buffer("fp16", x),
         "words": Buffer("i32", packed, stride=stride),
-        "scales": Buffer("fp16", np.full((rows, groups), scale)),
+        "scales": Buffer("fp16", np.broadcast_to(scale, (rows, groups))),
         "zeros": Buffer("fp16", np.full((rows, groups), zero)),
         "columns": Buffer("i32", np.tile(columns, (rows, 1))),
         "values": Buffer("fp16", np.tile(values, (rows, 1))),
         "y": output("fp16", rows),
     }
-    ran = run(student, "deep_launch", {**scalars, "group": 32}, buffers, scalars)
+    ran = run(student, "deep_launch", {**scalars, "group": group}, buffers, scalars)
     compare(student, ran, "y", np.full(rows, want), TOLERANCE, because)
 
 
@@ -313,21 +343,31 @@ TEXT = "C0000001 00000001 00000000"  # column 0 has the code 1, column 10 the co
 def _attention(
     student: Subject, lengths: list[int], table: list[list[int]], places: list[int], splits: int,
     sink: float, want: list[float], because: str, query: float = 0.0, scale: float = 1.0,
-    heads: int = 1, kv_heads: int = 1,
-) -> None:  # fmt: skip
-    """Values of token t of a block are 3 (t + 1) for KV head 0, ten times that for head 1."""
+    heads: int = 1, kv_heads: int = 1, keys: tuple[float, float] = (0.0, 1.0),
+    other: tuple[float, float] = (0.0, 0.0), values: list[list[float]] | None = None,
+    left: float | None = None,
+) -> Ran:  # fmt: skip
+    """Launch, compare, and return what ran.
+
+    The key of token t of a block begins with `keys[0]` + t times `keys[1]` and t times `other[1]`,
+    the query with `query` and `other[0]`. Values are 3 (t + 1) for KV head 0, ten times that for
+    head 1, or `values` of each block.
+    """
     seqs, blocks = len(lengths), len(places)
     value = np.zeros((blocks, 4, kv_heads, 16))
     key = np.zeros_like(value)
     for kv in range(kv_heads):
         value[:, :, kv] = (3.0 * 10**kv * np.arange(1, 5))[:, None]
-        key[:, :, kv, 0] = np.arange(4)
+        key[:, :, kv, 0] = keys[0] + np.arange(4) * keys[1]
+        key[:, :, kv, 1] = np.arange(4) * other[1]
+    if values is not None:
+        value[:] = np.array(values)[:, :, None, None]
     for s, length in enumerate(lengths):
         if length % 4:
             last = places.index(table[s][length // 4])
             key[last, length % 4 :], value[last, length % 4 :] = NAN, NAN
     asked = np.zeros((seqs, heads, 16))
-    asked[:, :, 0] = query
+    asked[:, :, 0], asked[:, :, 1] = query, other[0]
     scalars = {
         "seqs": seqs, "heads": heads, "kv_heads": kv_heads, "size": 16, "page": 4,
         "table": len(table[0]), "splits": splits,
@@ -336,33 +376,44 @@ def _attention(
         name: Buffer("fp16", part.reshape(blocks, -1), places=np.array(places))
         for name, part in (("key_cache", key), ("value_cache", value))
     }
+    shape = (1, splits * seqs * heads * 18)
+    before = None if left is None else np.full(shape, left)
     buffers = {
         "query": Buffer("fp16", asked.reshape(1, -1)), **cached,
         "block_table": Buffer("i32", np.array(table).reshape(1, -1)),
         "lengths": Buffer("i32", np.array(lengths)),
         "sinks": Buffer("fp32", np.full(heads, sink)),
-        "workspace": Buffer("fp32", None, (1, splits * seqs * heads * 18), writable=True),
+        "workspace": Buffer("fp32", before, shape, writable=True),
         "out": output("fp16", seqs * heads * 16),
     }  # fmt: skip
     ran = run(student, "deep_launch", {**scalars, "scale": scale}, buffers, scalars)
     compare(student, ran, "out", np.repeat(np.array(want, float), 16), TOLERANCE, because)
+    return ran
 
 
 def _rotate(
     student: Subject, slots: list[int], rotary: int, places: list[int], because: str,
-    heads: int = 1, kv_heads: int = 1,
+    heads: int = 1, kv_heads: int = 1, angle: tuple[float, float] = (0.0, 1.0),
+    weights: tuple[float, float] | None = None, eps: float = 0.0,
 ) -> None:  # fmt: skip
-    """Every head begins 3 4; pair 0 has the cosine 0 and the sine 1, the others 1 and 0."""
+    """Every head begins 3 4; pair 0 has the cosine and sine `angle`, the others 1 and 0.
+
+    `weights` are those of the norms for the 3 and the 4; elsewhere a query's is 2, a key's 1.
+    """
     tokens, count = len(slots), heads + 2 * kv_heads
     qkv = np.zeros((tokens, count, 16))
     qkv[:, :, 0], qkv[:, :, 1] = 3, 4
     qkv[:, :, 15] = np.arange(count)
     half = rotary // 2
-    table = np.concatenate([[0.0], np.ones(half - 1), [1.0], np.zeros(half - 1)])
+    cos, sin = np.array(angle, np.float32).astype(float)
+    table = np.concatenate([[cos], np.ones(half - 1), [sin], np.zeros(half - 1)])
     norms = np.array([np.full(16, 2.0), np.ones(16)])
-    root = np.sqrt((qkv**2).mean(2, keepdims=True))
+    if weights is not None:
+        norms[:, :2] = np.array(weights, np.float16)
+    root = np.sqrt((qkv**2).mean(2, keepdims=True) + eps)
     turned = qkv / root * np.repeat(norms[[0, 1, 1]], [heads, kv_heads, kv_heads], 0)
-    turned[:, :, [0, 1]] = turned[:, :, [1, 0]] * np.array([-1.0, 1.0])
+    a, b = turned[:, :, 0].copy(), turned[:, :, 1].copy()
+    turned[:, :, 0], turned[:, :, 1] = a * cos - b * sin, b * cos + a * sin
     key = np.full((len(places), kv_heads * 16), NAN)
     value = key.copy()
     for t, slot in enumerate(slots):
@@ -384,14 +435,14 @@ def _rotate(
         "key_cache": Buffer("fp16", held, places=np.array(places), writable=True),
         "value_cache": Buffer("fp16", held, places=np.array(places), writable=True),
     }
-    ran = run(student, "deep_launch", {**scalars, "eps": 0.0}, buffers, scalars)
+    ran = run(student, "deep_launch", {**scalars, "eps": eps}, buffers, scalars)
     compare(student, ran, "query", turned[:, :heads].reshape(1, -1), TOLERANCE, because)
     compare(student, ran, "key_cache", key, TOLERANCE, because)
     compare(student, ran, "value_cache", value, 0.0, because)
 
 
 def deep_numbers(student: Subject, variant: str) -> None:
-    """The numbers of the text."""
+    """The numbers of the text, and others like them."""
     if variant == "words":
         for column, code in ((0, 1), (10, 7), (11, 0), (9, 0)):
             x = np.zeros(32)
@@ -403,6 +454,9 @@ def deep_numbers(student: Subject, variant: str) -> None:
         _attention(student, [2], [[0]], [0], 1, 0.0, [3.0], why)
         why = "scores 0 and 50,000; all weight is on the second token"
         _attention(student, [2], [[0]], [0], 1, 0.0, [6.0], why, query=50.0, scale=1000.0)
+        why = "scores of -50,000 and -100,000, no sink: all weight is on the first token"
+        below: dict[str, Any] = {"query": -50.0, "scale": 1000.0, "keys": (1.0, 1.0)}
+        _attention(student, [2], [[0]], [0], 1, -np.inf, [3.0], why, **below)
         why = "four query heads on two KV heads; three tokens of score 0 and a sink of 0"
         want = [4.5, 4.5, 45.0, 45.0]
         _attention(student, [3], [[0]], [0], 1, 0.0, want, why, heads=4, kv_heads=2)
@@ -410,6 +464,52 @@ def deep_numbers(student: Subject, variant: str) -> None:
         why = "3 4 is turned into -4 3, after the norm; the query's weight is 2, the key's 1"
         _rotate(student, [1], 16, [0, 1], why)
         _rotate(student, [1, 0], 16, [0, 1], why, heads=3, kv_heads=2)
+        why = "the norm's weight is 2 for the 3 and 0.5 for the 4, and eps 1.4375: a root of √3"
+        _rotate(student, [1], 16, [0, 1], why, weights=(2.0, 0.5), eps=1.4375)
+
+
+def deep_float32(student: Subject, variant: str) -> None:
+    """What is to be float32: a rounding to float16 on the way shows."""
+    if variant == "words":
+        for group in (32, 64, 128):
+            x = np.zeros(2 * group)
+            x[[0, group]] = 64, -64
+            blank = " 0" * (3 * group // 32 - 1)
+            why = f"groups of {group}, the first code of each is 3, zero 0, the scales are "
+            why += "1025/1024 and 1; x is 64 in the first column, -64 in the first of group 1"
+            scale, words = _row(1025 / 1024, 1), f"3{blank} 3{blank}"
+            _three(student, x, words, scale, 0.0, [-1], [NAN], 0.1875, why, group=group)
+    elif variant == "sinks":
+        _attention_in_float32(student)
+    else:
+        why = "cosine 0.6 and sine 0.8: 4 · 0.6 - 3 · 0.8 of numbers times 1000 is nearly 0"
+        _rotate(student, [0], 16, [0], why, angle=(0.6, 0.8), weights=(1333.0, 750.0))
+        why = "cosine and sine √½; the weights 1333 and 1000 make 3 and 4 nearly the same"
+        _rotate(student, [0], 16, [0], why, angle=(0.5**0.5, 0.5**0.5), weights=(1333.0, 1000.0))
+
+
+def _attention_in_float32(student: Subject) -> None:
+    high = 1 / (1 + np.exp(-1 - 2.0**-11))
+    why = "scores of about 2048 and 2049, no sink"
+    _attention(
+        student, [2], [[0]], [0], 1, -np.inf, [3 + 3 * high], why, query=1.0, scale=1 + 2.0**-11,
+        keys=(2047.0, 1.0),
+    )  # fmt: skip
+    why = "query 3 1 times 1025/1024, keys 0 0 and 1 -3 times 1000: two scores of 0, a sink of 0"
+    _attention(
+        student, [2], [[0]], [0], 1, 0.0, [3.0], why, query=3.0, scale=1025 / 1024,
+        keys=(0.0, 1000.0), other=(1.0, -3000.0),
+    )  # fmt: skip
+    values = [[512.0, 512.0, 512.0, 513.0], [-512.0] * 4]
+    why = "8 tokens of score 0 and a sink of 0; the values of the pages add up to 2049 and -2048"
+    _attention(student, [8], [[0, 1]], [0, 1], 2, 0.0, [1 / 9], why, values=values)
+    weight = np.exp(-0.3)
+    why = "scores of 0 and -0.3, no sink; the values are 741 and -1000"
+    want = (741 - 1000 * weight) / (1 + weight)
+    _attention(
+        student, [2], [[0]], [0], 1, -np.inf, [want], why, query=-1.0, scale=0.3,
+        values=[[741.0, -1000.0, 0.0, 0.0]],
+    )  # fmt: skip
 
 
 def deep_special(student: Subject, variant: str) -> None:
@@ -424,6 +524,15 @@ def deep_special(student: Subject, variant: str) -> None:
     elif variant == "sinks":
         why = "5 tokens of score 0, a sink of 0, NaN behind the last; the table has one entry more"
         _attention(student, [5], [[2, 0, -99]], [0, 2], 2, 0.0, [5.5], why)
+        why = "9 tokens of score 0 on three pages, 2 splits, a sink of 0; the workspace held 7"
+        ran = _attention(student, [9], [[2, 0, 1]], [0, 1, 2], 2, 0.0, [6.3], why, left=7.0)
+        most, two_pages = int(ran.launches[0]["most_read"]), 2 * 2 * 2 * 4 * 16
+        if most > two_pages + 128:
+            student.fail(f"called {ran.said}\nexpected a program of `deep` to read the keys and "
+                         f"values of two pages at most, {two_pages} bytes\ngot one that reads "
+                         f"{most} in all")  # fmt: skip
+        why = "4 tokens of score 0 on one page, 3 splits, a sink of 0; the workspace held 7"
+        _attention(student, [4], [[0]], [0], 3, 0.0, [6.0], why, left=7.0)
     else:
         why = "the tokens 0 and 2 have the slot -1"
         _rotate(student, [-1, 3, -1], 16, [1, 3], why)
@@ -506,16 +615,48 @@ def what_bounds(student: Subject, variant: str) -> None:
     _ledger(student, [one, two], want, 9, 1000.0, 2.0)
     want = {**want, "seconds": 10.0, "bound": "launches"}
     _ledger(student, [one, two], want, 9, 1000.0, 5.0)
+    want |= {"seconds": 5.0, "by_kernel": {"gemv": 5000}, "read": 4000}
+    _ledger(student, [two], want, 9, 1000.0, 5.0)  # its bytes take exactly the overhead
+    want |= {"seconds": 10.0, "by_kernel": {"gemv": 7000}, "read": 6000}
+    _ledger(student, [two, one, one], want, 9, 1000.0, 2.5)  # exactly half is of bytes
     nothing = {
         "read": 0, "written": 0, "by_kernel": {}, "idle": [], "seconds": 0.0, "bound": "launches",
     }  # fmt: skip
     _ledger(student, [], nothing, 9, 1000.0, 5.0)
 
 
+def own_kernels(student: Subject, variant: str) -> None:
+    """Small launches of your kernels of tasks 1 to 3, and what `ledger` says of their records."""
+    x = _row(3, 4)
+    weight = _row(0, 0) if variant == "words" else _row(1, 1)
+    norm = _norm(student, variant, x, x * 0, weight, 0.0, 2)
+    compare(student, norm, "out", x / np.sqrt(12.5), TOLERANCE, "x is 3 4, eps 0")
+    words, grids = _words("33333333 " * 4), np.array([_zero(variant, 0)])
+    gemv = _gemv(student, variant, np.ones(32), words, _row(1), grids)
+    compare(student, gemv, "y", _row(96), TOLERANCE, "x is 1, all 32 weights are 3")
+    product = _product(student, np.ones((1, 65)), np.ones((2, 65)), 2)
+    compare(student, product, "y", _row(65, 65), TOLERANCE, "x and weight are 1, 65 columns")
+    kept = ("kernel", "programs", "read", "written")
+    ran = [*norm.launches, *gemv.launches, *product.launches]
+    records = [{key: one[key] for key in kept} for one in ran]
+    moved = [(sum(one["read"].values()), sum(one["written"].values())) for one in records]
+    names = [one["kernel"] for one in records]
+    want = {
+        "read": sum(read for read, _ in moved),
+        "written": sum(written for _, written in moved),
+        "by_kernel": {
+            name: sum(sum(pair) for pair, other in zip(moved, names, strict=True) if other == name)
+            for name in names
+        },
+        "idle": list(dict.fromkeys(names)), "seconds": 2.0 * len(ran), "bound": "launches",
+    }  # fmt: skip
+    _ledger(student, records, want, 4097, 1e9, 2.0)
+
+
 CHECKS = {
-    "norm": [sum_of_two, norm_of_the_text, which_sum, odd_sizes, rows_apart],
-    "gemv": [places, grids, tails, words_apart],
+    "norm": [sum_of_two, norm_of_the_text, which_sum, rounded_once, odd_sizes, rows_apart],
+    "gemv": [places, grids, sums_of_float32, tails, words_apart],
     "split": [blocks_of_splits, rows_and_tails, order_of_sums, empty_and_dirty],
-    "deep": [deep_numbers, deep_special, deep_edges, deep_far],
-    "step": [bytes_and_idle, what_bounds],
+    "deep": [deep_numbers, deep_float32, deep_special, deep_edges, deep_far],
+    "step": [bytes_and_idle, what_bounds, own_kernels],
 }

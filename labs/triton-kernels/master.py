@@ -32,9 +32,18 @@
 #
 # `labkit.check` and grading run your kernels in Triton's interpreter, in a process of their own. An
 # operation on a tile takes some tens of microseconds there, however small the tile is. So the cases
-# are small, and a kernel of very many tiny programs may exceed the 10 seconds that a call has. A
-# launch has at most 4,096 programs here. What a kernel prints is not shown. The interpreter
-# forgives what a GPU does not, and labkit puts that back:
+# are small, and a kernel of very many tiny programs may take too long. All public checks of a task
+# have 2 seconds together, and a call in grading has 10.
+#
+# A launch has at most 4,096 programs here. Where a kernel is run and not only compiled, a matrix
+# has at most 4,096 rows and 1,024 columns (in task 1, 64 rows and 4,096 columns). There are at most
+# 16 splits, and at most 64 tokens, sequences and heads.
+#
+# What a kernel or a function of yours prints is not shown. To look into a kernel, store the tile in
+# question into an output: the check that fails says the first number that differs, and shows a
+# small output whole.
+#
+# The interpreter forgives what a GPU does not, and labkit puts that back:
 #
 # - A lane that a mask leaves out and that has no `other` reads poison: NaN or infinity, or
 #   1,515,870,810 (the bytes 5A) among whole numbers.
@@ -55,14 +64,14 @@
 # ### What a task asks for
 #
 # A task names the kernels and a function that returns their *launches*, a list in the order in
-# which they run. A launch is a dict:
+# which they run. A launch is a dict with all five of these keys:
 #
 # | key | meaning |
 # |---|---|
 # | `kernel` | the name of the kernel, a string |
-# | `grid` | a tuple of one to three numbers of programs |
+# | `grid` | a tuple of one to three numbers of programs, such as `(rows,)` |
 # | `constants` | the value of each `tl.constexpr` parameter, by its name |
-# | `num_warps`, `num_stages` | as Triton takes them; they count only where a GPU is compiled for |
+# | `num_warps`, `num_stages` | as Triton takes them; they count only where a kernel is compiled |
 #
 # The other parameters of a kernel get their tensors and numbers **by their names**, from the table
 # of the task. A kernel takes those that it needs, in any order. What the function that returns the
@@ -125,6 +134,7 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 # - The norm and its product with the weight are computed in float32. The product is rounded once,
 #   to float16, when it is written.
 # - `size` is any number from 1 to 4,096.
+# - `eps` may be 0, but only where no mean is 0.
 # - The rows of `x`, `residual` and `out` lie `stride` elements apart, which may be more than
 #   `size`. Between the rows there is nothing to read and nothing to write. The offset of a row may
 #   pass 2³¹.
@@ -159,7 +169,8 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 # *Sections of the chapter:* *A program is a tile*, *What the interpreter hides*, *Fusing is counted
 # in bytes*.
 #
-# *Deliverable:* `add_norm` and `add_norm_launch`; their check passes.
+# *Deliverable:* `add_norm` and `add_norm_launch`; their check passes, and the cell *What your
+# kernels compile to* at the end says that `add_norm` compiles, which the check does not try.
 
 
 # %% task="norm"
@@ -331,7 +342,8 @@ labkit.check("norm")
 # kernel*.
 #
 # *Deliverable:* `gemv` and `gemv_launch`; their check passes, and the cell *What your kernels
-# compile to* at the end shows `ld.global.v4.b32` for `gemv`, which the check does not try.
+# compile to* at the end shows `ld.global.v4.b32` or `cp.async.cg` for `gemv`, which the check does
+# not try.
 
 
 # %% task="gemv"
@@ -465,7 +477,8 @@ labkit.check("gemv")
 #
 # *Sections of the chapter:* *Tiles, and their order*, *Too few programs*.
 #
-# *Deliverable:* `partial`, `combine` and `product_launch`; their check passes.
+# *Deliverable:* `partial`, `combine` and `product_launch`; their check passes, and the cell *What
+# your kernels compile to* at the end shows `wgmma` for `partial`, which the check does not try.
 
 
 # %% task="split"
@@ -582,6 +595,8 @@ labkit.check("split")
 #
 # - `group` is 32, 64 or 128. `n`, `k` and `exceptions` are any numbers from 1 up; `exceptions` need
 #   not be a power of two.
+# - A scale lies between 0 and 8. So it is as good to subtract the weight of a code again as to
+#   leave it out.
 # - The rows of `words` lie `words_stride` words apart, which may be more than they need. The offset
 #   of a row may pass 2³¹, so it needs offsets of 64 bits.
 #
@@ -591,7 +606,8 @@ labkit.check("split")
 #
 # *Sections of the chapter:* *Four bits: packing is part of the kernel*.
 #
-# *Deliverable:* `deep` and `deep_launch`; their check passes.
+# *Deliverable:* `deep` and `deep_launch`; their check passes, and the cell *What your kernels
+# compile to* at the end says that `deep` compiles, which the check does not try.
 # ### END VARIANT
 # ### BEGIN VARIANT sinks
 # ## Task 4: decode attention with sinks (depth, 30 points)
@@ -655,7 +671,9 @@ labkit.check("split")
 #
 # *Sections of the chapter:* *A softmax that does not wait*, *Decode attention over blocks*.
 #
-# *Deliverable:* `deep`, a kernel that joins, and `deep_launch`; their check passes.
+# *Deliverable:* `deep`, a kernel that joins, and `deep_launch`; their check passes, and the cell
+# *What your kernels compile to* at the end says that both kernels compile, which the check does not
+# try.
 # ### END VARIANT
 # ### BEGIN VARIANT rope
 # ## Task 4: norm, rotation and the write into the cache (depth, 30 points)
@@ -713,7 +731,8 @@ labkit.check("split")
 #
 # *Sections of the chapter:* *Fusing is counted in bytes*.
 #
-# *Deliverable:* `deep` and `deep_launch`; their check passes.
+# *Deliverable:* `deep` and `deep_launch`; their check passes, and the cell *What your kernels
+# compile to* at the end says that `deep` compiles, which the check does not try.
 # ### END VARIANT
 
 
@@ -947,16 +966,18 @@ labkit.check("deep")
 # - `seconds` is the time of all launches. A launch takes its bytes over `bandwidth`, read and
 #   written, and at least `overhead` seconds. Launches do not overlap.
 # - `bound` is `"bytes"` where more than half of `seconds` is of launches whose bytes take longer
-#   than `overhead`, else `"launches"`. A step without launches has 0 seconds and the bound
+#   than `overhead`, else `"launches"`. Bytes that take exactly `overhead` do not take longer, and
+#   exactly half is not more than half. A step without launches has 0 seconds and the bound
 #   `"launches"`.
 #
 # With `bandwidth` 1000 and `overhead` 2 two launches of 1000 and 5000 bytes take 2 and 5 seconds. 5
 # of the 7 are of a launch that is bound by its bytes, so the step is bound by `"bytes"`.
 #
-# Your own kernels of tasks 1 to 3 run here, so a fault of theirs shows here, too: grading takes
-# parts of a step of quire-mini-draft with them, and a cell below all of one.
+# Your own kernels of tasks 1 to 3 run here, so a fault of theirs shows here, too: the check adds up
+# small launches of each, grading takes parts of a step of quire-mini-draft with them, and a cell
+# below all of one.
 #
-# *Sections of the chapter:* *Roofline first*, *Your engine so far*.
+# *Sections of the chapter:* *Roofline first*, *A product of one row is bytes*, *Too few programs*.
 #
 # *Deliverable:* `ledger`, and the counts below with their written answer.
 
@@ -995,9 +1016,10 @@ labkit.check("step")
 # %% [markdown]
 # ### What your kernels compile to
 #
-# The cell compiles your kernels for a Hopper, without one, and counts instructions of the PTX:
-# loads of global memory by their width, copies to shared memory, and products of the matrix units.
-# Grading asks for `ld.global.v4.b32` in `gemv` and for `wgmma` in `partial`, and that all kernels
+# The cell compiles every kernel of yours for a Hopper, without one, and counts instructions of the
+# PTX: loads of global memory by their width, copies to shared memory, and products of the matrix
+# units. Where a kernel does not compile, it shows the compiler's words. Grading asks for
+# `ld.global.v4.b32` or `cp.async.cg` in `gemv`, for `wgmma` in `partial`, and that all kernels
 # compile.
 
 # %%
@@ -1007,27 +1029,61 @@ import re
 from labkit.gpu.interpreted import Buffer, loaded, output, ptx, run
 
 kernels = loaded(globals())  # your cells as grading takes them, in the process that interprets them
+F16, F32, I32, I64 = "fp16", "fp32", "i32", "i64"
+ROW = {"rows": 8, "size": 4096, "stride": 4096}
+### BEGIN VARIANT rope
+ROW["group"] = 1024
+### END VARIANT
 SIZES = {"n": 4096, "k": 4096, "words_stride": 512}
-KINDS = {"x": "fp16", "words": "i32", "scales": "fp16", "y": "fp16"}
+KINDS = {"x": F16, "words": I32, "scales": F16, "y": F16}
 ### BEGIN VARIANT words sinks
-KINDS["zeros"] = "i32"
+KINDS["zeros"] = I32
 ### END VARIANT
 ### BEGIN VARIANT rope
-KINDS["offsets"] = "fp16"
+KINDS["offsets"] = F16
 ### END VARIANT
 SPLIT = {"rows": 16, "n": 4096, "k": 4096, "splits": 4}
-TYPES = {"x": "fp16", "weight": "fp16", "partials": "fp32", "y": "fp16"}
-for name, *asked in (
-    ("gemv", "gemv_launch", {**SIZES, "group": 128}, KINDS, SIZES),
-    ("partial", "product_launch", SPLIT, TYPES, SPLIT),
-):
+### BEGIN VARIANT words
+DEEP, MORE = {"n": 4096, "k": 4096, "words_stride": 384, "exceptions": 8}, {"group": 128}
+TYPES = {"x": F16, "words": I32, "scales": F16, "zeros": F16, "columns": I32}
+TYPES |= {"values": F16, "y": F16}
+### END VARIANT
+### BEGIN VARIANT sinks
+DEEP, MORE = {"seqs": 8, "heads": 32, "kv_heads": 8, "size": 64, "page": 16}, {"scale": 0.125}
+DEEP |= {"table": 64, "splits": 4}
+TYPES = {"query": F16, "key_cache": F16, "value_cache": F16, "block_table": I32, "lengths": I32}
+TYPES |= {"sinks": F32, "workspace": F32, "out": F16}
+### END VARIANT
+### BEGIN VARIANT rope
+DEEP, MORE = {"tokens": 8, "heads": 32, "kv_heads": 8, "size": 64, "rotary": 48}, {"eps": 1e-6}
+TYPES = {"qkv": F16, "query_norm": F16, "key_norm": F16, "table": F32, "positions": I64}
+TYPES |= {"slots": I64, "query": F16, "key_cache": F16, "value_cache": F16}
+### END VARIANT
+PLANS = {
+    "add_norm_launch": (
+        ROW, {"eps": 1e-6}, {"x": F16, "residual": F16, "weight": F16, "out": F16}
+    ),
+    "gemv_launch": (SIZES, {"group": 128}, KINDS),
+    "product_launch": (SPLIT, {}, {"x": F16, "weight": F16, "partials": F32, "y": F16}),
+    "deep_launch": (DEEP, MORE, TYPES),
+}  # fmt: skip
+COUNTED = r"ld\.global[.\w]*|cp\.async\.c[ag]\S+|wgmma\.mma_async"
+for plan, (numbers, more, kinds) in PLANS.items():
     try:
-        text = ptx(kernels, *asked)
-    except AssertionError as wrong:  # not written yet, or it does not compile
-        print(f"{name:8} {str(wrong).splitlines()[-1]}")
+        names = kernels.call("launches_of", plan, {**numbers, **more})
+    except AssertionError as wrong:
+        said = str(wrong).splitlines()[-1]
+        is_missing = "define no" in said or "NotImplementedError" in said
+        print(f"{plan:16}", "not written yet" if is_missing else said)
         continue
-    found = re.findall(r"ld\.global[.\w]*|cp\.async\.c[ag]\S+|wgmma\.mma_async", text)
-    print(f"{name:8}", dict(collections.Counter(found)))
+    for launch, name in enumerate(names):
+        try:
+            text = ptx(kernels, plan, {**numbers, **more}, kinds, numbers, launch)
+        except AssertionError as wrong:
+            print(f"{name:16} {str(wrong).splitlines()[-1]}")
+            continue
+        found = collections.Counter(re.findall(COUNTED, text))
+        print(f"{name:16} compiles: {dict(found)}")
 
 # %% [markdown]
 # ### In the engine
@@ -1039,8 +1095,12 @@ for name, *asked in (
 # of the same weights, written out and multiplied by torch.
 
 # %%
+import warnings
+
 import numpy as np
 import torch
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # no progress bars here
 
 import quire.layers.norm as norms
 from quire import LLM, Components, SamplingParams
@@ -1050,7 +1110,8 @@ from quire.quantization.unquantized import Unquantized
 GROUP, SPLITS = 64, 4
 torch.set_num_threads(1)  # small products: threads would wait for one another
 records = []  # of the launches of the step
-step = {"on_kernels": False, "number": 0}
+held = collections.Counter()  # bytes of the tensors that `gemv` was given, by their names
+step = {"on_kernels": False, "number": 0, "weights": 0}
 
 
 def half(tensor):
@@ -1130,6 +1191,11 @@ class Four(Unquantized):
             "y": output("fp16", n),
         }  # fmt: skip
         made = launched("gemv_launch", {**scalars, "group": GROUP}, buffers, scalars)
+        held.update({
+            name: one.data.size * (2 if one.kind == "fp16" else 4)
+            for name, one in buffers.items() if name != "y"
+        })  # fmt: skip
+        step["weights"] += n * k
         return torch.from_numpy(made["y"]).to(x.dtype)
 
 
@@ -1194,11 +1260,15 @@ print("the token of the step on your kernels is that of torch")
 # %% [markdown]
 # ### Measure
 #
-# The first table is what your kernels did in this step, counted by the interpreter. `of x` are the
-# bytes of `x` among those read. The line below is your `ledger`, with 132 processors and the
-# bandwidth that the book measured on an H200. The 2 µs of a launch are an assumption.
+# The first table is what your kernels did in this step, counted by the interpreter. `loads` is how
+# often their programs called `tl.load`, all programs together. `of x` are the bytes of `x` among
+# those read. The line below is your `ledger`, with 132 processors and the bandwidth that the book
+# measured on an H200. The 2 µs of a launch are an assumption.
 #
-# The second table is one layer of an 8B model (width 4,096, FFN 14,336, 32 query and 8 KV heads)
+# The second table takes the bytes of `gemv` apart: what each tensor has, all linear layers
+# together, and what your programs read of it.
+#
+# The third table is one layer of an 8B model (width 4,096, FFN 14,336, 32 query and 8 KV heads)
 # with one token, in your format with groups of 128 and with weights of 16 bits. Nothing runs for
 # it: your `gemv_launch` says how many programs there would be, and each tensor counts once.
 
@@ -1220,6 +1290,11 @@ for kernel in dict.fromkeys(one["kernel"] for one in records):
 found = ledger(records, PROCESSORS, BANDWIDTH, OVERHEAD)
 print(f"idle: {', '.join(found['idle'])}; {1e6 * found['seconds']:.0f} µs, bound by"
       f" {found['bound']}")  # fmt: skip
+
+print(f"\n{'of gemv':9} bytes it has  bytes read   ({step['weights']:,} weights)")
+for name, size in held.items():
+    read = sum(one["read"][name] for one in records if one["kernel"] == "gemv")
+    print(f"{name:9} {size:12,} {read:11,}")
 
 LAYER = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)]
 print(f"\n{'8B layer':9}     bytes  bits a weight     µs  bound by   idle")

@@ -62,6 +62,20 @@ def _flat(number: int, variant: str) -> str:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_the_notebook_compiles_what_grading_compiles(variant: str) -> None:
+    """A student sees each kernel compile for the sizes and types that the hidden tests take."""
+    cells = build_notebook(load_lab("triton-kernels"), variant)["cells"]
+    (source,) = (c["source"] for c in cells if "PLANS = {" in c["source"])
+    shown: dict[str, Any] = {}
+    exec(source[source.index("F16, F32") : source.index("COUNTED =")], shown)
+    assert list(shown["PLANS"]) == [f"{p}_launch" for p in ("add_norm", "gemv", "product", "deep")]
+    folder = load_lab("triton-kernels").folder / "hidden"
+    scalars, more, kinds = import_folder(folder, "hidden_of_kernels", "test_deep").COMPILED[variant]
+    types = dict(line.split() for line in kinds.strip().splitlines())
+    assert shown["PLANS"]["deep_launch"] == (scalars, more, types)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_codes_of_the_word_in_the_text(variant: str) -> None:
     """`12345678` is the word 0 of a group; each pair of a code and a column that is said."""
     text = _flat(2, variant)

@@ -83,6 +83,9 @@ def test_seconds(student, variant, seed):
     _judge(student, [one, other], 1, 1000.0, 2.0, ("seconds", "bound"))
     _judge(student, [{**one, "read": {"x": 2000}}, other], 1, 1000.0, 1.0, ("seconds", "bound"))
     _judge(student, [one, other, other], 1, 1000.0, 1.0, ("seconds", "bound"), why)
+    why = "the bytes of most launches take exactly the overhead, which is not longer"
+    _judge(student, [one], 1, 1000.0, 2.0, ("seconds", "bound"), why)
+    _judge(student, [one, other, one], 1, 1000.0, 2.0, ("seconds", "bound"), why)
     _judge(student, [], 1, 1000.0, 1.0, ("seconds", "bound"), "no launches")
 
 
