@@ -109,10 +109,10 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="what sweep_moe.py wrote")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     archives = sorted(options.runs.glob("aux-*.tar"), key=lambda path: float(path.stem[4:]))
     if not archives:
         raise SystemExit(f"no aux-*.tar in {options.runs}: sweep_moe.py --out writes them")
+    torch.set_num_threads(options.threads)
     ids = token_ids()
     found: list[Row] = []
     for archive in archives:
