@@ -110,12 +110,6 @@ class LLMEngine:
         _check_labels(request_id, priority, client_id, cache_salt)
         if request_id in self._handles:
             raise InvalidRequestError(f"request_id={request_id!r} still runs: choose another")
-        num_ranks = self.config.parallel.num_ranks
-        if params.logits_processors and num_ranks > 1:
-            raise InvalidRequestError(
-                f"logits_processors with {num_ranks} ranks: each rank would call them, and all "
-                "must choose alike; use one rank (tensor_parallel_size=1)"
-            )
         tokenized = self.prompts.read(prompt, params)
         token_ids = list(tokenized.token_ids)
         params = resolve(
@@ -124,6 +118,7 @@ class LLMEngine:
             num_prompt_tokens=len(token_ids),
             max_model_len=self.config.model.max_model_len,
             vocab_size=self.model_config.vocab_size,
+            num_ranks=self.config.parallel.num_ranks,
         )
         requests = [
             Request(

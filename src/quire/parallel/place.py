@@ -37,6 +37,11 @@ class Place:
         """Whether logits leave it here."""
         return self.pipeline.rank == self.pipeline.size - 1
 
+    @property
+    def graph_safe(self) -> bool:
+        """Whether a step of this rank can be captured, with what it tells the others."""
+        return self.pipeline.size == 1 and self.tensor.graph_safe
+
     def layers(self, config: ModelConfig) -> range:
         """Return which layers of a model are this stage's."""
         return split_layers(config, self.pipeline.size)[self.pipeline.rank]

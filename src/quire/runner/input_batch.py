@@ -119,14 +119,10 @@ class InputBatch:
 
     def tell(self, entries: Sequence[ScheduledEntry]) -> None:
         """Write the outputs that entries bring to their rows."""
-        told = [
-            (entry.row, entry.start + entry.num_tokens - back, token)
-            for entry in entries
-            for back, token in zip(range(len(entry.token_ids), 0, -1), entry.token_ids, strict=True)
-        ]
-        if told:
-            rows, positions, tokens = self._send(torch.tensor(told).T.contiguous())
-            self.token_ids[rows, positions] = tokens
+        for entry in entries:
+            if entry.token_ids:
+                end, tokens = entry.start + entry.num_tokens, torch.tensor(entry.token_ids)
+                self.token_ids[entry.row, end - len(tokens) : end] = self._send(tokens)
 
     def apply(self, changes: list[Tensor]) -> None:
         """Bring the device's tables up to date with int64 [3, n] updates, one a group."""

@@ -94,8 +94,7 @@ class ModelRunner:
         )
         self.graphs: DecodeGraphs | None = None
         captures = config.model.cuda_graphs and config.model.device.type == "cuda"
-        alone = model.place.pipeline.size == 1
-        if captures and alone and backend.graph_safe and model.place.tensor.graph_safe:
+        if captures and backend.graph_safe and model.place.graph_safe:
             with torch.inference_mode():
                 self.graphs = DecodeGraphs(self._parts)
         if draft is not None:

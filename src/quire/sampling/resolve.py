@@ -25,6 +25,7 @@ def resolve(
     num_prompt_tokens: int,
     max_model_len: int,
     vocab_size: int,
+    num_ranks: int = 1,
 ) -> SamplingParams:
     """Return the parameters as a request carries them.
 
@@ -34,8 +35,13 @@ def resolve(
     Raises:
         InvalidRequestError: `min_tokens` has no room behind the prompt; a token id is outside
             the vocabulary; `bad_words` were given without a tokenizer, or one of them has no
-            tokens.
+            tokens; `logits_processors` where several ranks choose.
     """
+    if params.logits_processors and num_ranks > 1:
+        raise InvalidRequestError(
+            f"logits_processors with {num_ranks} ranks: each rank would call them, and all must "
+            "choose alike; use one rank (tensor_parallel_size=1)"
+        )
     room = max_model_len - num_prompt_tokens
     if params.min_tokens > room:
         raise InvalidRequestError(
