@@ -85,9 +85,9 @@ class GuardedBuffer:
             words += f", {self.stride} elements apart" if self.stride != self.columns else ""
             some = list(range(self.rows)) if self.is_dense else self.places.tolist()
             words += f"; there are rows {some[:6]}" + (", …" if len(some) > 6 else "")
-            if max(some) * self.stride >= 1 << 31:
+            if row not in some and max(some) * self.stride >= 1 << 31:
                 words += " (offsets here pass 2³¹, so they need 64 bits)"
-        more = f" and {count - 1} more" if count > 1 else ""
+        more = f" (and {count - 1} more such places)" if count > 1 else ""
         raise KernelFault(f"it {verb} out of bounds: {words}{more}")
 
 

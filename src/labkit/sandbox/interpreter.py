@@ -179,7 +179,9 @@ def _checked(plan: str, launch: dict[str, Any]) -> tuple[Any, list[int]]:
     grid = launch["grid"]
     whole = type(grid) in (tuple, list) and all(type(one) is int and one > 0 for one in grid)
     if not whole or not 1 <= len(grid) <= 3:
-        raise KernelFault(f"{plan}: a grid is one to three numbers above 0, not {grid!r}")
+        raise KernelFault(
+            f"{plan}: a grid is a tuple of one to three numbers above 0, such as (4,), not {grid!r}"
+        )
     grid = [*grid, 1, 1][:3]
     if grid[0] * grid[1] * grid[2] > MOST_PROGRAMS:
         raise KernelFault(f"{plan}: a grid of {grid} is more than {MOST_PROGRAMS} programs here")
