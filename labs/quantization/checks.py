@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from labkit.reader.subject import Subject, Wrong
+from labkit.reader.titles import titled
+from labkit.reader.values import difference
 
 SMALLEST = 2.0**-14
 
@@ -32,16 +34,63 @@ def _refused(student: Subject, name: str, *args: Any, because: str) -> None:
     student.fail(f"called {said}\nexpected ValueError  ({because})\ngot {got[:160]}")
 
 
+def _hex(words: np.ndarray[Any, Any]) -> str:
+    """Words in hexadecimal, a row behind another."""
+    return " | ".join(
+        " ".join(f"{word & 0xFFFFFFFF:08X}" for word in row) for row in words.tolist()
+    )
+
+
+def _words_alike(
+    student: Subject, said: str, got: Any, want: np.ndarray[Any, Any], variant: str, bits: int,
+    because: str,
+) -> None:  # fmt: skip
+    """Complain about other words: both in hexadecimal, and the first code that differs."""
+    whole = getattr(getattr(got, "dtype", None), "kind", "") == "i" and got.shape == want.shape
+    if not whole or difference(got, want) is None:
+        return
+    place = tuple(int(at) for at in np.argwhere(got != want)[0])
+    asked, found = int(want[place]), int(got[place])
+    apart = (asked ^ found) & 0xFFFFFFFF
+    where = f"row {place[0]}, word {place[1]}: "
+    if apart == 0:
+        where += f"{found} has the right bits, and the int32 that has them is {asked}"
+    else:
+        places = [32 - bits * (slot + 1) for slot in range(32 // bits)]
+        if variant != "dense":  # slots are counted from the lowest bits
+            places = [bits * slot for slot in range(32 // bits)]
+        of_slot = (1 << bits) - 1
+        slot = next((s for s, low in enumerate(places) if apart >> low & of_slot), None)
+        if slot is None:
+            where += "bits that hold no code are not 0"
+        else:
+            codes = [word >> places[slot] & of_slot for word in (asked, found)]
+            where += f"slot {slot} is the first that differs: expected {codes[0]}, got {codes[1]}"
+    student.fail(
+        f"called {said}\nexpected the words {_hex(want)} in hexadecimal  ({because})\n"
+        f"got the words {_hex(got)}\n{where}"
+    )
+
+
+def _same_types(student: Subject, said: str, got: Any, want: Any) -> None:
+    """Complain about a list for an array, or floating-point numbers for integers."""
+    asked, found = (getattr(getattr(one, "dtype", None), "kind", None) for one in (want, got))
+    if asked != found:
+        kinds = {"i": "an array of integers", "f": "an array of floating-point numbers"}
+        got_words = kinds.get(found or "", "a list" if found is None else "an array of bool")
+        student.fail(f"called {said}\nexpected {kinds[asked or '']}\ngot {got_words}")
+
+
 def _pure(student: Subject, name: str, *args: Any, want: Any, because: str) -> None:
-    """Call a function: it gives `want` in arrays of the same types, and no argument changes."""
+    """Call a function: it gives `want` in arrays of the same kinds, and no argument changes."""
     got, after = student.call_returning(range(len(args)), name, *args)
     said = student.said(name, *args)
     student.compare(said, got, want, because=because)
-    for key in want if isinstance(want, dict) else range(len(want)):
-        parts = (want[key], got[key]) if isinstance(want, dict | list) else (want, got)
-        asked, found = (getattr(part, "dtype", None) for part in parts)
-        if asked != found:
-            student.fail(f"called {said}\nexpected an array of {asked}\ngot one of {found}")
+    if isinstance(want, dict | list):
+        for key in want if isinstance(want, dict) else range(len(want)):
+            _same_types(student, said, got[key], want[key])
+    else:
+        _same_types(student, said, got, want)
     for place, (left, given) in enumerate(zip(after, args, strict=True)):
         student.compare(f"{said}, and looked at argument {place} afterwards", left, given)
 
@@ -50,10 +99,14 @@ def _pure(student: Subject, name: str, *args: Any, want: Any, because: str) -> N
 
 
 def _both(
-    student: Subject, codes: np.ndarray[Any, Any], bits: int, group: int,
+    student: Subject, variant: str, codes: np.ndarray[Any, Any], bits: int, group: int,
     words: np.ndarray[Any, Any], because: str,
 ) -> None:  # fmt: skip
+    got = student.call("pack", codes, bits, group)
+    said = student.said("pack", codes, bits, group)
+    _words_alike(student, said, got, words, variant, bits, because)
     _pure(student, "pack", codes, bits, group, want=words, because=because)
+    because = f"the words are {_hex(words)} in hexadecimal; {because}"
     _pure(student, "unpack", words, bits, codes.shape[1], group, want=codes, because=because)
 
 
@@ -64,13 +117,14 @@ def table_of_words(student: Subject, variant: str) -> None:
         "dense": "01030500 02040600 07080000", "doubled": "04030201 05060000 00000807",
         "sorted": "02050301 00000604 00000807",
     }[variant]  # fmt: skip
-    _both(student, row, 8, 6, _words(words), f"in hexadecimal {words}")
+    why = "the table's row: groups of 6 and 2 codes of 8 bits"
+    _both(student, variant, row, 8, 6, _words(words), why)
     words = {
         "dense": "13579000 24680000 ABC00000", "doubled": "87654321 90000000 00000CBA",
         "sorted": "64297531 00000008 00000BCA",
     }[variant]  # fmt: skip
-    why = f"groups of 9 and 3 codes of 4 bits: {words}"
-    _both(student, _array([*range(1, 13)]), 4, 9, _words(words), why)
+    why = "groups of 9 and 3 codes of 4 bits"
+    _both(student, variant, _array([*range(1, 13)]), 4, 9, _words(words), why)
 
 
 def left_over(student: Subject, variant: str) -> None:
@@ -81,20 +135,20 @@ def left_over(student: Subject, variant: str) -> None:
         "doubled": ("111F58D1 1C000000", "D11F58D1 DCFFFFFF"),
         "sorted": ("06899F59 00000022", "C6899F59 FFFFFFE2"),
     }[variant]
-    _both(student, row, 3, 12, _words(words), f"ten codes of 3 bits a word at most: {words}")
-    why = "the same codes, and other bits where no code lies"
+    _both(student, variant, row, 3, 12, _words(words), "ten codes of 3 bits a word at most")
+    why = f"the words are {other} in hexadecimal: the same codes, and other bits where no code lies"
     student.expect("unpack", _words(other), 3, 12, 12, want=row, because=why)
     words = {
         "dense": "2EF2EF2C 53053050", "doubled": "111F58D1 1CBB829C",
         "sorted": "19F59F59 221A21A2",
     }[variant]  # fmt: skip
     row = _array([i % 8 for i in range(1, 21)])
-    _both(student, row, 3, 20, _words(words), f"twenty codes of 3 bits in two words: {words}")
+    _both(student, variant, row, 3, 20, _words(words), "twenty codes of 3 bits in two words")
     words = {
         "dense": "0441CA00 08520B00 0C624000", "doubled": "05103081 061C824A 0000000B",
         "sorted": "091C50C1 0818408B 0000000A",
     }[variant]  # fmt: skip
-    _both(student, _array([*range(1, 12)]), 6, 11, _words(words), f"6 bits, five a word: {words}")
+    _both(student, variant, _array([*range(1, 12)]), 6, 11, _words(words), "6 bits, five a word")
 
 
 def signed(student: Subject, variant: str) -> None:
@@ -104,7 +158,7 @@ def signed(student: Subject, variant: str) -> None:
         "dense": [[-66052], [16909184]], "doubled": [[-50462977], [-2147286527]],
         "sorted": [[-50397697], [-2147351807]],
     }[variant]  # fmt: skip
-    _both(student, rows, 8, 4, np.array(words), "the highest bit counts -2³¹")
+    _both(student, variant, rows, 8, 4, np.array(words), "the highest bit counts -2³¹")
 
 
 def _shard(words: Any, scales: Any, zeros: Any, **more: int) -> dict[str, Any]:
@@ -112,8 +166,13 @@ def _shard(words: Any, scales: Any, zeros: Any, **more: int) -> dict[str, Any]:
     return {**made, "words": words, "scales": np.array(scales, float), "zeros": zeros}
 
 
+@titled(
+    dense="The zeros 0, 1, 2, 3, stored as one less, and none stored.",
+    doubled="The zeros 0, 1, 2, 3, stored as 2 less, and none stored.",
+    sorted="The zeros 0, 1, 2, 3, stored as 3 less the zero, and none stored.",
+)
 def zeros_are_changed(student: Subject, variant: str) -> None:
-    """The zeros 0, 1, 2, 3, as your variant stores them, and none stored."""
+    """The zeros 0, 1, 2, 3 as they are stored, and none stored."""
     words, zeros = {
         "dense": ("C0000000 80000000 40000000 00000000", "C6000000"),
         "doubled": ("00000003 00000002 00000001 00000000", "0000004E"),
@@ -124,10 +183,12 @@ def zeros_are_changed(student: Subject, variant: str) -> None:
         "codes": _array([3, 2, 1, 0]), "scales": _array([1.0, 2, 3, 4]),
         "zeros": _array([0, 1, 2, 3]),
     }  # fmt: skip
-    student.expect("fuse", [made], want=want, because="the zeros are 0, 1, 2, 3")
+    shown = f"in hexadecimal its words are {words}"
+    why = f"{shown} and its words of zeros {zeros}; the zeros are 0, 1, 2, 3"
+    student.expect("fuse", [made], want=want, because=why)
     want["zeros"] = _array([2, 2, 2, 2])
     made["zeros"] = None
-    _pure(student, "fuse", [made], want=want, because="no zeros are stored, and 2 bits")
+    _pure(student, "fuse", [made], want=want, because=f"{shown}; no zeros are stored, and 2 bits")
 
 
 def _pair(variant: str) -> list[dict[str, Any]]:
@@ -160,16 +221,20 @@ def stacked(student: Subject, variant: str) -> None:
         "scales": _array([1.0, 2], [1, 2], [3, 4], [5, 6], [5, 6]),
         "zeros": _array([1, 2], [1, 2], [3, 0], [2, 2], [2, 2]),
     }
-    why = "rows 0 and 1 are a block, row 2 is one, and the second shard is another"
-    _pure(student, "fuse", _pair(variant), want=want, because=why)
-    first = _pair(variant)[0]
+    first, second = _pair(variant)
+    why = (
+        f"in hexadecimal the words are {_hex(first['words'])} and {_hex(second['words'])}, the "
+        f"words of zeros {_hex(first['zeros'])}; rows 0 and 1 are a block, row 2 is one, and the "
+        "second shard is another"
+    )
+    _pure(student, "fuse", [first, second], want=want, because=why)
     twice = {name: np.concatenate([value[:3], value[:3]]) for name, value in want.items()}
     why = "the first shard twice: its blocks begin anew with its first row"
     student.expect("fuse", [first, first], want=twice, because=why)
 
 
 def contradictions(student: Subject, variant: str) -> None:
-    """What cannot be is refused."""
+    """Codes that do not fit, shapes that contradict and shards that differ are refused."""
     for code in (-1, 8):
         _refused(student, "pack", _array([1, code]), 3, 2, because=f"the code {code} and 3 bits")
     one = np.zeros((1, 1), np.int64)
@@ -229,8 +294,13 @@ def _grid(
     _pure(student, "search", *args, want=want, because=because)
 
 
+@titled(
+    dense="The range reaches to 0, and the upper end gives way.",
+    doubled="The range reaches to 0, and both ends give way.",
+    sorted="The range reaches to 0, and the lower end gives way.",
+)
 def ranges(student: Subject, variant: str) -> None:
-    """The range reaches to 0; which end gives way is your variant's rule."""
+    """The range reaches to 0, and the ladder's numbers narrow and widen it."""
     why = "the ranges are 0 to 3, -3 to 0 and -1 to 2"
     rows = [[1, 2, 3], [-1, -2, -3], [-1, 0, 2]]
     _grid(student, rows, [1, 1, 1], [1.0], [1, 1, 1], [0, 3, 1], why)
@@ -258,8 +328,13 @@ def costs(student: Subject, variant: str) -> None:
     _grid(student, both, [1, 8, 1], [1.0, 0.75], [0.75, 1], [zero, 1], why)
 
 
+@titled(
+    dense="Of equal costs the largest number of the ladder; a ladder of nothing is refused.",
+    doubled="Of equal costs the smallest number of the ladder; a ladder of nothing is refused.",
+    sorted="Of equal costs the one that the ladder lists first; a ladder of nothing is refused.",
+)
 def equals(student: Subject, variant: str) -> None:
-    """Of equal costs the one that your variant says; a ladder of nothing is refused."""
+    """Of equal costs the right one; a ladder of nothing is refused."""
     scales, zeros = {"dense": (1, 1), "doubled": (0.5, 1), "sorted": (0.75, 0)}[variant]
     why = "no column counts, so all grids cost 0"
     _grid(student, [[-1, 0.625, 2]], [0, 0, 0], [0.75, 1.0, 0.5], [scales], [zeros], why)
@@ -318,8 +393,13 @@ def rows_and_ladders(student: Subject, variant: str) -> None:
     _loop(student, rows, diagonal, 2, 3, [1.0, 0.75], 9.0, want, why)
 
 
+@titled(
+    dense="Damping by the mean of the live columns; a dead one is rounded as it is.",
+    doubled="Damping by the largest of the diagonal; a dead column is rounded as it is.",
+    sorted="Damping by the median of the live columns; a dead one is rounded as it is.",
+)
 def damped(student: Subject, variant: str) -> None:
-    """Damping counts live columns alone; a dead one is rounded as it is."""
+    """Damping, and a dead column, which is rounded as it is."""
     hessian = [[4, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
     rows = [[1.4, 0.7, w, 3] for w in (2.4, 2.36, 2.33, 2.2)]
     moved = {"dense": [3, 2, 2, 2], "doubled": [2, 2, 2, 2], "sorted": [3, 3, 3, 2]}[variant]
@@ -373,11 +453,33 @@ def _stream(
 ) -> None:  # fmt: skip
     args = np.array(rows, float), np.array(importance, float), 4, [1.0], limit
     want = {**_rows_of_words(words), "scales": np.array(scales, float)}
-    student.expect("write", *args, want=want, because=because)
+    because = f"the words are {' '.join(words)} in hexadecimal; {because}"
+    got = student.call("write", *args)
+    found = got.get("words") if isinstance(got, dict) else None
+    if isinstance(found, np.ndarray) and found.dtype.kind == "i" and found.ndim == 1:
+        because += f"; yours are {_hex(found[None])}{_first_bit(found, want)}"
+    student.compare(student.said("write", *args), got, want, because=because)
 
 
+def _first_bit(found: np.ndarray[Any, Any], want: dict[str, Any]) -> str:
+    """Which bit of which row's stream is the first to differ, in words; nothing if none does."""
+    asked = want["words"]
+    for word in range(min(len(found), len(asked))):
+        apart = int(found[word] ^ asked[word]) & 0xFFFFFFFF
+        if apart:
+            row = int(np.searchsorted(want["starts"], word, "right")) - 1
+            bit = 32 * (word - int(want["starts"][row])) + (apart & -apart).bit_length() - 1
+            return f": bit {bit} of row {row}'s stream is the first that differs"
+    return ""
+
+
+@titled(
+    dense="What is chosen: which groups have 4 bits.",
+    doubled="What is chosen: which step a scale has.",
+    sorted="What is chosen: which column comes first.",
+)
 def chosen(student: Subject, variant: str) -> None:
-    """What is chosen: how wide a group is, which step a scale has, or which column comes first."""
+    """What is chosen."""
     if variant == "dense":
         why = "with 3 bits the second group of the first row costs 0.023; all others cost 0"
         scales = [[0.25, 0.125], [0.25, 0.25]]

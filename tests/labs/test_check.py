@@ -187,6 +187,58 @@ def test_values_of_another_type_or_length_differ(got: Any, want: Any) -> None:
     assert difference(got, want, 1e-9) is not None
 
 
+INTEGERS = ("int8", "uint8", "int32", "uint32", "uint64", "int64")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"),
+    [*((name, "int64") for name in INTEGERS), ("bool", "bool"), ("float16", "float64"),
+     ("float32", "float32"), ("float64", "float64"), (">f8", "float64"), (">i4", "int64")],
+)  # fmt: skip
+def test_an_array_may_have_any_integer_or_floating_dtype(dtype: str, wide: str) -> None:
+    import numpy as np
+
+    _travels(np.array([[1, 0, 1], [0, 1, 1]], dtype), wide)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"),
+    [*((name, "int64") for name in INTEGERS), ("bool", "bool"), ("bfloat16", "float64"),
+     ("float16", "float64"), ("float32", "float64"), ("float64", "float64")],
+)  # fmt: skip
+def test_a_tensor_may_have_any_integer_or_floating_dtype(dtype: str, wide: str) -> None:
+    import torch
+
+    _travels(torch.tensor([[1, 0, 1], [0, 1, 1]], dtype=getattr(torch, dtype)), wide)
+
+
+def _travels(made: Any, wide: str) -> None:
+    """An answer arrives with all of its numbers, in this dtype."""
+    got = Subject(in_notebook({"answer": lambda: {"of": made}})).call("answer")["of"]
+    assert got.tolist() == [[1, 0, 1], [0, 1, 1]]
+    assert got.dtype.name == wide
+
+
+def test_an_array_whose_numbers_have_no_wide_dtype_is_named() -> None:
+    import numpy as np
+
+    for made in (np.array([1 << 63], np.uint64), np.array([1j]), np.array(["a"])):
+        subject = Subject(in_notebook({"answer": lambda made=made: made}))
+        with pytest.raises(Wrong, match=f"dtype {made.dtype.name}.*no plain value"):
+            subject.call("answer")
+
+
+def test_integers_are_told_whole_and_words_in_hexadecimal_too() -> None:
+    import numpy as np
+
+    found = difference(np.array([[16975104, -66051]]), np.array([[16975104, -66052]]))
+    assert found is not None
+    assert "at index (0, 1): expected -66052 (FFFEFDFC), got -66051 (FFFEFDFD)" in found
+    found = difference(np.array([7000.5]), np.array([7001]))
+    assert found is not None
+    assert "expected 7001, got 7000.5" in found
+
+
 def test_nan_and_infinity_never_pass_for_a_number() -> None:
     import numpy as np
 

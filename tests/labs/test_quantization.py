@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 from lab_suite import LabSuite
 
+import labkit
 from labkit.author.build import build_notebook
 from labkit.grading.cells import reference_cells
-from labkit.reader.lab import labs_folder, load_lab
+from labkit.grading.grade import Grader
+from labkit.reader.lab import import_checks, labs_folder, load_lab
+from labkit.reader.notebook import Submission
+from labkit.reader.titles import title_of
 
 VARIANTS = ("dense", "doubled", "sorted")
 FILES = ("master.py", "second.py")
@@ -127,8 +131,8 @@ def test_the_columns_of_the_table(file: str, variant: str) -> None:
     for (k, j), by in pushes.items():
         left = np.linalg.inv(hessian[k:, k:])
         assert left[0, j - k] / left[0, 0] == pytest.approx(by)
-    assert "column 1 less by -0.5 and column 2 less by 0.5" in flat
-    assert "in column 1 makes column 2 less by -0.5" in flat
+    assert "adds 0.5 to column 1 and takes 0.5 from column 2" in flat
+    assert "in column 1 adds 0.5 to column 2" in flat
     table = [row for row in _rows(text)[1:] if row[0].isdigit()]
     weights = list(given)
     for column, weight, scale, zero, code, stands, error, behind in table:
@@ -217,3 +221,95 @@ def test_the_product_of_the_text(file: str, variant: str) -> None:
     assert names["Layer"]([shard], "token").apply(token)[0, 0] == 82.0
     assert names["Layer"]([shard], "plain").apply(token)[0, 0] == pytest.approx(81.8)
     assert names["Layer"]([shard], "plain").bytes() == 4 + 4 + 2
+
+
+# A task's functions return what a file would hold: int32 for integers, float16 for scales.
+# Task 4's `read` and task 5's products keep float64: they are no scales.
+NARROW = """
+
+def _narrow(value):
+    if isinstance(value, dict):
+        return {key: _narrow(one) for key, one in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_narrow(one) for one in value)
+    if value.dtype.kind == "f":
+        return value.astype(np.float16)
+    return value.astype(np.int32)
+
+
+def _narrowed(function):
+    return lambda *args: _narrow(function(*args))
+"""
+NARROWED = {
+    "pack": ("pack", "unpack", "fuse"), "scales": ("nearest", "search"), "gptq": ("gptq",),
+    "finer": ("write",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_arrays_of_any_width_are_taken(variant: str) -> None:
+    """In the public checks and in grading."""
+    lab = load_lab("quantization")
+    reference = reference_cells(lab, variant)
+    for task, functions in NARROWED.items():
+        wrapped = [f"{name} = _narrowed({name})" for name in functions]
+        cell = "\n".join([reference[task], NARROW, *wrapped])
+        cells = {**reference, task: cell}
+        namespace: dict[str, Any] = {"LAB": f"quantization/{variant}"}
+        for name in dict.fromkeys((*lab.task(task).needs, task)):
+            exec(cells[name], namespace)
+        labkit.check(task, namespace)
+        report = Grader(lab, variant, smaller=0).grade(Submission(cells=cells), [lab.task(task)])
+        assert report.reasons(task) == []
+        assert report.task_score(task) == lab.task(task).points
+
+
+def _complaint(task: str, variant: str, old: str, new: str) -> str:
+    lab = load_lab("quantization")
+    source = reference_cells(lab, variant)[task]
+    assert source.count(old) == 1
+    namespace: dict[str, Any] = {"LAB": f"quantization/{variant}"}
+    for name in (*lab.task(task).needs, task):
+        text = source.replace(old, new) if name == task else reference_cells(lab, variant)[name]
+        exec(text, namespace)
+    with pytest.raises(labkit.CheckFailed) as failed:
+        labkit.check(task, namespace)
+    return str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("variant", "slot"), [("dense", 0), ("doubled", 3), ("sorted", 3)], ids=VARIANTS
+)
+def test_wrong_words_are_told_in_hexadecimal_with_the_first_code_that_differs(
+    variant: str, slot: int
+) -> None:
+    shown = {"dense": "01030500", "doubled": "04030201", "sorted": "02050301"}[variant]
+    spoilt = f"{int(shown, 16) ^ 0x02000000:08X}"
+    end = "return words - (words >> 31 << 32)"
+    words = _complaint("pack", variant, end, f"words ^= 0x02000000\n    {end}")
+    assert f"expected the words {shown} " in words
+    assert f"got the words {spoilt} " in words
+    first = int(shown[:2], 16)
+    assert f"row 0, word 0: slot {slot} is the first that differs" in words
+    assert f"expected {first}, got {first ^ 2}" in words
+
+
+def test_a_word_without_its_sign_is_told_as_such() -> None:
+    words = _complaint("pack", "dense", "return words - (words >> 31 << 32)", "return words")
+    assert "has the right bits, and the int32 that has them is" in words
+
+
+def test_a_wrong_stream_is_told_in_hexadecimal_with_its_first_bit() -> None:
+    words = _complaint("finer", "dense", "(bits - 3) << ends[row]", "(4 - bits) << ends[row]")
+    assert "the words are 01E7BE08 00787F08 in hexadecimal" in words
+    assert "bit 0 of row 0's stream is the first that differs" in words
+
+
+def test_titles_of_checks_speak_of_their_own_variant() -> None:
+    for checks in import_checks(load_lab("quantization")).CHECKS.values():
+        for check in checks:
+            assert set(getattr(check, "titles", VARIANTS)) == set(VARIANTS)
+            assert all("variant" not in title_of(check, variant) for variant in VARIANTS)
+    chosen = import_checks(load_lab("quantization")).CHECKS["finer"][0]
+    assert title_of(chosen, "dense") == "What is chosen: which groups have 4 bits"
+    assert len({title_of(chosen, variant) for variant in VARIANTS}) == 3

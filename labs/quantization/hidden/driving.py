@@ -23,7 +23,7 @@ def refused(student: Subject, name: str, *args: Any, because: str) -> None:
 
 
 def pure(student: Subject, name: str, *args: Any, want: Any, because: str = "") -> Any:
-    """Call a function: it gives `want` in arrays of the same types, and no argument changes."""
+    """Call a function: it gives `want` in arrays of the same kinds, and no argument changes."""
 
     def said() -> str:
         return student.said(name, *args)
@@ -37,10 +37,13 @@ def pure(student: Subject, name: str, *args: Any, want: Any, because: str = "") 
 
 
 def same_types(student: Subject, said: Callable[[], str], value: Any, want: Any) -> None:
-    """Complain about an array, or one in a dict or list, that is not of the type asked for."""
+    """Complain about an array, or one in a dict or list, that is not of the kind asked for.
+
+    Integers of any width may stand for integers, and floating-point numbers for theirs.
+    """
     if isinstance(want, np.ndarray):
         got = getattr(value, "dtype", None)
-        if got != want.dtype:
+        if got is None or got.kind != want.dtype.kind:
             found = f"one of {got}" if got else "a list"
             student.fail(f"called {said()}\nexpected an array of {want.dtype}\ngot {found}")
     elif isinstance(want, list | dict):

@@ -25,6 +25,7 @@ from labkit.reader.lab import Lab, Task, import_checks, load_lab
 from labkit.reader.save import keep_progress
 from labkit.reader.session import cells_run
 from labkit.reader.subject import Subject, Wrong, in_notebook
+from labkit.reader.titles import title_of
 from labkit.reader.work import Work, untouched, work_of
 
 SECONDS = 2.0  # for all checks of a task together
@@ -105,7 +106,7 @@ class _Bench:
         deadline = time.monotonic() + SECONDS
         for function in self._checks[task.name]:
             subject = code if isinstance(code, Subject) else _here(code)
-            title = " ".join((function.__doc__ or function.__name__).split()).rstrip(".")
+            title = title_of(function, self._variant)
             try:
                 with _time_limit(deadline - time.monotonic()):
                     function(subject, self._variant)

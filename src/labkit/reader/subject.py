@@ -11,11 +11,12 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from labkit.reader.values import describe, difference, in_full
+from labkit.reader.values import MAX_SHOWN, describe, difference, in_full
 from labkit.sandbox.child import Executor, from_wire, to_wire
 from labkit.sandbox.process import Child, ChildLost
 
 Transport = Callable[[dict[str, Any]], dict[str, Any]]
+MAX_ANSWER = 480  # characters of an answer, where a complaint is in full
 MAX_ARGUMENT = 180  # characters of one argument in a message
 LATEST = 12  # calls of an object that a message tells
 Said = Callable[[], str]  # a call in words: made only when there is something to complain about
@@ -150,7 +151,8 @@ class Subject:
             reason = f"  ({because})" if because else ""
             detail = "" if "at " not in found[:4] and "shape" not in found else f"\n{found}"
             expected = in_full(want) if self._in_full else describe(want)
-            self.fail(f"called {call}\nexpected {expected}{reason}\ngot {describe(got)}{detail}")
+            answer = describe(got, MAX_ANSWER if self._in_full else MAX_SHOWN)
+            self.fail(f"called {call}\nexpected {expected}{reason}\ngot {answer}{detail}")
 
     def new(self, name: str, *args: Any) -> Instance:
         """Make an object of one of the reader's classes."""

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 MAX_SHOWN = 160  # characters of a value in a message
+MAX_ITEM = 40  # of an item in it, at least
+PACKED = 1 << 16  # integers from here on are most likely words that hold smaller numbers
 
 
 def describe(value: Any, limit: int = MAX_SHOWN) -> str:
@@ -25,11 +27,12 @@ def describe(value: Any, limit: int = MAX_SHOWN) -> str:
     elif isinstance(value, float):
         text = f"{value:.6g}"
     elif isinstance(value, list):
-        text = "[" + ", ".join(describe(item, 40) for item in value[:40]) + "]"
+        text = "[" + ", ".join(describe(item, MAX_ITEM) for item in value[:40]) + "]"
         if len(value) > 40:
             text = text[:-1] + f", … {len(value)} items]"
     elif isinstance(value, dict):
-        text = "{" + ", ".join(f"{k!r}: {describe(v, 40)}" for k, v in value.items()) + "}"
+        share = max(MAX_ITEM, limit // max(len(value), 1))
+        text = "{" + ", ".join(f"{k!r}: {describe(v, share)}" for k, v in value.items()) + "}"
     else:
         text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -103,9 +106,9 @@ def _array_difference(got: Any, want: np.ndarray[Any, Any], tolerance: float) ->
         given = np.array(None)
     if given.dtype.kind not in "biuf":
         return f"expected numbers of shape {want.shape}, got {_kind(got)}"
-    given = given.astype(np.float64)
     if given.shape != want.shape:
         return f"expected shape {want.shape}, got {given.shape}"
+    answer, given = given, given.astype(np.float64)
     with np.errstate(invalid="ignore"):
         off = ~(np.abs(given - want) <= tolerance * np.maximum(1.0, np.abs(want)))
     off &= ~((given == want) & np.isinf(want))
@@ -114,9 +117,18 @@ def _array_difference(got: Any, want: np.ndarray[Any, Any], tolerance: float) ->
     place = tuple(int(i) for i in np.argwhere(off)[0])
     shown = place[0] if len(place) == 1 else place
     return (
-        f"at index {shown}: expected {float(want[place]):.6g}, got {float(given[place]):.6g} "
+        f"at index {shown}: expected {_number(want[place])}, got {_number(answer[place])} "
         f"({int(off.sum())} of {want.size} numbers are off)"
     )
+
+
+def _number(value: Any) -> str:
+    """A number of an array: an integer whole, and in hexadecimal too where it may be packed."""
+    if value.dtype.kind not in "biu":
+        return f"{float(value):.6g}"
+    number = int(value)
+    packed = abs(number) >= PACKED and -(1 << 31) <= number < 1 << 32
+    return f"{number} ({number & 0xFFFFFFFF:08X})" if packed else str(number)
 
 
 def _may_be_numbers(value: Any) -> bool:

@@ -5,9 +5,9 @@ only, so it runs by path under `python -I -S`. A request and a reply are one lin
 each; `Executor` serves them, `main` puts it behind a pipe. `labkit.check` uses the same
 `Executor` inside the notebook, so a reader and a grader put the same question the same way.
 
-Values travel as JSON, with two additions: bytes are `{"$bytes": hex}` and a NumPy array is
-`{"$array": base64, "dtype": …, "shape": …}`. Nothing else crosses, least of all an object
-with an `__eq__` of its own.
+Values travel as JSON, with two additions: bytes are `{"$bytes": hex}` and an array or tensor is
+`{"$array": base64, "dtype": …, "shape": …}`, its numbers in one of `DTYPES`. Nothing else crosses,
+least of all an object with an `__eq__` of its own.
 
 Code that an earlier task of the lab holds is not here: a stand-in of the same name asks the
 parent, which asks the reference in another child.
@@ -51,16 +51,36 @@ def to_wire(value: Any) -> Any:
         if not all(type(key) is str for key in value):
             raise TypeError("a dict whose keys are not all strings")
         return {key: to_wire(item) for key, item in value.items()}
-    numpy = sys.modules.get("numpy")
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if torch is not None and type(value) is torch.Tensor:
+        value = value.detach().cpu()  # NumPy has no bfloat16, so floating point is widened here
+        value = (value.double() if value.is_floating_point() else value).numpy()
     if numpy is not None:
         if type(value) is numpy.ndarray:
-            if value.dtype.name not in DTYPES:
-                raise TypeError(f"an array of dtype {value.dtype.name}")
-            data = base64.b64encode(numpy.ascontiguousarray(value).tobytes()).decode()
-            return {"$array": data, "dtype": value.dtype.name, "shape": list(value.shape)}
+            name = _wide(value, numpy)
+            data = base64.b64encode(numpy.ascontiguousarray(value, dtype=name).tobytes()).decode()
+            return {"$array": data, "dtype": name, "shape": list(value.shape)}
         if isinstance(value, numpy.generic):
             return to_wire(value.item())
     raise TypeError(f"a value of type {type(value).__name__}")
+
+
+def _wide(array: Any, numpy: Any) -> str:
+    """The name of the dtype in which an array travels: it has every number that the array has.
+
+    Raises:
+        TypeError: there is none; the message names the array's dtype.
+    """
+    name: str = array.dtype.name
+    if name in DTYPES:
+        return name
+    if name == "uint64" and (array >> 63).any():
+        raise TypeError(f"an array of dtype {name} with a number from 2**63 on")
+    if array.dtype.kind in "iu":
+        return "int64"
+    if array.dtype.kind == "f" and numpy.can_cast(array.dtype, numpy.float64):
+        return "float64"
+    raise TypeError(f"an array of dtype {name}")
 
 
 def from_wire(value: Any, depth: int = MAX_DEPTH) -> Any:
