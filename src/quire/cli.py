@@ -1,4 +1,4 @@
-"""The command `quire`: generate, info, quantize, bench."""
+"""The command `quire`: generate, info, plan, quantize, bench."""
 
 from __future__ import annotations
 
@@ -61,10 +61,11 @@ def _run(arguments: list[str]) -> int:
     _add_generate(commands.add_parser("generate", help="continue a prompt"))
 
     # Each command imports its own needs: `quire info` has no use for torch.
-    from quire import info
+    from quire import info, plan
     from quire.quantize import command as quantize
 
     info.add_arguments(commands.add_parser("info", help="memory and cost of a model"))
+    plan.add_arguments(commands.add_parser("plan", help="a model on several GPUs: which layout"))
     quantize.add_arguments(commands.add_parser("quantize", help="weights in 8 or 4 bits"))
     if arguments[:1] == ["bench"]:
         from quire.bench import command as bench
@@ -79,6 +80,8 @@ def _run(arguments: list[str]) -> int:
             return _generate(args)
         if args.command == "info":
             return info.run(args)
+        if args.command == "plan":
+            return plan.run(args)
         if args.command == "quantize":
             return quantize.run(args)
         return bench.run(args, " ".join(["quire", *arguments]))

@@ -160,6 +160,17 @@ def test_whoever_comes_to_an_empty_server_starts_at_the_count_of_the_last_to_lea
     assert model.ttft(8) < model.ttft(6)  # a's first is served before b's fifth
 
 
+def test_with_overlap_whoever_comes_during_a_step_misses_the_next_one() -> None:
+    """Steps of one second: that of 0 to 1 is chosen at 0, that of 1 to 2 at 0 as well."""
+    second = StepTime(((1, 1.0),), ((1, 1.0),))
+    arrivals = [Arrival(0.0, 3, 9), Arrival(0.5, 3, 1), Arrival(1.0, 3, 1), Arrival(40.0, 3, 1)]
+    waiting = serve(arrivals, SchedulerModel(4, 64), second)
+    overlapping = serve(arrivals, SchedulerModel(4, 64), second, overlap=True)
+    assert [times[0] for times in waiting.token_times] == [1.0, 2.0, 2.0, 41.0]
+    assert [times[0] for times in overlapping.token_times] == [1.0, 3.0, 3.0, 41.0]
+    assert waiting.token_times[0] == overlapping.token_times[0]
+
+
 def test_interpolation() -> None:
     points = ((1.0, 2.0), (3.0, 6.0), (5.0, 5.0))
     assert [interpolate(points, x) for x in (0, 1, 2, 3, 4, 5, 9)] == [2, 2, 4, 6, 5.5, 5, 5]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
-from quire.analysis.step_time import Entry, StepTime
+from quire.analysis.step_time import Entry
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,14 @@ class Server(Protocol):
 
     def step(self) -> list[Entry]:
         """Compute a step and return what it held, in order; nothing when there is no work."""
+        ...
+
+
+class Clock(Protocol):
+    """What a step takes: `StepTime`, by a measurement, or a model of it."""
+
+    def seconds(self, entries: Sequence[Entry]) -> float:
+        """Return the seconds of a step with these entries."""
         ...
 
 
@@ -168,16 +176,27 @@ CONTINUOUS = Gate()
 
 
 def serve(
-    arrivals: list[Arrival], server: Server, step_time: StepTime, gate: Gate = CONTINUOUS
+    arrivals: list[Arrival],
+    server: Server,
+    step_time: Clock,
+    gate: Gate = CONTINUOUS,
+    *,
+    overlap: bool = False,
 ) -> Run:
-    """Run until every request has its tokens. `arrivals` are in order of time."""
-    clock, steps = 0.0, []
+    """Run until every request has its tokens. `arrivals` are in order of time.
+
+    With `overlap` a step is chosen while the one before it runs: who arrives meanwhile is not in
+    it, unless the server was empty.
+    """
+    clock = 0.0
+    steps: list[Step] = []
     coming, held = deque(range(len(arrivals))), deque[int]()
     token_times: list[list[float]] = [[] for _ in arrivals]
     begun: set[int] = set()
     num_inside = num_arrived = 0
     while coming or held or num_inside:
-        while coming and arrivals[coming[0]].time <= clock:
+        known = steps[-1].begin if overlap and num_inside else clock
+        while coming and arrivals[coming[0]].time <= known:
             held.append(coming.popleft())
             num_arrived += 1
         num_through = len(held)

@@ -126,9 +126,12 @@ def local_config(config: ModelConfig, size: int, *, expert_parallel: bool = Fals
             f"tensor_parallel_size={size}: the model has num_key_value_heads={kv}; {size} must "
             f"divide {kv}, or be a multiple of it so that heads can be copied"
         )
+    if moe is not None and not expert_parallel:
+        moe = replace(moe, intermediate_size=moe.intermediate_size // size)
     return replace(
         config,
         num_heads=config.num_heads // size,
         num_kv_heads=max(1, kv // size),
         intermediate_size=config.intermediate_size // size,
+        moe=moe,
     )
