@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -29,6 +28,7 @@ from quire.analysis import (
 )
 from quire.analysis.collectives import ALL_REDUCE_H200, LINKS, Collective, find_link
 from quire.analysis.layout_clock import LayoutClock, Machine, steady
+from quire.analysis.memory import router_parameters
 from quire.analysis.planning import Slo, best, forecast, plan
 from quire.analysis.queueing import (
     Arrival,
@@ -168,7 +168,7 @@ def test_all_ranks_together_hold_the_model_and_known_copies(
     tables = 2 if pipeline > 1 or not config.tie_word_embeddings else 1
     tables_more = pipeline > 1 and config.tie_word_embeddings
     plain = norms + tables * padding + tables_more * config.vocab_size * hidden
-    plain += kv_copies * 2 * config.qkv_bias
+    plain += kv_copies * 2 * config.qkv_bias + (tensor - 1) * router_parameters(config)
     bits = 16.0 if form is None else form.bits_a_weight()
     copies = (16 * plain + bits * kv_copies * 2 * hidden) / 8
     whole = tensor * sum(share.weight_bytes for share in stages)
@@ -245,32 +245,12 @@ def test_refusals_name_the_number(layout: Layout, scheme: str | None, message: s
 # ---- experts
 
 
-@dataclass(frozen=True)
-class WithExperts(ModelConfig):
-    """A config as models with experts have it."""
-
-    moe: Any = field(default=None, compare=False)
-
-
 @cache
-def experts_30b() -> WithExperts:
+def experts_30b() -> ModelConfig:
     """The sizes of Qwen3-30B-A3B: 48 layers, of 128 experts of 768 each, 8 a token."""
-    moe = SimpleNamespace(
-        num_experts=128, experts_per_token=8, intermediate_size=768, layers=tuple(range(48))
-    )
-    return WithExperts(
-        architecture="Qwen3MoeForCausalLM",
-        vocab_size=151_936,
-        hidden_size=2048,
-        intermediate_size=6144,
-        num_layers=48,
-        num_heads=32,
-        num_kv_heads=4,
-        head_size=128,
-        max_position=40_960,
-        qk_norm=True,
-        moe=moe,
-    )
+    config = catalog_config("Qwen3-30B-A3B")
+    assert config is not None
+    return config
 
 
 def test_a_batch_touches_ever_more_experts() -> None:
@@ -288,6 +268,7 @@ def test_a_batch_touches_ever_more_experts() -> None:
 def test_bytes_of_a_mixture_of_experts() -> None:
     """61.06 GB in all, of which a token alone reads 6.08 with the norms and embedding's rows."""
     config = experts_30b()
+    assert config.moe is not None
     (share,) = shares(config, Layout())
     assert share.weight_bytes / 1e9 == pytest.approx(61.06, abs=0.01)
     read = 48 * sum(read.weights for read in share.weights_read(1, experts=True))
@@ -310,9 +291,9 @@ def test_bytes_of_a_mixture_of_experts() -> None:
         ("moe_intermediate_size", 770, Layout(4)),
         ("num_experts", 126, Layout(4, 1, 1, 4)),
     ):
-        changed = {**vars(config.moe), key.removeprefix("moe_"): value}
+        changed = replace(config.moe, **{key.removeprefix("moe_"): value})
         with pytest.raises(QuireError, match=f"{key}={value}"):
-            shares(replace(config, moe=SimpleNamespace(**changed)), layout)
+            shares(replace(config, moe=changed), layout)
 
 
 # ---- what ranks say to one another

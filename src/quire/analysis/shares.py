@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from quire.analysis.memory import dtype_bytes, kv_bytes_per_token
 from quire.analysis.quantization import PLAIN_BITS, bits_a_weight
@@ -88,7 +87,7 @@ class ExpertSizes:
     @classmethod
     def of(cls, config: ModelConfig) -> ExpertSizes | None:
         """Return those of a model; None: every layer has an MLP."""
-        moe: Any = getattr(config, "moe", None)  # a field of models with experts only
+        moe = config.moe
         if moe is None:
             return None
         return cls(
@@ -245,7 +244,7 @@ def shares(model: ModelConfig, layout: Layout, scheme: Scheme | None = None) -> 
     Raises:
         QuireError: the model cannot be laid out like this; the message names the number.
     """
-    local = local_config(model, layout.tensor)
+    local = local_config(model, layout.tensor, expert_parallel=layout.expert > 1)
     stages = split_layers(model, layout.pipeline)
     experts = ExpertSizes.of(model)
     if layout.expert > 1:
@@ -257,16 +256,6 @@ def shares(model: ModelConfig, layout: Layout, scheme: Scheme | None = None) -> 
                 f"tensor_parallel_size={layout.tensor}, are those that share experts; make them "
                 "equal"
             )
-        if experts.count % layout.expert:
-            raise QuireError(
-                f"expert_parallel_size={layout.expert}: the model has num_experts={experts.count}, "
-                f"which {layout.expert} ranks cannot share evenly; choose a divisor"
-            )
-    elif experts is not None and experts.width % layout.tensor:
-        raise QuireError(
-            f"tensor_parallel_size={layout.tensor}: an expert has moe_intermediate_size="
-            f"{experts.width}, which {layout.tensor} ranks cannot share evenly; choose a divisor"
-        )
     if scheme is not None:
         _require_whole_groups(local, layout, scheme)
         if experts is not None:
