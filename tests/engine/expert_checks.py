@@ -49,7 +49,7 @@ def choose(device: str) -> None:
                 sound = [0, 1, 2, 3, 6, 7, 8]
                 assert (ids.dtype, weights.dtype) == (torch.int32, torch.float32)
                 assert torch.equal(ids[sound], expected[sound])
-                torch.testing.assert_close(weights, shares, rtol=2e-6, atol=1e-12, equal_nan=True)
+                torch.testing.assert_close(weights, shares, rtol=1e-5, atol=1e-12, equal_nan=True)
                 # Whatever the logits are, the experts are different ones that exist.
                 assert ((ids >= 0) & (ids < num_experts)).all()
                 assert all(len(set(row)) == top_k for row in ids.tolist())
