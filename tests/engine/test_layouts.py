@@ -416,6 +416,18 @@ def test_a_layer_of_the_8b_takes_what_was_measured() -> None:
         assert 0.999 * micro < seconds * 1e6 < 1.09 * micro, (scheme, tokens)
 
 
+def test_the_head_stays_in_16_bits() -> None:
+    """A step in FP8 beside one in bf16: only the layers' products differ."""
+    times, layers = [], []
+    for scheme in (None, Scheme.named("fp8")):
+        (share,) = shares(LARGE, Layout(), scheme)
+        parts = step_parts(share, Load.decode(1, 1), H200, NCCL)
+        times.append(parts.weights + parts.launches)
+        a_layer = linear_weights(LARGE) / 36 * a_weight(H200, scheme, 1)
+        layers.append(36 * (a_layer + 4 * launch_seconds(QUIRE, scheme, 1)))
+    assert times[0] - times[1] == pytest.approx(layers[0] - layers[1])
+
+
 def test_formats_that_were_not_timed_are_refused() -> None:
     with pytest.raises(QuireError, match=r"int4-g32-asym.*not measured"):
         a_weight(H200, Scheme.named("int4-g32-asym"), 1)
@@ -734,6 +746,11 @@ def test_a_cache_with_few_seats_serves_in_turns() -> None:
     assert (roomy.num_seqs > 500, tight.num_seqs) == (True, 2)
     assert tight.ttft_p99_s > 3 * tight.ttft_p50_s / 2 > roomy.ttft_p99_s / 2
     assert tight.tokens_per_s < roomy.tokens_per_s
+    # Two stages with a seat each are as full with two requests as two seats are with eight.
+    seats = Machine(H200, NCCL, max_num_seqs=2)
+    eight, two = (forecast(LARGE, Layout(1, 2), requests[:n], seats) for n in (8, 2))
+    assert eight.decode.parts.rows == two.decode.parts.rows  # of one request
+    assert eight.ttft_p99_s > 3 * two.ttft_p99_s
 
 
 def test_the_best_layouts_are_the_best() -> None:
