@@ -35,6 +35,7 @@ NAMES = (
     "quantization-crossover",
     "tiles-and-l2",
     "online-softmax",
+    "layout-planner",
 )
 FALLBACK = "The static form of this figure."
 

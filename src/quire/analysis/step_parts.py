@@ -241,12 +241,13 @@ def a_weight(hardware: Hardware, scheme: Scheme | None, rows: float) -> float:
     """
     name = None if scheme is None else str(scheme)
     own = max(ceilings(hardware, scheme, rows))
-    there = max(ceilings(_reference(), scheme, rows))
-    return interpolate(_measured(name), rows) * own / there
+    there = max(ceilings(reference_device(), scheme, rows))
+    return interpolate(measured_products(name), rows) * own / there
 
 
 @cache
-def _reference() -> Hardware:
+def reference_device() -> Hardware:
+    """Return the device on which products were timed, with its measured ceilings."""
     return find_hardware("h200").measured()
 
 
@@ -257,7 +258,7 @@ def reachable(hardware: Hardware) -> Hardware:
     """
     if hardware.measured_bandwidth_bytes_per_s is not None:
         return hardware.measured()
-    sheet, there = find_hardware("h200"), _reference()
+    sheet, there = find_hardware("h200"), reference_device()
     share = there.bandwidth_bytes_per_s / sheet.bandwidth_bytes_per_s
     rates = {
         dtype: rate * there.peak_flops[dtype] / sheet.peak_flops[dtype]
@@ -273,7 +274,7 @@ def reachable(hardware: Hardware) -> Hardware:
 
 
 @cache
-def _measured(name: str | None) -> Points:
+def measured_products(name: str | None) -> Points:
     """Return (rows, seconds a weight), never falling, of a format; None: 16 bits."""
     scheme = None if name is None else Scheme.named(name)
     config = catalog_config(_LAYER_OF)
