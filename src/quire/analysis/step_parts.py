@@ -2,8 +2,9 @@
 
 `predict` (`quire.analysis.latency`) bounds any engine from below. Here stands what this one
 reaches: products as long as they were measured, one by one, for a layer of one model, a constant
-for each launch, and what the host needs. Every constant was measured on one H200, alone or in a
-step; whole runs were not used, so that they can judge the sum (tests/engine/test_layouts.py).
+for each launch, and what the host needs. The constants were chosen by measurements of kernels and
+of single steps on one H200, but for those that say they are assumed. Whole runs were not used, so
+that they can judge the sum (tests/engine/test_layouts.py); of ranks nothing has judged it yet.
 Explained in the chapter "Parallelism".
 """
 
@@ -32,7 +33,7 @@ class EngineRates:
     """quire's constants. Each says where it comes from, and what was assumed."""
 
     launch_s: float = 1.9e-6  # of a product of one row, in a graph (kernels-h200)
-    launch_doubling_s: float = 0.5e-6  # more for each doubling of the rows up to 32 (kernels-h200)
+    launch_doubling_s: float = 0.5e-6  # for each doubling of its rows up to 32 (steps-h200)
     rounding_s: float = 2.5e-6  # rounding a product's inputs to eight bits (LEDGER)
     layer_s: float = 9.2e-6  # a layer's other kernels, of one row: norms, heads, attention
     step_s: float = 20e-6  # a step's own kernels, and what passes between two replays (LEDGER)
@@ -40,7 +41,7 @@ class EngineRates:
     host_layer_s: float = 345e-6  # Python launches a layer (steps-h200, steps-qwen3-8b-h200)
     host_step_s: float = 0.1e-3  # Python schedules and answers a step (overlap-h200)
     host_row_s: float = 5.5e-6  # and for each request in it (overlap-h200)
-    eager_step_s: float = 1e-3  # of a step without a graph, before its first kernel
+    eager_step_s: float = 1e-3  # of a step without a graph, before its first kernel (steps-*)
     rank_step_s: float = 0.1e-3  # commands to ranks in processes: assumed, not measured
     rank_row_s: float = 4e-6  # and for each request: assumed, not measured
     captures_stages: bool = False  # whether a pipeline's stages replay graphs; quire's do not
