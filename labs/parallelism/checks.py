@@ -594,7 +594,7 @@ def _said(table: Array, layers: list[Array], tokens: list[int], steps: int) -> l
 
 def _flow(student: Subject, size: int, k: int, steps: int, because: str, width: int = 3) -> Events:
     table, layers, tokens = _stages(width, size, k)
-    calls = [(r, size, layers[r], table, tokens if r == 0 else [0] * k, steps)
+    calls = [(r, size, layers[r], table, tokens if r == 0 else [10**6] * k, steps)
              for r in range(size)]  # fmt: skip
     want = [_said(table, layers, tokens, steps), *[None] * (size - 1)]
     return _expect(student, "work", calls, want, because)

@@ -158,7 +158,7 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 # - `split`: a `ratio` that is empty, that has a number below 0, or whose numbers are all 0.
 # - `cut`: a name that is not in the table, and a weight that does not have the shape of the table.
 #
-# *Sections of the chapter:* *Columns, then rows*, *Heads that cannot be cut*.
+# *Sections of the chapter:* *Columns, then rows*, *Heads that do not divide*.
 #
 # *Deliverable:* `split`, `shards` and `cut`; their check passes.
 
@@ -318,7 +318,7 @@ labkit.check("shards")
 # - Parts that do not add up to the length of `x` are refused with `ValueError`, and so is a size
 #   below 0.
 #
-# *Section of the chapter:* *What a sum over the ranks costs*.
+# *Section of the chapter:* *What a sum costs*.
 #
 # *Deliverable:* `all_reduce`; its check passes.
 
@@ -458,7 +458,7 @@ labkit.check("ring")
 #   choices that no rank serves, sorted; it is the same on every rank.
 # - A rank without choices or without experts takes part all the same.
 #
-# *Section of the chapter:* *One scheduler, one order*.
+# *Section of the chapter:* *What ranks must agree on*.
 #
 # *Deliverable:* `top` and `dispatch`; their check passes.
 
@@ -618,6 +618,13 @@ labkit.check("router")
 # | 0 | 0 1 2 | 7 8 9 | 33 |
 # | 1 | 3 4 | 5 6 | 22 |
 #
+# Three ranks, of whose blocks block 0 is that of rank 0, and so on:
+#
+# | step | on rank 0 | on rank 1 | on rank 2 |
+# |---|---|---|---|
+# | 0 | sends block 0, then has 1 | sends block 1, then has 2 | sends block 2, then has 0 |
+# | 1 | sends block 1, then has 2 | sends block 2, then has 0 | sends block 0, then has 1 |
+#
 # What is shared, and how:
 #
 # - With `n` ranks there are `2 n` chunks. Their sizes are what your `split` gives for the ratio of
@@ -625,8 +632,8 @@ labkit.check("router")
 # - Rank `r` has chunk `r` and chunk `2 n - 1 - r`. `share` returns for each rank its positions in
 #   ascending order, as an array of int64.
 #
-# What is exchanged, by `work`, which gets the numbers `counts` of tokens on all ranks, `q`, `k` and
-# `v` of the shape [tokens, width], and `positions` of the shape [tokens]:
+# What is exchanged, by `work`, which gets in `counts` the number of tokens on each rank, padding
+# included, `q`, `k` and `v` of the shape [tokens, width], and `positions` of the shape [tokens]:
 #
 # - A *block* is an array [tokens, 1 + 2 width] of a rank's positions, keys and values, side by
 #   side.
@@ -707,13 +714,13 @@ labkit.check("router")
 # ### END VARIANT
 #
 # ### BEGIN VARIANT experts
-# *Section of the chapter:* *The fullest rank*.
+# *Section of the chapter:* *Several machines*.
 # ### END VARIANT
 # ### BEGIN VARIANT ring
 # *Section of the chapter:* *Parts of a softmax*.
 # ### END VARIANT
 # ### BEGIN VARIANT pipeline
-# *Section of the chapter:* *Stages and the bubble*.
+# *Section of the chapter:* *Stages*.
 # ### END VARIANT
 #
 # *Deliverable:* `share` and `work`; their check passes.
@@ -1182,10 +1189,10 @@ print("the tokens of three unequal ranks are those of quire-mini")
 # of the ranks, and everything in the part of rank 0. `sums` is what a rank sends for the sums of
 # the whole run, and `tokens` what it sends to choose tokens, at 4 bytes a number.
 #
-# **Idle.** On a GPU a step of decoding takes as long as its weights take to be read. So the cell
-# counts the weights that a rank keeps and divides them by its speed; the speeds are 5, 2 and 2. At
-# the end of each half layer all ranks wait for the slowest. `step` is the time of all layers, in
-# percent of what rank 0 alone would need with all weights; a rank is `idle` for the rest of the
+# **Idle.** On a GPU a step of decoding takes about as long as its weights take to be read. So the
+# cell counts the weights that a rank keeps and divides them by its speed; the speeds are 5, 2 and
+# 2. At the end of each half layer all ranks wait for the slowest. `step` is the time of all layers,
+# in percent of what rank 0 alone would need with all weights; a rank is `idle` for the rest of the
 # step. Nothing is said here of the time that a sum takes.
 #
 # ### BEGIN VARIANT experts

@@ -268,6 +268,7 @@ def test_a_task_line_of_any_length_is_read_in_no_time(lab: Lab) -> None:
         "autoregressive-decoding",
         "paged-kv-cache",
         "batching",
+        "parallelism",
         "quantization",
         "speculative-decoding",
     ],

@@ -246,3 +246,8 @@ def test_nan_and_infinity_never_pass_for_a_number() -> None:
     for bad in ([float("nan")] * 2, [float("inf")] * 2, [1.0], [[1.0, 2.0]], ["a", "b"], None):
         assert difference(bad, want, 1e-6) is not None
     assert difference([1.0, 2.0 + 1e-9], want, 1e-6) is None
+    lowest = np.array([1.0, -np.inf])
+    for bad in ([1.0, -1e30], [1.0, np.inf], [1.0, np.nan], [-np.inf, -np.inf]):
+        assert difference(bad, lowest, 1e-6) is not None
+    assert difference([1.0, -np.inf], lowest, 1e-6) is None
+    assert difference([1.0, -np.inf], lowest) is None

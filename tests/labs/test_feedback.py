@@ -324,6 +324,7 @@ def test_a_disguised_copy_of_any_variants_solution_is_named() -> None:
         "autoregressive-decoding",
         "batching",
         "paged-kv-cache",
+        "parallelism",
         "quantization",
         "speculative-decoding",
     ],

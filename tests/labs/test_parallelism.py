@@ -51,7 +51,7 @@ def _table(text: str, head: str) -> list[list[str]]:
     width = len(rows[start])
     found = []
     for row in rows[start + 1 :]:
-        if len(row) != width or row[0] in ("key", "names", "choice"):
+        if len(row) != width or row[0] in ("key", "names", "choice", "step"):
             break
         found.append(row)
     return found
@@ -162,6 +162,19 @@ def test_the_positions_of_the_table(file: str) -> None:
         positions = found[int(rank)].tolist()
         assert positions == _numbers(early) + _numbers(late)
         assert sum(one + 1 for one in positions) == int(pairs)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_blocks_of_the_table(file: str) -> None:
+    x = [np.full((1, 1), 10.0 + rank) for rank in range(3)]
+    calls = [(rank, [1, 1, 1], x[rank], x[rank], x[rank], np.array([rank])) for rank in range(3)]
+    _, events = _names(file, "ring")["run"]("work", calls)
+    table = _table(_task_text(4, "ring"), "step")
+    for rank in range(3):
+        sent = [int(block[0, 0]) for _, source, _, block in events if source == rank]
+        received = [int(block[0, 0]) for _, _, to, block in events if to == rank]
+        told = [_numbers(row[1 + rank]) for row in table]
+        assert told == [list(pair) for pair in zip(sent, received, strict=True)]
 
 
 @pytest.mark.parametrize("file", FILES)

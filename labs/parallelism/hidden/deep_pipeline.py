@@ -78,7 +78,7 @@ def flow(
         if _is_clear(table, layers, tokens, want):
             break
     calls = [
-        (rank, size, layers[rank], table, tokens if rank == 0 else [0] * k, steps)
+        (rank, size, layers[rank], table, tokens if rank == 0 else [10**6] * k, steps)
         for rank in range(size)
     ]
     events = expect(student, "work", calls, [want, *[None] * (size - 1)], because)
@@ -145,6 +145,9 @@ def shares(student: Any, rng: Any) -> None:
     costs = [rng.randint(1, 4) * 77 for _ in range(8)]
     want = stages(costs, 0, speeds)
     student.expect("share", costs, 0, speeds, want=want, because="thirds, sevenths, elevenths")
+    big = 10**17  # a float does not know it from the next number
+    for costs, want in (([big, 1, big + 1], [2, 1]), ([big + 1, 1, big], [1, 2])):
+        student.expect("share", costs, 0, [1, 1], want=want, because="one more than 10 ** 17")
 
 
 def exchange(student: Any, rng: Any) -> None:

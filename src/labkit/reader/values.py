@@ -111,7 +111,8 @@ def _array_difference(got: Any, want: np.ndarray[Any, Any], tolerance: float) ->
     answer, given = given, given.astype(np.float64)
     with np.errstate(invalid="ignore"):
         off = ~(np.abs(given - want) <= tolerance * np.maximum(1.0, np.abs(want)))
-    off &= ~((given == want) & np.isinf(want))
+    # A share of infinity is infinite, and any number within it: infinity is compared as it is.
+    off = np.where(np.isinf(want), given != want, off)
     if not off.any():
         return None
     place = tuple(int(i) for i in np.argwhere(off)[0])
