@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
 
 import pytest
 
 from quire import LLM, SamplingParams, Trace
-from quire.config import EngineConfig
 from quire.messages import ScheduledEntry, SchedulerOutput, StepResult
-from quire.runner.round_costs import measure_round_costs
-from quire.speculation.controller import TRIAL_STEPS, LengthController, RoundCosts
+from quire.speculation.controller import LengthController, RoundCosts
 
 CHOICES = (1, 2, 4)
 
@@ -29,11 +25,10 @@ COSTS = RoundCosts({(b, k): seconds(b, k) for b in (1, 8, 32, 64, 256) for k in 
 class World:
     """Requests whose guesses stand with a probability; each step tells the controller."""
 
-    def __init__(self, batch: int, slower: float = 1.0, longer: float = 0.0) -> None:
-        """With guesses steps take `slower` times what was measured, and all `longer` more."""
+    def __init__(self, batch: int, slower: float = 1.0) -> None:
         self.controller = LengthController(COSTS, CHOICES)
         self._random = random.Random(0)
-        self._batch, self._slower, self._longer = batch, slower, longer
+        self._batch, self._slower = batch, slower
         self._drafted = 0
         self.tokens = self.time = 0.0
 
@@ -52,7 +47,6 @@ class World:
                 )
                 told[str(r)] = [0] * (1 + stands)
             taken = seconds(self._batch, self._drafted) * (self._slower if self._drafted else 1)
-            taken += self._longer
             output = SchedulerOutput(step, tuple(entries), num_guesses=k)
             self.controller.observe(output, StepResult(step, told), taken)
             self.tokens += sum(map(len, told.values())) / self._batch
@@ -98,25 +92,6 @@ def test_steps_that_take_longer_than_was_measured() -> None:
     assert slow.run(0.7, 300)[0] > 250
 
 
-@pytest.mark.parametrize("batch", [1, 8, 32, 64])
-@pytest.mark.parametrize("longer", [0.2, 0.75, 2.0])
-def test_long_texts_do_not_make_guesses_look_cheap(batch: int, longer: float) -> None:
-    """Reading the cache takes its time whatever k is: without acceptance only trials guess."""
-    world = World(batch, longer=longer)
-    world.run(0.0, 60)
-    world.tokens = world.time = 0
-    assert world.run(0.0, 1024)[0] == 1024 - 4 * TRIAL_STEPS
-    assert world.tokens / world.time > 0.97 / (seconds(batch, 0) + longer)
-
-
-@pytest.mark.parametrize(("batch", "best"), [(8, 4), (32, 4), (64, 2)])
-def test_long_texts_make_guesses_cheap_where_they_stand(batch: int, best: int) -> None:
-    """A step that reads much for each token gains more from a second one."""
-    world = World(batch, longer=2.0)
-    world.run(0.85, 60)
-    assert world.run(0.85, 1000)[best] > 700
-
-
 def test_a_step_that_was_disturbed_changes_nothing() -> None:
     """The first plain steps took long, as a compilation may, and plain steps are the best."""
     world = World(64)
@@ -135,40 +110,6 @@ def test_prompts_teach_nothing() -> None:
     prompt = SchedulerOutput(0, (ScheduledEntry("a", 0, 0, 9, True),), num_guesses=4)
     controller.observe(prompt, StepResult(0, {"a": [1]}), 100.0)
     assert vars(controller) == before
-
-
-class Recorder:
-    """A runner that runs nothing: how many steps are queued, by k, before each wait."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[int | None, int]] = []
-        self._queued: list[int | None] = []
-
-    def execute(self, output: SchedulerOutput) -> None:
-        if output.entries:
-            self._queued.append(output.num_guesses)
-
-    def settle(self, in_flight: Iterable[object]) -> None:
-        if self._queued:
-            assert len({*self._queued}) == 1
-            self.rows.append((self._queued[0], len(self._queued)))
-        self._queued = []
-
-
-@pytest.mark.parametrize("overlap", [True, False])
-def test_costs_are_of_steps_as_they_run(overlap: bool) -> None:
-    """With overlap a plain step is queued behind another; behind guesses there is a wait."""
-    config = EngineConfig.of(
-        max_model_len=64,
-        max_num_seqs=2,
-        device="cpu",
-        overlap=overlap,
-        speculative_config={"method": "ngram"},
-    )
-    recorder: Any = Recorder()
-    costs = measure_round_costs(recorder, config, 1)
-    assert {*costs} == {(batch, k) for batch in (1, 2) for k in (0, 1, 2, 4)}
-    assert {*recorder.rows} == {(0, 4 if overlap else 1), (1, 1), (2, 1), (4, 1)}
 
 
 def test_costs_between_those_measured() -> None:

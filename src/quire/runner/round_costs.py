@@ -1,12 +1,10 @@
 """What steps with guesses cost on this device, measured once when the engine starts.
 
 The steps run as they will be run, captured where steps are: k guesses of each request are
-verified and k new ones made. A step without guesses is queued behind the one before it, and one
-with guesses only once that has ended, since what it computes depends on it. Their requests are
-short and lie in the null block, so attention costs next to nothing; of long texts every k reads the
-cache once, and guesses pay a little more than is measured here. The scheduler's work between two
-steps and a proposer's search are not in it either. What steps then take corrects all three
-(`quire.speculation.controller`).
+verified and k new ones made. Their requests are short and lie in the null block, so attention
+costs next to nothing; of long texts every k reads the cache once, and guesses pay a little more
+than is measured here. A proposer's search on the host is not in it either. What steps then take
+corrects both (`quire.speculation.controller`).
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from quire.runner.model_runner import ModelRunner
 from quire.sampling.params import SamplingParams
 
 BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 1024)
-STEPS = 4  # timed together
+STEPS = 4  # queued in a row, so that the host's work between two is hidden, as it is in overlap
 ROUNDS = 3
 LARGEST_ON_CPU = 16  # requests; beyond, a CPU takes as long as the numbers of tokens say
 GREEDY = SamplingParams(temperature=0)
@@ -42,11 +40,11 @@ def measure_round_costs(
         for k in (0, *config.speculation.choices):
             room = batch * (1 + k) <= scheduling.max_num_batched_tokens
             if room and 3 + k <= config.model.max_model_len:
-                seconds[batch, k] = _seconds(runner, batch, k, num_groups, scheduling.overlap)
+                seconds[batch, k] = _seconds(runner, batch, k, num_groups)
     return seconds
 
 
-def _seconds(runner: ModelRunner, batch: int, k: int, num_groups: int, overlap: bool) -> float:
+def _seconds(runner: ModelRunner, batch: int, k: int, num_groups: int) -> float:
     names = [f"round-{row}" for row in range(batch)]
     begun = SchedulerOutput(
         0,
@@ -65,8 +63,6 @@ def _seconds(runner: ModelRunner, batch: int, k: int, num_groups: int, overlap: 
         begin = time.perf_counter()
         for _ in range(STEPS):
             runner.execute(step)
-            if k > 0 or not overlap:
-                runner.settle(())
         runner.settle(())
         times.append((time.perf_counter() - begin) / STEPS)
     return min(times[1:])  # what else the machine did is none of its cost

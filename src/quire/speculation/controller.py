@@ -5,11 +5,6 @@ how much depends on the batch. It brings 1 + r₁ + … + r_k tokens a request, 
 requests whose i-th guess stands. The controller takes the k with the most tokens a second. Costs
 are measured when the engine starts (`quire.runner.round_costs`) and corrected by what steps then
 take; the shares are those of recent steps.
-
-Long texts, on which nothing was measured, make a step longer by the same time whatever k is: the
-cache is read once. So a k without steps of its own lately is believed to take as much more than was
-measured as a plain step does. Were it believed to take what was measured, guesses would look cheap
-wherever texts are long, and be tried again as often as a trial of them is forgotten.
 """
 
 from __future__ import annotations
@@ -26,11 +21,9 @@ HOPEFUL_SHARE = 0.95  # what might have become of the text while nothing was gue
 MEMORY = 0.05  # weight of one request's newest step in the shares
 TRIAL_MEMORY = 0.4  # of a trial's, which comes after many steps that showed nothing
 COST_MEMORY = 7  # steps whose median says what steps take: one that was disturbed says nothing
-FEWEST = 3  # of them that say anything
-FORGET_EVERY = 64  # steps after which the oldest of those of every other k is forgotten
+FORGET_EVERY = 32  # steps after which one of those is believed to be as it was measured
 SWITCH = 1.03  # another k must bring so much more
 TRIAL_EVERY, TRIAL_STEPS = 256, 4  # while nothing is guessed
-TRIAL_COST = 2.0  # plain steps that a step of a trial may take, if any k is as cheap
 
 
 class RoundCosts:
@@ -68,10 +61,8 @@ class LengthController:
         self._shares: list[float] = []  # of requests whose i-th guess stood, as far as judged
         self._share_of_steps = 1.0  # in which somebody had guesses, after they were asked for
         # What steps took, in units of what was measured: the host's work, the texts' length.
-        self._ratios: dict[int, deque[float]] = {
-            k: deque(maxlen=COST_MEMORY) for k in self._choices
-        }
-        self._slower: dict[int, float] = {}  # the median of each that has enough
+        self._ratios = {k: deque([1.0] * COST_MEMORY, COST_MEMORY) for k in self._choices}
+        self._slower = dict.fromkeys(self._choices, 1.0)  # the median of each
         self._num_observed = 0
         self._chosen = 0
         self._asked: int | None = 0  # how many guesses behind the last step observed
@@ -81,9 +72,9 @@ class LengthController:
     def choose(self, batch: int) -> int:
         """Return how many tokens to guess behind the next step, of `batch` requests."""
         shares = self._shares_ahead()
-        rates = {k: self._tokens_a_second(batch, k, shares) for k in self._choices}
-        best = max(self._choices, key=rates.__getitem__)
-        if rates[best] < SWITCH * rates[self._chosen]:
+        best = max(self._choices, key=lambda k: self._tokens_a_second(batch, k, shares))
+        gain = self._tokens_a_second(batch, best, shares)
+        if gain < SWITCH * self._tokens_a_second(batch, self._chosen, shares):
             best = self._chosen
         self._steps_without = 0 if best > 0 else self._steps_without + 1
         self._chosen = best
@@ -103,34 +94,16 @@ class LengthController:
     # docs: choose end
 
     def _cost(self, batch: int, k: int) -> float:
-        measured = self._costs.at(batch, k)
-        if k in self._slower:
-            return measured * self._slower[k]
-        return measured + self._costs.at(batch, 0) * (self._slower.get(0, 1.0) - 1)
+        return self._costs.at(batch, k) * self._slower[k]
 
     def _learn(self, k: int, ratio: float) -> None:
-        """Take what a step with k guesses took, in units of what was measured."""
         self._ratios[k].append(ratio)
-        if self._num_observed % FORGET_EVERY == 0:
-            for other, ratios in self._ratios.items():
-                if other != k and ratios:
-                    ratios.popleft()
-                    self._note(other)
-        self._note(k)
-
-    def _note(self, k: int) -> None:
-        self._slower.pop(k, None)
-        if len(self._ratios[k]) >= FEWEST:
-            self._slower[k] = median(self._ratios[k])
+        self._slower[k] = median(self._ratios[k])
 
     def _trial(self, batch: int) -> int:
         """Return the k that would bring most if the text had become easy to guess."""
         hoped = [HOPEFUL_SHARE**i for i in range(1, self._choices[-1] + 1)]
-        most = TRIAL_COST * self._cost(batch, 0)
-        cheap = [k for k in self._choices[1:] if self._cost(batch, k) <= most]
-        return max(
-            cheap or self._choices[1:2], key=lambda k: self._tokens_a_second(batch, k, hoped)
-        )
+        return max(self._choices[1:], key=lambda k: self._tokens_a_second(batch, k, hoped))
 
     def _shares_ahead(self) -> list[float]:
         """Return the shares of all positions; one not judged yet stands as often as the first."""
@@ -150,14 +123,13 @@ class LengthController:
         if not entries:
             return
         asked, self._asked = self._asked, output.num_guesses
-        longest = 0
-        for entry in entries:
-            number = entry.num_draft_tokens
-            if entry.num_tokens != 1 + number:
-                return  # prompts are computed: it says nothing of decoding
-            if number > longest:
-                longest = number
+        if any(entry.num_tokens != 1 + entry.num_draft_tokens for entry in entries):
+            return  # prompts are computed: it says nothing of decoding
+        longest = max(entry.num_draft_tokens for entry in entries)
         self._num_observed += 1
+        if self._num_observed % FORGET_EVERY == 0:
+            for k in self._choices:
+                self._learn(k, 1.0)
         if longest in self._ratios and longest == output.num_guesses:  # not while k changes
             self._learn(longest, seconds / self._costs.at(len(entries), longest))
         if not asked:  # behind the step before this one
