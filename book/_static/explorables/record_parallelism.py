@@ -64,6 +64,7 @@ def layout_planner(model: str) -> dict[str, Any]:
         "models": {
             name: {key: raw[key] for key in CONFIG_KEYS if raw.get(key) is not None}
             for name, raw in catalog_json().items()
+            if "num_experts" not in raw  # the planner on the page knows no experts
         },
         "devices": {key: device_row(reachable(find_hardware(key))) for key in DEVICES},
         "links": {key: asdict(link) for key, link in LINKS.items()},
