@@ -20,6 +20,7 @@ from quire.kv.spec import CacheLayout
 from quire.kv.windowed_manager import WindowedKVCacheManager
 from quire.models.config import ModelConfig
 from quire.parallel.part import local_config
+from quire.parallel.pipelined_scheduler import PipelinedOffloadingScheduler, PipelinedScheduler
 from quire.parallel.replicas import ReplicatedEngine, replica_configs
 from quire.scheduler import Scheduler, TokenBudgetScheduler
 from quire.speculation.factory import find_draft_model
@@ -136,13 +137,23 @@ def _default_manager(
 def _make_scheduler(
     config: EngineConfig, components: Components, manager: KVCacheManager
 ) -> Scheduler:
-    """Make the scheduler; the second tier needs quire's own manager and scheduler."""
-    num_host_blocks = config.cache.num_host_blocks
+    """Make the scheduler; the second tier and a pipeline need quire's own."""
+    num_host_blocks, num_stages = (
+        config.cache.num_host_blocks,
+        config.parallel.pipeline_parallel_size,
+    )
+    if num_stages > 1 and components.scheduler is not None:
+        raise QuireError(
+            f"pipeline_parallel_size={num_stages} with a scheduler of your own: only quire's tells "
+            "the first stage what the last one chose; take one of the two away"
+        )
     if num_host_blocks == 0:
-        return (components.scheduler or TokenBudgetScheduler)(config, manager)
+        own = PipelinedScheduler if num_stages > 1 else TokenBudgetScheduler
+        return (components.scheduler or own)(config, manager)
     if components.scheduler is not None or not isinstance(manager, OffloadingKVCacheManager):
         raise QuireError(
             f"num_host_blocks={num_host_blocks} with a scheduler or kv_cache_manager of your own: "
             "only quire's hand transfers on; take one of the two away"
         )
-    return OffloadingScheduler(config, manager)
+    offloading = PipelinedOffloadingScheduler if num_stages > 1 else OffloadingScheduler
+    return offloading(config, manager)

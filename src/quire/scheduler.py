@@ -83,7 +83,6 @@ class TokenBudgetScheduler:
         """Schedule at most `config.scheduling.max_num_seqs` requests over the blocks of `kv`."""
         self._config = config
         self._kv = kv
-        self._num_stages = config.parallel.pipeline_parallel_size
         self._num_lookahead = 0
         if config.speculation is not None:
             self._num_lookahead = config.speculation.num_lookahead_tokens
@@ -138,8 +137,7 @@ class TokenBudgetScheduler:
     def schedule(self) -> SchedulerOutput:
         """Let the running requests catch up, then admit waiting ones while there is room."""
         self._num_steps += 1
-        budget = self._config.scheduling.max_num_batched_tokens
-        step = StepBuilder(self._num_steps, budget, tells_tokens=self._num_stages > 1)
+        step = StepBuilder(self._num_steps, self._config.scheduling.max_num_batched_tokens)
         self._continue_running(step)
         if not step.preempted_ids:  # otherwise the cache is full
             self._admit_waiting(step)
@@ -148,14 +146,10 @@ class TokenBudgetScheduler:
         return step.build(finish_reasons, self._kv.num_free_blocks)
 
     def _continue_running(self, step: StepBuilder) -> None:
-        # The stages of a pipeline work on different requests: each step takes its share of them.
-        most_entries = -(-len(self._running) // self._num_stages)
         for tracked in list(self._running.values()):
             request, row = tracked.request, tracked.row
             if row is None:  # preempted by a request before it
                 continue
-            if len(step.entries) == most_entries:
-                break
             num_tokens = self._catch_up(tracked, step.budget)
             if num_tokens <= 0:
                 continue
@@ -168,8 +162,6 @@ class TokenBudgetScheduler:
     def _catch_up(self, tracked: _Tracked, budget: int) -> int:
         """Return how far a request catches up: to its tokens, its limit or the budget's end."""
         request = tracked.request
-        if self._num_stages > 1 and request.num_placeholders > 0:
-            return 0  # the first stage must know the token, which is still on its way
         until_limit = tracked.last_position - request.num_computed_tokens
         return min(request.num_unscheduled_tokens, until_limit, budget)
 

@@ -17,11 +17,9 @@ class StepBuilder:
     Invariant: `budget` is the step's token budget less the tokens of `entries`, never below 0.
     """
 
-    def __init__(self, step: int, budget: int, *, tells_tokens: bool = False) -> None:
-        """`tells_tokens`: say in each entry which outputs lie at its positions."""
+    def __init__(self, step: int, budget: int) -> None:
         self.step = step
         self.budget = budget
-        self._tells_tokens = tells_tokens
         self.entries: dict[str, ScheduledEntry] = {}  # by request id
         self.preempted_ids: list[str] = []
         self._new_requests: list[NewRequest] = []
@@ -42,10 +40,6 @@ class StepBuilder:
         self.entries[request.request_id] = ScheduledEntry(
             request.request_id, row, start, num_tokens, samples, new_block_ids, num_drafts
         )
-        if self._tells_tokens:
-            num_prompt = len(request.prompt_token_ids)
-            outputs = slice(max(start - num_prompt, 0), max(start + num_tokens - num_prompt, 0))
-            self.entries[request.request_id].token_ids = tuple(request.output_token_ids[outputs])
         self.budget -= num_tokens
         request.num_computed_tokens += num_tokens
         request.num_placeholders += samples

@@ -13,9 +13,11 @@ from parallel_checkpoints import wide
 from runs import Run
 
 from quire import LLM, QuireError, SamplingParams
+from quire.components import Components
 from quire.models.config import ModelConfig
 from quire.parallel.place import split_layers
 from quire.resources import shipped_models
+from quire.scheduler import TokenBudgetScheduler
 
 Written = Callable[[str], Path]
 LENGTHS = [40, 1, 23, 33]
@@ -169,6 +171,13 @@ def test_layers_are_split_by_what_a_stage_reads() -> None:
         (
             {"pipeline_parallel_size": 2, "speculative_config": {"method": "ngram"}},
             r"pipeline_parallel_size=2 with speculative_config",
+        ),
+        (
+            {
+                "pipeline_parallel_size": 2,
+                "components": Components(scheduler=TokenBudgetScheduler),
+            },
+            r"pipeline_parallel_size=2 with a scheduler of your own",
         ),
         (
             {"pipeline_parallel_size": 2, "cuda_graphs": True},

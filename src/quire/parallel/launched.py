@@ -7,7 +7,6 @@ watches the ranks: where one dies, it ends the others. See the chapter "Parallel
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
 import weakref
@@ -73,9 +72,9 @@ class LaunchedExecutor:
         if rank > 0:
             _follow(serving, control)
         self._line = _Line(serving, control)
-        # The others wait for the next command until there can be none.
+        # The others wait for the next command until there can be none: at the latest when the
+        # program ends.
         self._end = weakref.finalize(self, self._line.close)
-        atexit.register(self._end)
         self._tickets = 0
         self._output_ranks = config.parallel.output_ranks
         load = Load(config, model_config, layout, folder, components, draft)

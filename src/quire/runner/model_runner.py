@@ -121,7 +121,8 @@ class ModelRunner:
             self._storage.copy_blocks(output.block_copies)
         if not output.entries:
             return PendingStep(output)
-        self.batch.tell(output.entries)
+        if not self._parts.model.place.is_last:  # which chose them
+            self.batch.tell(output.entries)
         if self.graphs is not None and self.graphs.fits(output):
             pending = self._replay(output, self.graphs)
         else:
