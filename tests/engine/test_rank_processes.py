@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pids(llm: LLM) -> list[int]:
-    return [p.pid for p in llm.engine.executor._ranks._processes]  # type: ignore[attr-defined]
+    return [p.pid for p in llm.engine.executor.ranks._processes]  # type: ignore[attr-defined]
 
 
 def engine(folder: Path, **options: Any) -> Run:
@@ -146,7 +146,7 @@ SCRIPT = """
 import sys
 from quire import LLM, SamplingParams
 llm = LLM(sys.argv[1], device="cpu", tensor_parallel_size=2, max_model_len=64, max_num_seqs=2)
-print([p.pid for p in llm.engine.executor._ranks._processes], flush=True)
+print([p.pid for p in llm.engine.executor.ranks._processes], flush=True)
 llm.generate([[1, 2, 3]], SamplingParams(max_tokens=4))
 print("done", flush=True)
 if len(sys.argv) > 2:

@@ -89,7 +89,7 @@ def test_replicas_change_no_answer(backend: str, folder: Path) -> None:
         pids = [
             process.pid
             for replica in engine(llm).engines
-            for process in replica.executor._ranks._processes  # type: ignore[attr-defined]
+            for process in replica.executor.ranks._processes  # type: ignore[attr-defined]
         ]
         engine(llm).shutdown()
         assert faulty_parts.wait_until_ended(pids, 5)

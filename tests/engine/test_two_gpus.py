@@ -71,7 +71,7 @@ def test_a_killed_rank_frees_both_gpus(rank: int) -> None:
     run.add([1, 2, 3], SamplingParams(max_tokens=200, ignore_eos=True))
     for _ in range(5):
         run.llm.engine.step()
-    processes = run.llm.engine.executor._ranks._processes  # type: ignore[attr-defined]
+    processes = run.llm.engine.executor.ranks._processes  # type: ignore[attr-defined]
     begin = time.monotonic()
     os.kill(processes[rank].pid, signal.SIGKILL)
     with pytest.raises(RankError, match=rf"rank {rank} was killed by signal 9 in step"):

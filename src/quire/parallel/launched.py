@@ -10,10 +10,8 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -22,32 +20,18 @@ from quire.components import Components
 from quire.config import EngineConfig
 from quire.errors import QuireError
 from quire.kv.spec import CacheLayout
-from quire.messages import SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
 from quire.parallel.processes import RankError
-from quire.parallel.rank_process import (
-    Allocate,
-    Answer,
-    Command,
-    Execute,
-    Load,
-    Serving,
-    Settle,
-    Wait,
-    agreed,
-    is_answered,
-)
+from quire.parallel.rank_executor import RankExecutor
+from quire.parallel.rank_process import Answer, Command, Serving, is_answered
 from quire.parallel.torch_comm import PATIENCE, world
 from quire.speculation.factory import DraftSource
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-class LaunchedExecutor:
-    """Rank 0's: it carries out every command itself, and has the others do so.
-
-    (`quire.executor.Executor`)
-    """
+class LaunchedExecutor(RankExecutor):
+    """`RankExecutor` of rank 0, which carries out every command itself as well."""
 
     def __init__(
         self,
@@ -71,57 +55,11 @@ class LaunchedExecutor:
         serving = Serving(rank, device)
         if rank > 0:
             _follow(serving, control)
-        self._line = _Line(serving, control)
+        line = _Line(serving, control)
         # The others wait for the next command until there can be none: at the latest when the
         # program ends.
-        self._end = weakref.finalize(self, self._line.close)
-        self._tickets = 0
-        self._output_ranks = config.parallel.output_ranks
-        load = Load(config, model_config, layout, folder, components, draft)
-        self._num_blocks = min(cast(list[int], self._line.ask(load)))
-        self._round_costs = cast(
-            Mapping[tuple[int, int], float], self._line.ask(Allocate(self._num_blocks))[0]
-        )
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of the KV cache, the null block among them."""
-        return self._num_blocks
-
-    @property
-    def round_costs(self) -> Mapping[tuple[int, int], float]:
-        """Seconds of a step with k guesses of each request, by (requests, k), if k may vary."""
-        return self._round_costs
-
-    def execute(self, output: SchedulerOutput) -> LaunchedStep:
-        """Let every rank queue the step."""
-        self._tickets += 1
-        self._line.ask(Execute(self._tickets, output))
-        return LaunchedStep(output, self._tickets, self._line, self._output_ranks)
-
-    def settle(self, in_flight: Iterable[LaunchedStep]) -> None:
-        """Let every rank's device finish what is queued."""
-        if self._line.failure is None:
-            self._line.ask(Settle(tuple(step.ticket for step in in_flight)))
-
-    def shutdown(self) -> None:
-        """Let the other ranks' programs end."""
-        self._end()
-
-
-@dataclass
-class LaunchedStep:
-    """A step that every rank has queued."""
-
-    output: SchedulerOutput
-    ticket: int
-    line: _Line
-    output_ranks: list[int]
-
-    def wait(self) -> StepResult:
-        """Return what the ranks of the last stage chose."""
-        answers = self.line.ask(Wait(self.ticket, self.output.step))
-        return agreed(answers, self.output_ranks, self.output.step)
+        weakref.finalize(self, line.close)
+        super().__init__(line, config, model_config, layout, folder, components, draft)
 
 
 class _Line:

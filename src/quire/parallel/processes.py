@@ -23,7 +23,7 @@ import torch
 
 from quire.errors import QuireError
 from quire.parallel import rank_process
-from quire.parallel.rank_process import Answer, Command
+from quire.parallel.rank_process import Answer, Command, is_answered
 
 GRACE = 5.0  # seconds that other ranks get to answer once one has raised
 
@@ -65,13 +65,19 @@ class RankProcesses:
         self._stop = weakref.finalize(self, _stop, self._processes, self._ends, self._folder)
 
     # docs: ask begin
-    def tell(self, command: Command) -> int:
-        """Send every rank a command; return its number.
+    def ask(self, command: Command) -> list[object]:
+        """Have every rank carry out a command; return their answers, none if it has none.
 
         Raises:
-            RankError: a rank has died.
             QuireError: the command holds what cannot be sent to another process.
+            RankError: a rank has died, or failed alone.
+            Exception: what all ranks have raised alike.
         """
+        number = self._tell(command)
+        return self._answers(number, command) if is_answered(command) else []
+
+    def _tell(self, command: Command) -> int:
+        """Send every rank a command; return its number."""
         if self.failure is not None:
             raise RankError(self.failure)
         try:
@@ -90,13 +96,8 @@ class RankProcesses:
                 raise self._fail(rank, self._death(rank), command) from None
         return self._number
 
-    def answers(self, number: int, command: Command) -> list[object]:
-        """Return every rank's answer to the command of that number.
-
-        Raises:
-            RankError: a rank has died, or failed alone.
-            Exception: what all ranks have raised alike.
-        """
+    def _answers(self, number: int, command: Command) -> list[object]:
+        """Return every rank's answer to the command of that number."""
         found: dict[int, Answer] = {}
         deadline: float | None = None
         while len(found) < len(self._ends):
@@ -120,7 +121,7 @@ class RankProcesses:
 
     # docs: ask end
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End all processes. Nothing may be told afterwards."""
         self.failure = self.failure or "the engine was shut down: make a new one"
         self._stop()
