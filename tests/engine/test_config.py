@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quire import config
+from quire import devices
 
 
 @pytest.mark.parametrize(
@@ -22,11 +22,11 @@ from quire import config
 def test_the_capability_decides_the_dtype(
     capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "capability", lambda device: capability)
-    assert config.default_dtype(torch.device("cuda")) == dtype
+    monkeypatch.setattr(devices, "capability", lambda device: capability)
+    assert devices.default_dtype(torch.device("cuda")) == dtype
 
 
 def test_a_cpu_computes_in_float32_and_a_name_overrides() -> None:
-    assert config.default_dtype(torch.device("cpu")) == torch.float32
-    assert config.default_dtype(torch.device("cuda"), "float16") == torch.float16
-    assert config.default_dtype(torch.device("cpu"), torch.bfloat16) == torch.bfloat16
+    assert devices.default_dtype(torch.device("cpu")) == torch.float32
+    assert devices.default_dtype(torch.device("cuda"), "float16") == torch.float16
+    assert devices.default_dtype(torch.device("cpu"), torch.bfloat16) == torch.bfloat16

@@ -36,7 +36,7 @@ from quire.bench import (
     steps,
 )
 from quire.bench.measurement import Measurement, Row
-from quire.config import default_device, default_dtype
+from quire.devices import default_device, default_dtype
 from quire.errors import QuireError
 from quire.models.config import ModelConfig
 from quire.models.loader import resolve_checkpoint

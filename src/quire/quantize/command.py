@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         QuireError: an argument or a file that cannot be used; the message names it.
         KeyboardInterrupt: asked to stop; how to go on has been said.
     """
-    from quire.config import default_device  # torch takes seconds to import
+    from quire.devices import default_device  # torch takes seconds to import
     from quire.models.loader import resolve_checkpoint
     from quire.quantize.driver import quantize
     from quire.quantize.recipe import Recipe
