@@ -31,6 +31,7 @@ from quire.config import (
 )
 from quire.kv.kv_cache_manager import PagedKVCacheManager
 from quire.models.config import ModelConfig
+from quire.parallel.options import ParallelOptions
 from quire.prompts import TokenizedPrompt
 from quire.request import Request
 from quire.speculation.config import SpeculativeConfig
@@ -506,7 +507,7 @@ def test_every_option_has_a_group() -> None:
 
     Speculation's options come as one dict, whose keys are the fields of its group.
     """
-    groups = (ModelOptions, CacheOptions, SchedulingOptions)
+    groups = (ModelOptions, CacheOptions, SchedulingOptions, ParallelOptions)
     described = [field.name for group in groups for field in fields(group)]
     assert sorted([*described, "speculative_config"]) == sorted(EngineOptions.__annotations__)
     for group in (*groups, SpeculativeConfig):
