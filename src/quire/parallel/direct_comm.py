@@ -29,7 +29,7 @@ MOST_BYTES = 16 << 20
 # with either way, one row 3.2 and 3.9, 32 rows 6.5 and 4.9.
 FEW_ROWS = 8
 MOST_ROWS = 16384  # up to which a sum is made in a norm
-MAILBOX_BYTES = 256 << 20  # for peers' rows; more of them, or longer ones, leave room for fewer
+MAILBOX_BYTES = 272 << 20  # for peers' rows: 16,384 of 8 KB from one; longer ones, or more peers, get fewer
 _ALIGNMENT = 16  # bytes that a thread loads at once
 
 
