@@ -52,9 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--link",
-        default="nccl",
-        help=f"between them: {', '.join(LINKS)} (NVLink 4), or microseconds a call and gigabytes a "
-        "second, such as 20us:25GBps (default: %(default)s)",
+        default="direct",
+        help=f"between them: {', '.join(LINKS)} (NVLink 4; direct: as quire adds up, over peers' "
+        "memory), or microseconds a call and gigabytes a second, such as 20us:25GBps (default: "
+        "%(default)s)",
     )
     parser.add_argument("--prompt", type=int, default=512, help="prompt tokens (%(default)s)")
     parser.add_argument("--output", type=int, default=256, help="output tokens (%(default)s)")

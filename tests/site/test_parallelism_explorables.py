@@ -66,7 +66,7 @@ def test_every_layout_equals_quires(page: Page, base: str, planner: dict[str, An
         for name, raw in catalog_json().items()
         if "num_experts" not in raw  # the page knows no experts
         for device, link, captured in (
-            ("h200", "nccl", False),
+            ("h200", "direct", False),
             ("h200", "two-shot", True),
             ("h100", "one-shot", False),
         )
@@ -193,7 +193,7 @@ def assert_shows(element: Locator, expected: dict[Layout, Steady]) -> None:
 def test_the_planners_form(open_explorable: OpenExplorable, planner: dict[str, Any]) -> None:
     element = open_explorable("layout-planner")
     scenario = planner["scenario"]
-    config, on = model(scenario["model"]), machine("h200", "nccl", False)
+    config, on = model(scenario["model"]), machine("h200", "direct", False)
     verdict = commit(element, "2.1")
     answer = steady(config, Layout(2), on, 1, 512)
     assert answer_in(verdict) == three(1e3 * answer.decode.seconds)
@@ -210,7 +210,7 @@ def test_the_planners_form(open_explorable: OpenExplorable, planner: dict[str, A
     element.locator("select[name=gpus]").select_option("8")
     assert_shows(element, possible(config, 8, on, 512, 8192))
     element.locator("input[name=captured]").check()
-    on = machine("h200", "nccl", True)
+    on = machine("h200", "direct", True)
     assert_shows(element, possible(config, 8, on, 512, 8192))
     element.locator("select[name=link]").select_option("two-shot")
     element.locator("select[name=device]").select_option("h100")

@@ -39,8 +39,8 @@ class LayoutPlanner extends Explorable {
     this.app.append(this.gate({
       question: `${model.split("/").at(-1)} decodes ${requests(batch)} of ${number(context)} tokens on an ` +
         `${data.devices[device].name.split(",")[0]}: a token takes ${milli(one.seconds)} in the model below, of which ` +
-        `${milli(weights)} are spent on reading weights. Now ${gpus} of these GPUs share every matrix, and NCCL adds ` +
-        "up what they compute, twice in each layer. How many milliseconds does a token take?",
+        `${milli(weights)} are spent on reading weights. Now ${gpus} of these GPUs share every matrix, and add up what ` +
+        "they compute, twice in each layer. How many milliseconds does a token take?",
       label: "Milliseconds a token",
       reveal: (guess) => {
         this.buildPanel();
@@ -97,7 +97,7 @@ class LayoutPlanner extends Explorable {
         "share the requests. Weights and cache of 16 bits. A model of the engine: its parts were measured alone, on " +
         `one H200 (${data.products.source} and others) and, between two, the sum over ranks. Assumed: ` +
         `${data.links[scenario.link].assumed.join("; ")}; what commands to ranks take; on the H100, as large a share of ` +
-        "the data sheet as on the H200. No layout of several GPUs was measured."));
+        "the data sheet as on the H200. Of layouts of several GPUs, TP2 and DP2 of Qwen3-8B were measured, on H200s."));
     this.panel.hidden = false;
     this.update(false);
   }

@@ -92,8 +92,10 @@ export function rankMemory(share, device, engine) {
 }
 
 /** Seconds of a sum over `size` ranks, and until each has what every other has. */
-export const reduceSeconds = ({ alpha_s: alpha, bytes_per_s: rate, algorithm }, bytes, size) => (size === 1 ? 0
-  : alpha + (algorithm === "one-shot" ? size - 1 : 2 * (size - 1) / size) * bytes / rate);
+export function reduceSeconds({ reduces }, bytes, size) {
+  const [, { alpha_s: alpha, bytes_per_s: rate, algorithm }] = reduces.find(([most]) => most === null || bytes <= most);
+  return size === 1 ? 0 : alpha + (algorithm === "one-shot" ? size - 1 : 2 * (size - 1) / size) * bytes / rate;
+}
 export const gatherSeconds = ({ alpha_s: alpha, bytes_per_s: rate }, bytes, size) => (size === 1 ? 0
   : alpha + (size - 1) * bytes / rate);
 
@@ -126,7 +128,7 @@ export function stepParts(share, batch, context, { device, link, rates, products
     cache: batch * context * kvBytesPerToken(share) / device.bandwidth,
     rows: (batch * layers * widths + (isLast ? batch * c.vocabSize : 0)) * 2 / device.bandwidth,
     launches: (4 * layers + isLast) * launchSeconds(rates, batch) + layers * rates.layer_s + rates.step_s,
-    exchange: numReduces * reduceSeconds(link.reduce, batch * c.hiddenSize * 2, layout.tensor) +
+    exchange: numReduces * reduceSeconds(link, batch * c.hiddenSize * 2, layout.tensor) +
       (isLast ? gatherSeconds(link.other, batch * vocabRows * 2, layout.tensor) : 0),
   };
   const busy = sum(DEVICE_PARTS.map((name) => parts[name]));

@@ -32,7 +32,14 @@ from quire.analysis.step_parts import QUIRE, measured_products, reachable, refer
 FOLDER = Path(__file__).with_name("data")
 DEVICES = ("h200", "h100")  # joined by NVLink 4
 MODEL = "Qwen/Qwen3-8B"
-SCENARIO = {"model": MODEL, "device": "h200", "link": "nccl", "gpus": 2, "batch": 1, "context": 512}
+SCENARIO = {
+    "model": MODEL,
+    "device": "h200",
+    "link": "direct",
+    "gpus": 2,
+    "batch": 1,
+    "context": 512,
+}
 # Keys of a config.json that the arithmetic reads.
 CONFIG_KEYS = (
     "architectures",
@@ -53,9 +60,9 @@ def layout_planner(model: str) -> dict[str, Any]:
     """All that the explorable computes with; no model is run."""
     config = catalog_config(MODEL)
     assert config is not None
-    machine = Machine(reachable(find_hardware("h200")), LINKS["nccl"])
+    machine = Machine(reachable(find_hardware("h200")), LINKS["direct"])
     one, two = (steady(config, Layout(tensor), machine, 1, 512) for tensor in (1, 2))
-    assert 0.85 < two.decode.seconds / one.decode.seconds < 0.95
+    assert 0.65 < two.decode.seconds / one.decode.seconds < 0.75
     copies, shared = (
         steady(config, Layout(*sizes), machine, 512, 512) for sizes in ((1, 1, 2), (2,))
     )

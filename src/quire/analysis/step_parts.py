@@ -4,8 +4,9 @@
 reaches: products as long as they were measured, one by one, for a layer of one model, a constant
 for each launch, and what the host needs. The constants were chosen by measurements of kernels and
 of single steps on one H200, but for those that say they are assumed. Whole runs were not used, so
-that they can judge the sum (tests/engine/test_layouts.py); of ranks nothing has judged it yet.
-Explained in the chapter "Parallelism".
+that they can judge the sum (tests/engine/test_layouts.py): on one GPU, and on two that share
+matrices or are replicas. Of stages and of more ranks nothing has judged it yet. Explained in the
+chapter "Parallelism".
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def step_parts(
     rows = (load.tokens * layers * widths + logits) * dtype_bytes("bf16") / bandwidth
 
     num_reduces = (2 * layers + share.is_first) * (size > 1)
-    exchange = num_reduces * link.reduce.reduce_seconds(load.tokens * hidden * 2, size)
+    exchange = num_reduces * link.reduce_seconds(load.tokens * hidden * 2, size)
     if share.is_last:
         own = load.samples * share.vocab_rows * 2
         exchange += link.other.gather_seconds(own, size)
