@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_as_json(forecasts, refusals, targets, machine), indent=2))
     else:
-        print("\n".join(_lines(args, forecasts, refusals, targets, machine)))
+        print("\n".join(_lines(args, config, forecasts, refusals, targets, machine)))
     return 0
 
 
@@ -154,6 +154,7 @@ def _by_throughput(forecasts: Sequence[Forecast]) -> list[Forecast]:
 
 def _lines(
     args: argparse.Namespace,
+    config: ModelConfig,
     forecasts: Sequence[Forecast],
     refusals: Sequence[Refusal],
     slo: Slo | None,
@@ -175,10 +176,10 @@ def _lines(
     yield ""
     yield from _choices(forecasts, slo)
     yield ""
-    yield (
-        f"Link: {machine.link.name}. Assumed, not measured: {'; '.join(machine.link.assumed)}; "
-        "the commands to ranks; the bytes that CUDA and NCCL keep."
-    )
+    assumed = [*machine.link.assumed, "the commands to ranks", "the bytes that CUDA and NCCL keep"]
+    if config.moe is not None:
+        assumed.append("an even choice of experts; their products, as others of as many rows")
+    yield f"Link: {machine.link.name}. Assumed, not measured: {'; '.join(assumed)}."
 
 
 def _table(forecasts: Sequence[Forecast], slo: Slo | None) -> Iterator[str]:

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from quire.analysis import (
     catalog_config,
     catalog_json,
     count_parameters,
+    experts_touched,
     find_hardware,
     linear_weights,
     quantized_weight_bytes,
@@ -50,7 +51,6 @@ from quire.analysis.queueing import (
 from quire.analysis.rank_memory import BLOCK_SIZE, GRAPH_BYTES, blocks_that_fit, rank_memory
 from quire.analysis.shares import (
     KV_SCALE_BYTES,
-    ExpertSizes,
     Layout,
     Share,
     layouts,
@@ -264,15 +264,14 @@ def experts_30b() -> ModelConfig:
 
 
 def test_a_batch_touches_ever_more_experts() -> None:
-    sizes = ExpertSizes.of(experts_30b())
-    assert sizes is not None
-    assert sizes.touched(1) == pytest.approx(8)
-    assert sizes.touched(8) == pytest.approx(128 * (1 - (15 / 16) ** 8))
-    assert sizes.touched(128) == pytest.approx(128, rel=3e-4)
+    touched = partial(experts_touched, experts_30b())
+    assert touched(1) == pytest.approx(8)
+    assert touched(8) == pytest.approx(128 * (1 - (15 / 16) ** 8))
+    assert touched(128) == pytest.approx(128, rel=3e-4)
     generator = torch.Generator().manual_seed(0)
     picked = torch.rand(500, 8, 128, generator=generator).topk(8).indices.flatten(1)
     seen = sum(len(row.unique()) for row in picked) / 500
-    assert seen == pytest.approx(sizes.touched(8), rel=0.01)
+    assert seen == pytest.approx(touched(8), rel=0.01)
 
 
 def test_bytes_of_a_mixture_of_experts() -> None:
@@ -304,6 +303,26 @@ def test_bytes_of_a_mixture_of_experts() -> None:
         changed = replace(config.moe, **{key.removeprefix("moe_"): value})
         with pytest.raises(QuireError, match=f"{key}={value}"):
             shares(replace(config, moe=changed), layout)
+
+
+def test_a_step_of_experts_by_hand() -> None:
+    """A token of the 30B-A3B: each of 8 experts has two products, 768 and 2,048 numbers wide."""
+    config = experts_30b()
+    (whole,), (cut,), (dealt,) = (
+        shares(config, layout) for layout in (Layout(), Layout(4), Layout(4, 1, 1, 4))
+    )
+    assert whole.expert_width == 8 * 2 * (768 + 2048)
+    assert cut.expert_width == 8 * 2 * (768 / 4 + 2048)  # a part of each, and sums as wide
+    assert dealt.expert_width == whole.expert_width / 4  # a quarter of the experts
+    parts = step_parts(whole, Load.decode(4, 100), H200, NCCL)
+    widths = 8 * 2048 + 2 * (32 + 2 * 4) * 128 + whole.expert_width  # no MLP of 6,144 beside them
+    bandwidth = H200.bandwidth_bytes_per_s
+    assert parts.rows == pytest.approx(4 * (48 * widths + 151_936) * 2 / bandwidth)
+    products = 2 * launch_seconds(QUIRE, None, 4) + launch_seconds(QUIRE, None, 4)
+    touched = experts_touched(config, 4)
+    products += 2 * launch_seconds(QUIRE, None, 4 * 8 / touched)
+    head = launch_seconds(QUIRE, None, 4)
+    assert parts.launches == pytest.approx(48 * (products + 9.2e-6) + head + 20e-6)
 
 
 # ---- what ranks say to one another
@@ -874,6 +893,15 @@ def test_plan_prints_a_sorted_table_and_its_choices(capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().out
     assert "1 GPU is refused: a rank has 72.0 GB to use" in shown
     assert "No layout is possible." in shown
+
+
+def test_plan_says_what_it_assumes_of_experts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert quire_plan("Qwen3-30B-A3B", "--gpus", "2", *FEW) == 0
+    shown = capsys.readouterr().out
+    assert "an even choice of experts" in shown
+    assert {"TP2", "TP2 EP2", "PP2", "DP2"} <= {line[:7].strip() for line in shown.splitlines()}
+    assert quire_plan("Qwen3-8B", "--gpus", "2", *FEW) == 0
+    assert "experts" not in capsys.readouterr().out
 
 
 def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ writes the file of `data/`.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from quire.analysis.rank_memory import (
 from quire.analysis.shares import Layout
 from quire.analysis.step_parts import QUIRE, measured_products, reachable, reference_device
 
+sys.path.insert(0, str(Path(__file__).parent))
+from model_rows import model_rows
+
 FOLDER = Path(__file__).with_name("data")
 DEVICES = ("h200", "h100")  # joined by NVLink 4
 MODEL = "Qwen/Qwen3-8B"
@@ -40,20 +44,6 @@ SCENARIO = {
     "batch": 1,
     "context": 512,
 }
-# Keys of a config.json that the arithmetic reads.
-CONFIG_KEYS = (
-    "architectures",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "attention_bias",
-    "mlp_bias",
-    "tie_word_embeddings",
-)
 
 
 def layout_planner(model: str) -> dict[str, Any]:
@@ -68,11 +58,7 @@ def layout_planner(model: str) -> dict[str, Any]:
     )
     assert copies.tokens_per_s > 1.1 * shared.tokens_per_s
     return {
-        "models": {
-            name: {key: raw[key] for key in CONFIG_KEYS if raw.get(key) is not None}
-            for name, raw in catalog_json().items()
-            if "num_experts" not in raw  # the planner on the page knows no experts
-        },
+        "models": model_rows(catalog_json()),
         "devices": {key: device_row(reachable(find_hardware(key))) for key in DEVICES},
         "links": {key: asdict(link) for key, link in LINKS.items()},
         "rates": asdict(QUIRE),

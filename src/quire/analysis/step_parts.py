@@ -152,8 +152,8 @@ def step_parts(
     bandwidth, peak = hardware.bandwidth_bytes_per_s, hardware.peak("bf16")
     hidden, layers, size = share.model.hidden_size, share.num_layers, share.layout.tensor
     products = _Products(hardware, rates)
-    dense = layers - share.num_expert_layers
-    for number, experts in ((dense, False), (share.num_expert_layers, True)):
+    dense, routed = share.num_dense_layers, share.num_expert_layers
+    for number, experts in ((dense, False), (routed, True)):
         if number:
             for read in share.weights_read(load.tokens, experts=experts):
                 products.add(number, read, share.scheme)
@@ -166,9 +166,11 @@ def step_parts(
     cache = load.cached * share.kv_bytes_per_token(kv_dtype) / bandwidth
     attention = 4 * local.num_heads * local.head_size * load.pairs * layers
     attention_s = attention / (rates.prompt_attention_share * peak)
-    widths = 8 * hidden + 3 * local.intermediate_size  # two norms; the gate
-    widths += 2 * (local.num_heads + 2 * local.num_kv_heads) * local.head_size
-    rows = (load.tokens * layers * widths + logits) * dtype_bytes("bf16") / bandwidth
+    widths = 8 * hidden + 2 * (local.num_heads + 2 * local.num_kv_heads) * local.head_size
+    # Beside two norms and the heads: the gate's three, or what passes between experts' products.
+    widths_of_all: float = layers * widths + dense * 3 * local.intermediate_size
+    widths_of_all += routed * share.expert_width
+    rows = (load.tokens * widths_of_all + logits) * dtype_bytes("bf16") / bandwidth
 
     num_reduces = (2 * layers + share.is_first) * (size > 1)
     exchange = num_reduces * link.reduce_seconds(load.tokens * hidden * 2, size)
