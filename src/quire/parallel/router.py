@@ -26,18 +26,18 @@ class Router:
         self._block_size, self._num_blocks = block_size, num_blocks
         self._seen: list[OrderedDict[bytes, None]] = [OrderedDict() for _ in range(num_replicas)]
 
-    def choose(self, loads: Sequence[int], request: Request) -> int:
+    def choose(self, loads: Sequence[float], request: Request) -> int:
         """Return the replica for a prompt, and take it as sent there.
 
         Args:
-            loads: tokens of the requests that each replica has.
+            loads: tokens of the requests that each replica has; infinity of one that takes none.
             request: its prompt, and what else names its blocks.
         """
         names: list[bytes] = []
         num_blocks = (len(request.prompt_token_ids) - 1) // self._block_size
         extend_chain(names, request, num_blocks, self._block_size)
 
-        def work(replica: int) -> int:
+        def work(replica: int) -> float:
             return loads[replica] - self._block_size * self._num_known(replica, names)
 
         chosen = min(range(len(loads)), key=lambda replica: (work(replica), replica))
