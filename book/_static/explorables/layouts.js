@@ -151,7 +151,7 @@ export function stepParts(share, batch, context, { device, link, rates, products
     rows: (batch * widths + (isLast ? batch * c.vocabSize : 0)) * 2 / device.bandwidth,
     launches: took.launches + layers * rates.layer_s + rates.step_s,
     exchange: numReduces * reduceSeconds(link, batch * c.hiddenSize * 2, layout.tensor) +
-      (isLast ? gatherSeconds(link.other, batch * vocabRows * 2, layout.tensor) : 0),
+      (isLast ? gatherSeconds(link.other, batch * (captured ? rates.key_bytes : vocabRows * 2), layout.tensor) : 0),
   };
   const busy = sum(DEVICE_PARTS.map((name) => parts[name]));
   return { ...parts, host, begin, device: busy, seconds: begin + Math.max(busy, host) };

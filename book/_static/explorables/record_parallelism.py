@@ -28,7 +28,13 @@ from quire.analysis.rank_memory import (
     GRAPH_BYTES,
 )
 from quire.analysis.shares import Layout
-from quire.analysis.step_parts import QUIRE, measured_products, reachable, reference_device
+from quire.analysis.step_parts import (
+    KEY_BYTES,
+    QUIRE,
+    measured_products,
+    reachable,
+    reference_device,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from model_rows import model_rows
@@ -61,7 +67,7 @@ def layout_planner(model: str) -> dict[str, Any]:
         "models": model_rows(catalog_json()),
         "devices": {key: device_row(reachable(find_hardware(key))) for key in DEVICES},
         "links": {key: asdict(link) for key, link in LINKS.items()},
-        "rates": asdict(QUIRE),
+        "rates": {**asdict(QUIRE), "key_bytes": KEY_BYTES},
         "engine": {
             "block_size": BLOCK_SIZE,
             "utilization": 0.9,

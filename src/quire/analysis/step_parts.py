@@ -51,6 +51,9 @@ class EngineRates:
 # docs: rates end
 
 QUIRE = EngineRates()
+# What a rank tells of a row where the largest logit is wanted: its own largest, and whose it is
+# (`quire.kernels.best_keys`). A step without a graph, or one that draws, exchanges logits.
+KEY_BYTES = 8
 _MOST_DOUBLINGS = 5  # 32 rows
 _LAYER_OF = "Qwen/Qwen3-8B"  # whose products were timed
 
@@ -141,6 +144,8 @@ def step_parts(
 ) -> StepParts:
     """Return what a step takes on each rank of a stage; sliding windows count as full attention.
 
+    A decode step chooses greedily.
+
     Args:
         share: of the rank.
         load: of the step, of which tensor ranks compute all rows, with their heads and columns.
@@ -172,13 +177,13 @@ def step_parts(
     widths_of_all += routed * share.expert_width
     rows = (load.tokens * widths_of_all + logits) * dtype_bytes("bf16") / bandwidth
 
+    captured = load.is_decode and (share.layout.pipeline == 1 or rates.captures_stages)
     num_reduces = (2 * layers + share.is_first) * (size > 1)
     exchange = num_reduces * link.reduce_seconds(load.tokens * hidden * 2, size)
     if share.is_last:
-        own = load.samples * share.vocab_rows * 2
-        exchange += link.other.gather_seconds(own, size)
+        a_row = KEY_BYTES if captured else share.vocab_rows * 2
+        exchange += link.other.gather_seconds(load.samples * a_row, size)
 
-    captured = load.is_decode and (share.layout.pipeline == 1 or rates.captures_stages)
     host = rates.host_step_s + rates.host_row_s * load.samples
     if share.layout.tensor * share.layout.pipeline > 1:
         host += rates.rank_step_s + rates.rank_row_s * load.samples
