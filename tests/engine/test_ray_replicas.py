@@ -13,7 +13,8 @@ import checkpoints
 import pytest
 
 from quire import LLM, InvalidRequestError, QuireError, RequestOutput, SamplingParams
-from quire.parallel.ray_replicas import RayReplicas, held_tokens
+from quire.parallel.ray_replicas import Held, RayReplicas
+from quire.parallel.router import Load
 
 PARAMS = SamplingParams(temperature=0.9, seed=3, max_tokens=12, n=2, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=2000, ignore_eos=True)
@@ -46,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def last(replicas: RayReplicas, prompt: Any, params: SamplingParams) -> RequestOutput:
     async for output in replicas.generate(prompt, params):
-        assert held_tokens(output) > 0 or output.finished
+        assert (Held.of(output).num_tokens == 0) == output.finished
     return output
 
 
@@ -63,16 +64,16 @@ def test_replicas_change_no_answer(ray: Any, folder: Path) -> None:
         ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "lockstep"}
         async with RayReplicas(folder, num_replicas=2, **OPTIONS, **ranks) as replicas:
             tasks = [asyncio.create_task(last(replicas, p, PARAMS)) for p in prompts]
-            while not all(replicas._loads):
+            while not all(load.num_tokens for load in replicas.loads()):
                 await asyncio.sleep(0)
             assert [tokens(output) for output in await asyncio.gather(*tasks)] == expected
-            assert replicas._loads == [0, 0]
+            assert replicas.loads() == [Load(0, False)] * 2
             with pytest.raises(InvalidRequestError, match="at least one"):
                 await last(replicas, [], PARAMS)
             outside = SamplingParams(logit_bias={10**6: 1.0})
             with pytest.raises(InvalidRequestError, match="1000000"):  # the replica's own
                 await last(replicas, [1], outside)
-            assert replicas._loads == [0, 0]
+            assert replicas.loads() == [Load(0, False)] * 2
         with pytest.raises(QuireError, match="none of 2 replicas is left"):
             await last(replicas, [1], PARAMS)
 
@@ -84,6 +85,8 @@ def test_requests_are_withdrawn(ray: Any) -> None:
         async with RayReplicas(DRAFT, num_replicas=1, **OPTIONS) as replicas:
             stream = replicas.generate([1, 2, 3], LONG, request_id="a")
             await anext(stream)
+            assert replicas.loads(3)[0].is_full is False
+            assert replicas.loads(4)[0].is_full is True  # of four rows one is taken
             again = replicas.generate([1, 2, 3], LONG, request_id="a")
             with pytest.raises(InvalidRequestError, match="'a' still runs"):
                 await anext(again)
@@ -93,7 +96,7 @@ def test_requests_are_withdrawn(ray: Any) -> None:
             left = replicas.generate([1, 2, 3], LONG, request_id="b")
             await anext(left)
             await left.aclose()
-            assert replicas._loads == [0]
+            assert replicas.loads(4) == [Load(0, False)]
             output = await last(replicas, [1, 2, 3], PARAMS)  # its seat is free again
             assert len(output.outputs[0].token_ids) == 12
 
@@ -124,7 +127,7 @@ def test_a_lost_replica_is_left_out_or_started_again(ray: Any) -> None:
         async with RayReplicas(DRAFT, num_replicas=2, **OPTIONS) as replicas:
             whole = tokens(await last(replicas, [5, 6], PARAMS))
             await lose(ray, replicas, 0, for_good=True)
-            assert replicas._loads == [math.inf, 0]
+            assert replicas.loads() == [Load(math.inf, True), Load(0, False)]
             assert tokens(await last(replicas, [5, 6], PARAMS)) == whole
         async with RayReplicas(DRAFT, num_replicas=1, max_restarts=1, **OPTIONS) as replicas:
             await lose(ray, replicas, 0, for_good=False)

@@ -12,6 +12,7 @@ import asyncio
 import math
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +26,7 @@ from quire.models.loader import resolve_checkpoint
 from quire.option_checks import require_counts
 from quire.outputs import RequestOutput
 from quire.parallel.options import ParallelOptions
-from quire.parallel.router import Router
+from quire.parallel.router import Load, Router
 from quire.prompts import Prompt, PromptReader
 from quire.request import Request
 from quire.sampling.params import SamplingParams
@@ -96,9 +97,9 @@ class RayReplicas:
         )
         num_blocks = min(number for _, number in told) if config.cache.enable_prefix_caching else 0
         self._router = Router(num_replicas, config.cache.block_size, num_blocks)
-        # Tokens of the requests that each replica has; infinitely many where it has died.
-        self._loads: list[float] = [0] * num_replicas
-        self._where: dict[str, int] = {}  # by the request's id
+        self._max_num_seqs = config.scheduling.max_num_seqs
+        # By the request's id, what it has of each replica; None for a replica that is lost.
+        self._running: list[dict[str, Held] | None] = [{} for _ in range(num_replicas)]
 
     async def generate(
         self,
@@ -120,14 +121,14 @@ class RayReplicas:
         params = self._default_params if sampling_params is None else sampling_params
         name = str(uuid.uuid4()) if request_id is None else request_id
         read = await asyncio.to_thread(self._prompts.read, prompt, params)
-        if name in self._where:
+        if any(name in (running or ()) for running in self._running):
             raise InvalidRequestError(f"request_id={name!r} still runs: choose another")
         salt = options.get("cache_salt")
         keys = () if salt is None else (salt,)
         chosen = self._choose(Request(name, list(read.token_ids), params, extra_keys=keys))
-        actor, held = self._actors[chosen], params.n * len(read.token_ids)
-        self._loads[chosen] += held
-        self._where[name] = chosen
+        actor, running = self._actors[chosen], self._running[chosen]
+        assert running is not None
+        running[name] = Held(params.n, params.n * len(read.token_ids))
         finished = False
         try:
             # A reader who is behind sees several tokens at once: two outputs wait for it at most.
@@ -135,37 +136,34 @@ class RayReplicas:
             stream = actor.generate.options(**ways).remote(name, read, params, options)
             async for reference in stream:
                 output: RequestOutput = await reference
-                finished = output.finished
-                now = held_tokens(output)
-                self._loads[chosen] += now - held
-                held = now
+                finished, running[name] = output.finished, Held.of(output)
                 yield output
         except self._ray.exceptions.RayError as error:
             finished = True  # nothing is left to withdraw
             if isinstance(error, self._ray.exceptions.ActorDiedError):
-                self._loads[chosen] = math.inf
+                self._running[chosen] = None
             raise self._translated(error) from None
         finally:
-            self._loads[chosen] -= held
-            self._where.pop(name, None)
+            del running[name]
             if not finished:
                 actor.abort.remote(name)
 
     def abort(self, request_id: str) -> None:
         """Withdraw a request; its stream ends with finish reason "abort". Unknown: ignored."""
-        if request_id in self._where:
-            self._actors[self._where[request_id]].abort.remote(request_id)
+        for actor, running in zip(self._actors, self._running, strict=True):
+            if running is not None and request_id in running:
+                actor.abort.remote(request_id)
 
     async def close(self) -> None:
         """Withdraw every request and let the replicas go, with their devices."""
         closing = [
             actor.close.remote()
-            for actor, load in zip(self._actors, self._loads, strict=True)
-            if load != math.inf
+            for actor, running in zip(self._actors, self._running, strict=True)
+            if running is not None
         ]
         await asyncio.gather(*closing, return_exceptions=True)  # one may die of it just now
         self._kill()
-        self._loads = [math.inf] * self.num_replicas
+        self._running = [None] * self.num_replicas
 
     async def __aenter__(self) -> RayReplicas:
         return self
@@ -174,12 +172,24 @@ class RayReplicas:
         await self.close()
 
     def _choose(self, request: Request) -> int:
-        if min(self._loads) == math.inf:
+        if not any(running is not None for running in self._running):
             raise QuireError(
                 f"none of {self.num_replicas} replicas is left: make new RayReplicas, perhaps with "
                 "max_restarts, so that Ray starts again what has died"
             )
-        return self._router.choose(self._loads, request)
+        return self._router.choose(self.loads(request.sampling_params.n), request)
+
+    def loads(self, num_more: int = 1) -> list[Load]:
+        """Return what each replica has to do before so many more sequences."""
+        loads = []
+        for running in self._running:
+            if running is None:
+                loads.append(Load(math.inf, is_full=True))
+                continue
+            sequences = sum(held.num_sequences for held in running.values())
+            is_full = sequences + num_more > self._max_num_seqs
+            loads.append(Load(sum(held.num_tokens for held in running.values()), is_full))
+        return loads
 
     def _gpus_of_a_replica(self, options: dict[str, Any]) -> int:
         """Return a GPU a rank, where there are any."""
@@ -209,6 +219,20 @@ class RayReplicas:
                 f"more. Ray says: {error}"
             )
         return error
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a request has of its replica, as far as its last output tells."""
+
+    num_sequences: int  # that have not ended
+    num_tokens: int  # of these, their prompts included
+
+    @classmethod
+    def of(cls, output: RequestOutput) -> Held:
+        """Read it from an output."""
+        ends = [len(c.token_ids) for c in output.outputs if c.finish_reason is None]
+        return cls(len(ends), len(ends) * len(output.prompt_token_ids) + sum(ends))
 
 
 class Replica:
@@ -255,15 +279,6 @@ class Replica:
     async def close(self) -> None:
         """Withdraw every request and let go of the devices."""
         await asyncio.to_thread(self.engine.close)
-
-
-def held_tokens(output: RequestOutput) -> int:
-    """Return the tokens of a request's sequences that have not ended, prompts included."""
-    return sum(
-        len(output.prompt_token_ids) + len(completion.token_ids)
-        for completion in output.outputs
-        if completion.finish_reason is None
-    )
 
 
 def _import_ray() -> ModuleType:
