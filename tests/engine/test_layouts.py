@@ -622,15 +622,19 @@ def predicted(name: str, work: str, gpu: str, scheme: str | None, layout: Layout
 Case = tuple[str, float, float]  # name, measured, predicted
 
 
+MODELS = {name.rpartition("/")[2].lower(): name for name in catalog_json()}
+
+
 def runs_of(measurement: str, gpu: str) -> Iterator[Case]:
     """Whole runs: <model>[-<format>]-<work>, the peers' with more behind a slash."""
     for row in load_measurement(measurement)["rows"]:
-        if row.get("engine", "quire") != "quire":
-            continue
         case = row["case"].split("/")[0].removesuffix("-again")
-        _, size, *form, work = case.split("-")
+        name = max((n for n in MODELS if case.startswith(f"{n}-")), key=len, default="")
+        *form, work = case.removeprefix(f"{name}-").split("-")
+        if not name or work not in WORKS or row.get("engine", "quire") != "quire":
+            continue
         scheme = form[0] if form and form[0] != "bf16" else None
-        value = predicted(f"Qwen3-{size.upper()}", work, gpu, scheme, Layout())
+        value = predicted(MODELS[name].rpartition("/")[2], work, gpu, scheme, Layout())
         yield f"{measurement}/{row['case']}", row["value"], value
 
 
