@@ -137,7 +137,7 @@ def _runs(model: ModelConfig, name: str, device: torch.device) -> list[Row]:
     seconds = seconds_of(llm, uniform_load(1, 128, 256), 3)
     rows.append(Row(f"{name}-batch1", "ms_per_token", seconds / 256 * 1e3, "ms"))
     for label, load in {"mix256": mix256(), "64x512x256": uniform_load(64, 512, 256)}.items():
-        seconds = seconds_of(llm, load, 2)
+        seconds = seconds_of(llm, load, 1)
         rate = sum(params.output_limit for params in load[1]) / seconds
         rows.append(Row(f"{name}-{label}", "tokens_per_second", rate, "tokens/s"))
     return rows
