@@ -23,17 +23,6 @@ def _words(*rows: str) -> np.ndarray[Any, Any]:
     return np.array([[v - 2**32 if v >= 2**31 else v for v in row] for row in values])
 
 
-def _refused(student: Subject, name: str, *args: Any, because: str) -> None:
-    try:
-        got = repr(student.call(name, *args))
-    except Wrong as wrong:
-        if "\ngot ValueError" in str(wrong):
-            return
-        raise
-    said = student.said(name, *args)
-    student.fail(f"called {said}\nexpected ValueError  ({because})\ngot {got[:160]}")
-
-
 def _hex(words: np.ndarray[Any, Any]) -> str:
     """Words in hexadecimal, a row behind another."""
     return " | ".join(
@@ -236,16 +225,16 @@ def stacked(student: Subject, variant: str) -> None:
 def contradictions(student: Subject, variant: str) -> None:
     """Codes that do not fit, shapes that contradict and shards that differ are refused."""
     for code in (-1, 8):
-        _refused(student, "pack", _array([1, code]), 3, 2, because=f"the code {code} and 3 bits")
+        student.refuses("pack", _array([1, code]), 3, 2, because=f"the code {code} and 3 bits")
     one = np.zeros((1, 1), np.int64)
     for columns in (9, 20):
         why = f"{columns} columns of 4 bits need more words"
-        _refused(student, "unpack", one, 4, columns, 32, because=why)
-    _refused(student, "unpack", np.zeros((1, 3), np.int64), 4, 9, 32, because="2 words are needed")
+        student.refuses("unpack", one, 4, columns, 32, because=why)
+    student.refuses("unpack", np.zeros((1, 3), np.int64), 4, 9, 32, because="2 words are needed")
     first, second = _pair(variant)
     for key, value in (("bits", 1), ("columns", 4), ("group", 3)):
         why = f"the shards differ in {key}"
-        _refused(student, "fuse", [first, {**second, key: value}], because=why)
+        student.refuses("fuse", [first, {**second, key: value}], because=why)
     short = {"bits": 2, "columns": 2}
     alike = [
         {
@@ -258,15 +247,15 @@ def contradictions(student: Subject, variant: str) -> None:
         for group in (2, 3)
     ]
     why = "the shards differ in group, although each has one"
-    _refused(student, "fuse", alike, because=why)
+    student.refuses("fuse", alike, because=why)
     for key in ("words", "scales", "zeros"):
         why = f"a row of {key} is missing"
-        _refused(student, "fuse", [{**first, key: first[key][:-1]}], because=why)
+        student.refuses("fuse", [{**first, key: first[key][:-1]}], because=why)
         wide = np.concatenate([first[key], first[key]], 1)
-        _refused(student, "fuse", [{**first, key: wide}], because=f"{key} are twice as wide")
+        student.refuses("fuse", [{**first, key: wide}], because=f"{key} are twice as wide")
     wide = np.concatenate([second["scales"], second["scales"]], 1)
     why = "scales are twice as wide, and no zeros are stored"
-    _refused(student, "fuse", [{**second, "scales": wide}], because=why)
+    student.refuses("fuse", [{**second, "scales": wide}], because=why)
 
 
 # ---- scales
@@ -343,7 +332,7 @@ def equals(student: Subject, variant: str) -> None:
     _grid(student, [[-1, 0.625, 2]], [0, 1, 0], [0.75, 1.0, 0.5], [scales], [zeros], why)
     for ladder in ([], [1.0, 0.0], [-1.0]):
         args = _array([1.0, 2.0]), np.ones(2), 2, ladder
-        _refused(student, "search", *args, because=f"the ladder {ladder}")
+        student.refuses("search", *args, because=f"the ladder {ladder}")
 
 
 def in_float16(student: Subject, variant: str) -> None:
@@ -589,9 +578,9 @@ def read_again(student: Subject, variant: str) -> None:
         student.expect("read", last, 7, 4, want=want[1:], because=why)
         short = {**made, "starts": np.array([0, 1])}
         why = "row 0 has one word of its own, and its last code ends in bit 32"
-        _refused(student, "read", short, 7, 4, because=why)
+        student.refuses("read", short, 7, 4, because=why)
         short = {**_rows_of_words(["81E7BE08"]), "scales": _array([0.25, 0.125])}
-        _refused(student, "read", short, 7, 4, because="the last code ends in bit 32")
+        student.refuses("read", short, 7, 4, because="the last code ends in bit 32")
     elif variant == "doubled":
         made = {
             "codes": _array([3, 3, 2, 2, 3]), "zeros": _array([1, 0, 0, 1, 0]),
@@ -601,10 +590,10 @@ def read_again(student: Subject, variant: str) -> None:
         student.expect("read", made, 1, 3, want=want, because="(code - zero) · step · 2 ** e")
         for step in (0, 256):
             spoilt = {**made, "steps": _array([128, 38, step, 255, 129])}
-            _refused(student, "read", spoilt, 1, 3, because=f"the step {step}")
+            student.refuses("read", spoilt, 1, 3, because=f"the step {step}")
         for block in (2, 5):
             why = f"5 groups in blocks of {block} do not have two exponents"
-            _refused(student, "read", made, 1, block, because=why)
+            student.refuses("read", made, 1, block, because=why)
     else:
         made: dict[str, Any] = {
             "codes": _array([3, 2, 3, 1, 0]), "scales": _array([1.0, 0.5, 2]),
@@ -620,8 +609,8 @@ def read_again(student: Subject, variant: str) -> None:
         student.expect("read", other, 2, want=want, because="group 2 has no column")
         for g_idx in ([1, 0, 2, 0], [1, 0, 3, 0, 1], [1, 0, -1, 0, 1]):
             spoilt = {**made, "g_idx": np.array(g_idx)}
-            _refused(student, "read", spoilt, 2, because=f"g_idx {g_idx}")
-        _refused(student, "read", made, 3, because="5 columns have two groups of 3, and 3 scales")
+            student.refuses("read", spoilt, 2, because=f"g_idx {g_idx}")
+        student.refuses("read", made, 3, because="5 columns have two groups of 3, and 3 scales")
     _stays(student, variant)
 
 

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from quire.errors import InvalidRequestError, QuireError
+from quire.rank_flags import add_rank_arguments, is_follower, rank_options
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -121,6 +122,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a smaller model that guesses tokens ahead, such as quire-mini-draft",
     )
+    add_rank_arguments(parser)
 
 
 def _speculative_config(args: argparse.Namespace) -> Any:
@@ -147,7 +149,10 @@ def _json(text: str) -> object:
 
 def _generate(args: argparse.Namespace) -> int:
     """Stream one completion to the terminal, then say how fast it came."""
-    prompt = _read_standard_input() if args.prompt == "-" else args.prompt
+    ranks = rank_options(args)
+    prompt = args.prompt
+    if prompt == "-" and not is_follower(ranks):
+        prompt = _read_standard_input()
     from quire.llm import LLM  # takes seconds: what cannot be read is said before
     from quire.sampling.params import SamplingParams
 
@@ -167,6 +172,7 @@ def _generate(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         quantization=args.quantization,
         speculative_config=_speculative_config(args),
+        **ranks,
     )
     begin = time.perf_counter()
     shown = None

@@ -52,9 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--link",
-        default="nccl",
-        help=f"between them: {', '.join(LINKS)} (NVLink 4), or microseconds a call and gigabytes a "
-        "second, such as 20us:25GBps (default: %(default)s)",
+        default="direct",
+        help=f"between them: {', '.join(LINKS)} (NVLink 4; direct: as quire adds up, over peers' "
+        "memory), or microseconds a call and gigabytes a second, such as 20us:25GBps (default: "
+        "%(default)s)",
     )
     parser.add_argument("--prompt", type=int, default=512, help="prompt tokens (%(default)s)")
     parser.add_argument("--output", type=int, default=256, help="output tokens (%(default)s)")
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_as_json(forecasts, refusals, targets, machine), indent=2))
     else:
-        print("\n".join(_lines(args, forecasts, refusals, targets, machine)))
+        print("\n".join(_lines(args, config, forecasts, refusals, targets, machine)))
     return 0
 
 
@@ -153,6 +154,7 @@ def _by_throughput(forecasts: Sequence[Forecast]) -> list[Forecast]:
 
 def _lines(
     args: argparse.Namespace,
+    config: ModelConfig,
     forecasts: Sequence[Forecast],
     refusals: Sequence[Refusal],
     slo: Slo | None,
@@ -174,10 +176,10 @@ def _lines(
     yield ""
     yield from _choices(forecasts, slo)
     yield ""
-    yield (
-        f"Link: {machine.link.name}. Assumed, not measured: {'; '.join(machine.link.assumed)}; "
-        "the commands to ranks; the bytes that CUDA and NCCL keep."
-    )
+    assumed = [*machine.link.assumed, "the commands to ranks", "the bytes that CUDA and NCCL keep"]
+    if config.moe is not None:
+        assumed.append("an even choice of experts; their products, as others of as many rows")
+    yield f"Link: {machine.link.name}. Assumed, not measured: {'; '.join(assumed)}."
 
 
 def _table(forecasts: Sequence[Forecast], slo: Slo | None) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from quire import LLM, SamplingParams
 from quire.bench import steps
 from quire.bench.decode import Reference
 from quire.cli import main
+from quire.config import EngineOptions
+from quire.parallel.options import ParallelOptions
+from quire.rank_flags import add_rank_arguments, rank_options
 
 PROMPT = "def fibonacci(n):\n"
 DRAFT = "quire-mini-draft"  # the quicker one
@@ -277,3 +282,47 @@ def test_a_scheme_for_the_layers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[4 tokens in" in capsys.readouterr().err
     assert main([*arguments, "--quantization", "int1"]) == 2
     assert "scheme 'int1'" in capsys.readouterr().err
+
+
+def test_every_option_of_ranks_is_a_flag() -> None:
+    """With the type, the default and the description that `ParallelOptions` has."""
+    parser = argparse.ArgumentParser()
+    add_rank_arguments(parser)
+    assert rank_options(parser.parse_args([])) == asdict(ParallelOptions())
+    given = ["--tensor-parallel-size", "2", "--enable-expert-parallel"]
+    wanted = asdict(ParallelOptions(tensor_parallel_size=2, enable_expert_parallel=True))
+    assert rank_options(parser.parse_args(given)) == wanted
+    assert set(wanted) <= set(EngineOptions.__annotations__)
+    shown = " ".join(parser.format_help().split())
+    assert "ranks that share every layer's matrices and heads. (default: 1)" in shown
+    for field in fields(ParallelOptions):
+        action = next(a for a in parser._actions if a.dest == field.name)
+        assert len(action.help or "") > len("(default: None)"), f"{field.name} is not described"
+
+
+def test_generate_on_ranks_that_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", PROMPT, "--max-tokens", "12", "--device", "cpu", "--model", DRAFT]
+    assert main(arguments) == 0
+    plain = capsys.readouterr().out
+    for sizes in (["--tensor-parallel-size", "2"], ["--pipeline-parallel-size", "2"]):
+        ranks = [*sizes, "--distributed-executor-backend", "lockstep"]
+        assert main([*arguments, *ranks]) == 0
+        assert capsys.readouterr().out == plain
+    assert main([*arguments, "--tensor-parallel-size", "0"]) == 2
+    assert "tensor_parallel_size=0" in capsys.readouterr().err
+    assert main([*arguments, "--distributed-executor-backend", "ray"]) == 2
+    assert "must be one of mp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "reads standard input"), ("1", "MASTER_ADDR")])
+def test_only_the_first_rank_reads_standard_input(
+    rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun's ranks share it: a second reader would take the prompt from the first."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setattr("sys.stdin", None)
+    options = ["--model", DRAFT, "--device", "cpu", "--tensor-parallel-size", "2"]
+    backend = ["--distributed-executor-backend", "external_launcher"]
+    assert main(["generate", "-", *options, *backend]) == 2
+    assert said in capsys.readouterr().err

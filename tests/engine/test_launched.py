@@ -70,6 +70,35 @@ def test_ranks_of_one_machine(folder: Path, script: Path) -> None:
     assert ast.literal_eval(done.stdout) == expected(folder)
 
 
+def test_the_command_reads_and_prints_on_the_first_rank_alone() -> None:
+    """The ranks share standard input; whoever reads a pipe takes it from the others."""
+    options = ["--max-tokens", "6", "--device", "cpu", "--model", "quire-mini-draft"]
+    alone = [sys.executable, "-m", "quire", "generate", "-", *options]
+    ranks = ["--tensor-parallel-size", "2", "--distributed-executor-backend", "external_launcher"]
+    prompt = "def fibonacci(n):\n" * 4
+    launched = [
+        *torchrun("--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"),
+        *["-m", "quire", "generate", "-", *options, *ranks],
+    ]
+    one, two = (
+        subprocess.run(
+            command,
+            input=prompt,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=environment(GLOO_SOCKET_IFNAME="lo"),
+            check=False,
+        )
+        for command in (alone, launched)
+    )
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr
+    assert one.stdout.startswith(prompt)
+    assert two.stdout == one.stdout
+    assert two.stderr.count("tokens/s") == 1
+    assert "Exception ignored" not in two.stderr  # each has left its group once, in order
+
+
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,11 +11,10 @@ from checkpoints import SPECS, random_prompts
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import Folder, Run
-from torch import Tensor
 
 from quire import LLM, Components, QuireError, SamplingParams
-from quire.attention.torch_backend import TorchAttention, TorchMetadata
-from quire.kv.layer import LayerKV
+from quire.attention.torch_backend import TorchAttention
+from quire.bench.cache_variants import ChangedCache
 from quire.kv.quantized import FORMATS, dequantize, quantize
 from quire.kv.spec import KVCacheSpec
 from quire.kv.storage import KVStorage
@@ -80,44 +80,23 @@ def prompt_logprobs(llm: LLM, prompt: list[int]) -> torch.Tensor:
     return torch.tensor([next(iter(row.values())).logprob for row in rows if row is not None])
 
 
-class Rounded(TorchAttention):
-    """The oracle: a float32 cache that holds what codes stand for."""
-
-    writes_by_slot = False
-    format = "int8"
-
-    def write(self, key: Tensor, value: Tensor, kv: LayerKV, metadata: TorchMetadata) -> None:
-        key, value = (
-            dequantize(*quantize(x, FORMATS[self.format]), torch.float32) for x in (key, value)
-        )
-        super().write(key, value, kv, metadata)
-
-    def forward(
-        self,
-        query: Tensor,
-        kv: LayerKV,
-        metadata: TorchMetadata,
-        scale: float,
-        fresh_kv: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        return super().forward(query, kv, metadata, scale)
+def rounded(x: torch.Tensor, name: str) -> torch.Tensor:
+    """Return in float32 what the codes of keys or values stand for."""
+    return dequantize(*quantize(x, FORMATS[name]), torch.float32)
 
 
-class RoundedFP8(Rounded):
-    format = "fp8"
-
-
-@pytest.mark.parametrize("oracle", [Rounded, RoundedFP8])
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("model", SPECS)
 @pytest.mark.parametrize("budget", [256, 20], ids=["whole", "chunks"])
 def test_probabilities_are_those_of_rounded_keys(
-    oracle: type[Rounded], model: str, budget: int, checkpoint: Folder
+    name: str, model: str, budget: int, checkpoint: Folder
 ) -> None:
+    """The oracle is a float32 cache that holds what codes stand for."""
     (prompt,) = random_prompts([90], seed=5)
     options: dict[str, Any] = {"device": "cpu", "max_num_batched_tokens": budget}
-    components = Components(attention=oracle)
+    components = Components(attention=partial(ChangedCache, partial(rounded, name=name)))
     expected = prompt_logprobs(LLM(checkpoint(model), components=components, **options), prompt)
-    coded = LLM(checkpoint(model), kv_cache_dtype=oracle.format, **options)
+    coded = LLM(checkpoint(model), kv_cache_dtype=name, **options)
     torch.testing.assert_close(prompt_logprobs(coded, prompt), expected, atol=1e-3, rtol=0)
 
 

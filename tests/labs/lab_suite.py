@@ -88,6 +88,29 @@ class LabSuite:
         assert imported <= present
         assert _code(build_notebook(lab))[-1]["source"] == "labkit.submit()"
 
+    def test_every_task_names_sections_that_the_chapter_has(self, lab: Lab, variant: str) -> None:
+        """On the chapter's page or on those beneath it."""
+        chapters = labs_folder().parent / "chapters"
+        pages = [chapters / f"{lab.slug}.md", *sorted((chapters / lab.slug).glob("*.md"))]
+        text = "\n".join(page.read_text("utf8") for page in pages)
+        headings = re.findall(r"^#{2,3} (.+)$", text, re.M)
+        cells = [cell["source"] for cell in build_notebook(lab, variant)["cells"]]
+        tasks = [source for source in cells if re.match(r"## Task \d", source)]
+        assert len(tasks) >= len(lab.tasks)
+        for number, source in enumerate(tasks):
+            line = re.search(r"^\*Sections? of the chapter:\* (.*?)\.$", source, re.M | re.S)
+            if line is None:  # a frontier task may follow from those before it
+                assert number >= len(lab.tasks), source[:80]
+                continue
+            named = re.findall(r"\*([^*]+)\*", " ".join(line[1].split()))
+            assert named
+            assert set(named) <= set(headings)
+
+    def test_the_minutes_of_the_introduction_are_those_of_the_tasks(self, lab: Lab) -> None:
+        intro = build_notebook(lab)["cells"][0]["source"]
+        rows = re.findall(r"^\| \d\. .*\| (\d+) \|$", intro, re.M)
+        assert [int(minutes) for minutes in rows] == [task.minutes for task in lab.tasks]
+
     def test_every_hidden_test_cites_a_sentence(self, lab: Lab) -> None:
         assert map_problems(lab) == []
 

@@ -155,6 +155,30 @@ def test_a_call_can_be_worded() -> None:
         subject.expect("half", "a", want=3.0, said=lambda: "half of a word")
 
 
+def test_a_refusal_is_a_value_error() -> None:
+    """Of a function or of a class; another exception, or an answer, is told beside it."""
+
+    class Positive:
+        def __init__(self, number: int) -> None:
+            if number < 0:
+                raise ValueError("below 0")
+
+    def root(number: int) -> float:
+        if number < 0:
+            raise ValueError("below 0")
+        return float(number / number)
+
+    subject = Subject(in_notebook({"root": root, "Positive": Positive}))
+    subject.refuses("root", -1)
+    subject.refuses("Positive", -1)
+    with pytest.raises(Wrong, match=r"called root\(4\)\nexpected ValueError  \(why\)\ngot 1$"):
+        subject.refuses("root", 4, because="why")
+    with pytest.raises(Wrong, match=r"expected ValueError\ngot ZeroDivisionError: "):
+        subject.refuses("root", 0)
+    with pytest.raises(Wrong, match=r"called Positive\(4\)\nexpected ValueError\ngot it returned"):
+        subject.refuses("Positive", 4)
+
+
 def test_the_words_stand_alone_in_a_notebook() -> None:
     failed = labkit.CheckFailed("sampler: 0 of 4")
     assert failed._render_traceback_() == ["sampler: 0 of 4"]

@@ -13,13 +13,12 @@ import labkit
 from labkit.author.build import build_notebook
 from labkit.grading.cells import reference_cells
 from labkit.grading.grade import Grader
-from labkit.reader.lab import import_checks, labs_folder, load_lab
+from labkit.reader.lab import import_checks, load_lab
 from labkit.reader.notebook import Submission
 from labkit.reader.titles import title_of
 
 VARIANTS = ("dense", "doubled", "sorted")
 FILES = ("master.py", "second.py")
-CHAPTER = labs_folder().parent / "chapters" / "quantization.md"
 
 
 class TestQuantization(LabSuite):
@@ -58,24 +57,10 @@ def _after(text: str, words: str) -> str:
     return found[1]
 
 
-@pytest.mark.skipif(not CHAPTER.is_file(), reason="the chapter is not written yet")
-def test_every_task_names_sections_that_the_chapter_has() -> None:
-    headings = re.findall(r"^## (.+)$", CHAPTER.read_text("utf8"), re.M)
-    for number in range(1, 6):
-        line = re.search(
-            r"^\*Sections? of the chapter:\* (.*)\.?$", _task_text(number), re.M
-        )  # fmt: skip
-        assert line, number
-        named = re.findall(r"\*([^*]+)\*", line[1])
-        assert named
-        assert set(named) <= set(headings)
-
-
-def test_the_minutes_of_the_introduction_are_those_of_the_tasks() -> None:
+def test_the_introduction_says_how_long_it_takes() -> None:
     tasks = load_lab("quantization").tasks
     cells = build_notebook(load_lab("quantization"), None)["cells"]
     intro = cells[0]["source"]
-    assert [int(row[-1]) for row in _rows(intro)[1:]] == [task.minutes for task in tasks]
     assert sum(task.minutes for task in tasks) == 5 * 60
     assert "five hours" in " ".join(intro.split())
 

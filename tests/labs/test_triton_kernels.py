@@ -10,10 +10,9 @@ import pytest
 from lab_suite import LabSuite
 
 from labkit.author.build import build_notebook
-from labkit.reader.lab import import_folder, labs_folder, load_lab
+from labkit.reader.lab import import_folder, load_lab
 
 VARIANTS = ("words", "sinks", "rope")
-CHAPTER = labs_folder().parent / "chapters" / "triton-kernels.md"
 
 
 class TestTritonKernels(LabSuite):
@@ -26,24 +25,9 @@ def _task_text(number: int, variant: str | None = None) -> str:
     return str(text)
 
 
-@pytest.mark.skipif(not CHAPTER.is_file(), reason="the chapter is not written yet")
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_task_names_sections_that_the_chapter_has(variant: str) -> None:
-    headings = re.findall(r"^## (.+)$", CHAPTER.read_text("utf8"), re.M)
-    for number in range(1, 6):
-        text = _task_text(number, variant)
-        line = re.search(r"^\*Sections? of the chapter:\* (.*)\.?$", text, re.M)
-        assert line, number
-        named = re.findall(r"\*([^*]+)\*", line[1])
-        assert named
-        assert set(named) <= set(headings)
-
-
-def test_the_minutes_of_the_introduction_are_those_of_the_tasks() -> None:
+def test_the_introduction_says_how_long_it_takes() -> None:
     tasks = load_lab("triton-kernels").tasks
     intro = build_notebook(load_lab("triton-kernels"), None)["cells"][0]["source"]
-    rows = re.findall(r"^\| \d\. .*\| (\d+) \|$", intro, re.M)
-    assert [int(minutes) for minutes in rows] == [task.minutes for task in tasks]
     assert 300 < sum(task.minutes for task in tasks) < 330
     assert "a little more than five hours" in " ".join(intro.split())
 

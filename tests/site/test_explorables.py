@@ -31,6 +31,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from quire import LLM, SamplingParams
 from quire.analysis import find_hardware, load_hardware, predict
+from quire.analysis.memory import dense_layers
 from quire.kernels.cutoff import apply_min_p, apply_top_k_top_p
 from quire.kernels.sampling import apply_temperature
 from quire.models.config import ModelConfig
@@ -274,8 +275,9 @@ def test_reduced_motion_is_honoured(open_explorable: OpenExplorable, data: dict[
 
 
 def random_case(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A config.json of one of the four architectures, and a workload in Python's names."""
-    architecture = rng.choice(["Llama", "Mistral", "Qwen2", "Qwen3"]) + "ForCausalLM"
+    """A config.json of one of the six architectures, and a workload in Python's names."""
+    families = ["Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Qwen3Moe"]
+    architecture = rng.choice(families) + "ForCausalLM"
     kv_heads, group = rng.choice([1, 2, 3, 8, 16]), rng.choice([1, 2, 4, 7])
     head_size = 2 * rng.randint(4, 96)
     layers = rng.randint(1, 90)
@@ -300,7 +302,9 @@ def random_case(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
     if architecture.startswith("Llama") and rng.random() < 0.4:  # elsewhere it has a number
         del config["num_key_value_heads"]
     window = rng.choice([None, 16, 1024, 4096])
-    if architecture.startswith("Mistral"):
+    if architecture.startswith(("Mixtral", "Qwen3Moe")):
+        config |= random_experts(rng, architecture, layers)
+    if architecture.startswith("Mi"):
         config["sliding_window"] = window
     elif rng.random() < 0.4:
         config["sliding_window"] = window or 64
@@ -324,16 +328,31 @@ def random_case(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, workload
 
 
+def random_experts(rng: random.Random, architecture: str, layers: int) -> dict[str, Any]:
+    """Keys of a mixture of experts; each may be left out, and the number has two names."""
+    keys: dict[str, Any] = {
+        rng.choice(["num_experts", "num_local_experts"]): rng.randint(8, 256),
+        "num_experts_per_tok": rng.randint(1, 8),
+    }
+    if architecture.startswith("Qwen3Moe"):
+        keys["moe_intermediate_size"] = rng.randint(16, 4000)
+        keys["decoder_sparse_step"] = rng.choice([1, 1, 2, 100])  # of 100 few models have a layer
+        keys["mlp_only_layers"] = rng.sample(range(layers), rng.randint(0, layers // 2))
+        if rng.random() < 0.2:
+            keys["num_local_experts"] = 0  # which overrides the other: no layer has experts
+    return {key: value for key, value in keys.items() if rng.random() < 0.8}
+
+
 def camel(name: str) -> str:
     head, *rest = name.split("_")
     return head + "".join(word.capitalize() for word in rest)
 
 
 def test_calculator_equals_quire_analysis(page: Page, base: str, make_data: ModuleType) -> None:
-    """300 random models, devices and workloads, every result to one part in 10⁹."""
+    """400 random models, devices and workloads, every result to one part in 10⁹."""
     rng = random.Random(0)
     devices = [d for device in load_hardware().values() for d in (device, device.measured())]
-    cases = [(*random_case(rng), rng.choice(devices)) for _ in range(300)]
+    cases = [(*random_case(rng), rng.choice(devices)) for _ in range(400)]
     page.goto(f"{base}/latency-calculator.html")
     answers = page.evaluate(
         """async (cases) => {
@@ -346,9 +365,11 @@ def test_calculator_equals_quire_analysis(page: Page, base: str, make_data: Modu
             for raw, workload, device in cases
         ],
     )
-    bounds = set()
+    bounds, mixed = set(), set()
     for (raw, workload, device), answer in zip(cases, answers, strict=True):
-        result = predict(ModelConfig.from_dict(raw), device, **workload)
+        config = ModelConfig.from_dict(raw)
+        mixed.add((config.moe is not None, dense_layers(config) > 0))
+        result = predict(config, device, **workload)
         numbers = {
             "ttft": result.ttft_s,
             "tpot": result.tpot_s,
@@ -369,6 +390,7 @@ def test_calculator_equals_quire_analysis(page: Page, base: str, make_data: Modu
             expected = getattr(result.memory, key)
             assert answer["memory"][camel(key)] == pytest.approx(expected, rel=1e-9), (key, raw)
         bounds.add((result.prefill_bound, result.decode_bound, result.memory.fits))
+    assert mixed == {(False, True), (True, False), (True, True)}
     assert len(bounds) >= 5  # the cases reach both ceilings in both phases, fitting or not
 
 

@@ -40,7 +40,7 @@ def possible(
     config: ModelConfig, gpus: int, on: Machine, batch: int, context: int
 ) -> dict[Layout, Steady]:
     found = {}
-    for layout in layouts(gpus):
+    for layout in layouts(gpus, experts=config.moe is not None):
         try:
             found[layout] = steady(config, layout, on, batch, context)
         except QuireError:
@@ -63,10 +63,9 @@ def test_every_layout_equals_quires(page: Page, base: str, planner: dict[str, An
     """Every model on 1 to 12 GPUs, either device, each link, stages with graphs and without."""
     settings = [
         (name, device, link, captured, gpus)
-        for name, raw in catalog_json().items()
-        if "num_experts" not in raw  # the page knows no experts
+        for name in catalog_json()
         for device, link, captured in (
-            ("h200", "nccl", False),
+            ("h200", "direct", False),
             ("h200", "two-shot", True),
             ("h100", "one-shot", False),
         )
@@ -83,7 +82,7 @@ def test_every_layout_equals_quires(page: Page, base: str, planner: dict[str, An
                     engine: data.engine, products: data.products,
                     rates: { ...data.rates, captures_stages: captured } };
                 const config = modelConfig(data.models[name]);
-                return layouts(gpus).map((layout) => [layout, batches.map(
+                return layouts(gpus, config.moe !== null).map((layout) => [layout, batches.map(
                     ([batch, context]) => tried(config, layout, machine, batch, context))]);
             });
         }""",
@@ -92,7 +91,8 @@ def test_every_layout_equals_quires(page: Page, base: str, planner: dict[str, An
     compared = refused = 0
     for (name, device, link, captured, gpus), answer in zip(settings, answers, strict=True):
         config, on = model(name), machine(device, link, captured)
-        assert [Layout(**layout) for layout, _ in answer] == layouts(gpus)
+        listed = layouts(gpus, experts=config.moe is not None)
+        assert [Layout(**layout) for layout, _ in answer] == listed
         for batch, at in zip(BATCHES, range(len(BATCHES)), strict=True):
             expected = possible(config, gpus, on, *batch)
             found = {Layout(**layout): each[at] for layout, each in answer if each[at]}
@@ -193,7 +193,7 @@ def assert_shows(element: Locator, expected: dict[Layout, Steady]) -> None:
 def test_the_planners_form(open_explorable: OpenExplorable, planner: dict[str, Any]) -> None:
     element = open_explorable("layout-planner")
     scenario = planner["scenario"]
-    config, on = model(scenario["model"]), machine("h200", "nccl", False)
+    config, on = model(scenario["model"]), machine("h200", "direct", False)
     verdict = commit(element, "2.1")
     answer = steady(config, Layout(2), on, 1, 512)
     assert answer_in(verdict) == three(1e3 * answer.decode.seconds)
@@ -210,7 +210,7 @@ def test_the_planners_form(open_explorable: OpenExplorable, planner: dict[str, A
     element.locator("select[name=gpus]").select_option("8")
     assert_shows(element, possible(config, 8, on, 512, 8192))
     element.locator("input[name=captured]").check()
-    on = machine("h200", "nccl", True)
+    on = machine("h200", "direct", True)
     assert_shows(element, possible(config, 8, on, 512, 8192))
     element.locator("select[name=link]").select_option("two-shot")
     element.locator("select[name=device]").select_option("h100")
@@ -222,6 +222,10 @@ def test_the_planners_form(open_explorable: OpenExplorable, planner: dict[str, A
     config = model("Qwen2.5-7B")
     assert_shows(element, possible(config, 8, on, 32, 8192))
     expect(element.locator(".refused")).to_contain_text("TP8: 28 heads are not shared evenly by 8")
+
+    element.locator("select[name=model]").select_option("Qwen/Qwen3-30B-A3B")
+    assert_shows(element, possible(model("Qwen3-30B-A3B"), 8, on, 32, 8192))
+    assert "TP4 DP2 EP4" in table(element)
 
 
 def test_what_does_not_fit_is_said(open_explorable: OpenExplorable) -> None:

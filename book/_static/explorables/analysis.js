@@ -23,6 +23,16 @@ const SWITCHES = {
     defaults: { ...COMMON, num_key_value_heads: 8, sliding_window: 4096 } },
   Qwen2ForCausalLM: { qkvBias: true, defaults: QWEN },
   Qwen3ForCausalLM: { qkNorm: true, defaults: { ...QWEN, head_dim: 128, attention_bias: false } },
+  MixtralForCausalLM: { windowed: true,
+    experts: { countKeys: ["num_experts", "num_local_experts"], widthKey: "intermediate_size" },
+    defaults: { ...COMMON, num_key_value_heads: 8, sliding_window: null, intermediate_size: 14336,
+      num_experts_per_tok: 2, num_local_experts: 8 } },
+  Qwen3MoeForCausalLM: { qkNorm: true, oneWindow: true,
+    experts: { countKeys: ["num_local_experts", "num_experts"], widthKey: "moe_intermediate_size",
+      choosesLayers: true },
+    defaults: { ...COMMON, num_key_value_heads: 4, attention_bias: false, use_sliding_window: false,
+      sliding_window: 4096, decoder_sparse_step: 1, mlp_only_layers: null,
+      moe_intermediate_size: 768, num_experts: 128, num_experts_per_tok: 8 } },
 };
 
 /** A key's value, its default where it is left out; null where the architecture reads no such key. */
@@ -34,6 +44,7 @@ function slidingWindows(raw, switches) {
   const window = value("sliding_window");
   if (switches.windowed) return Array(layers).fill(window);
   if (!value("use_sliding_window")) return Array(layers).fill(null);
+  if (switches.oneWindow) return Array(layers).fill(window);
   const kinds = value("layer_types");
   if (kinds) return kinds.map((kind) => (kind === "sliding_attention" ? window : null));
   const first = value("max_window_layers");
@@ -46,6 +57,28 @@ function windowGroups(windows) {
   for (const window of windows) groups.set(window, (groups.get(window) ?? 0) + 1);
   return [...groups];
 }
+
+/** The mixture of experts that stands in place of some layers' MLP; null where no layer has one. */
+function mixture(raw, switches) {
+  if (!switches.experts) return null;
+  const { countKeys, widthKey, choosesLayers } = switches.experts, value = (key) => valueOf(raw, switches, key);
+  const given = countKeys.find((key) => key in raw), count = given ? raw[given] : value(countKeys.at(-1));
+  const step = choosesLayers ? value("decoder_sparse_step") : 1, perToken = value("num_experts_per_tok");
+  const dense = value("mlp_only_layers") ?? [];
+  const layers = Array.from({ length: raw.num_hidden_layers }, (_, i) => i)
+    .filter((i) => (i + 1) % step === 0 && !dense.includes(i));
+  if (!count || !layers.length) return null;
+  if (!(perToken >= 1 && perToken <= count)) throw new Error(`${perToken} experts a token of ${count}`);
+  return { count, perToken, width: value(widthKey), layers };
+}
+
+/** Layers that have one MLP for every token. */
+export const denseLayers = (c) => c.numLayers - (c.moe ? c.moe.layers.length : 0);
+/** Gate, up and down of one expert. */
+export const expertParameters = (c) => (c.moe ? 3 * c.hiddenSize * c.moe.width : 0);
+/** Experts of a layer that a step needs: E · (1 − (1 − k/E)^T). */
+export const expertsTouched = ({ moe }, numTokens) =>
+  moe.count * (1 - (1 - moe.perToken / moe.count) ** numTokens);
 
 /** The sizes in a transformers `config.json`; throws in words what is wrong with it. */
 export function modelConfig(raw) {
@@ -77,8 +110,16 @@ export function modelConfig(raw) {
     mlpBias: Boolean(value("mlp_bias")),
     qkNorm: Boolean(switches.qkNorm),
     windowGroups: windowGroups(slidingWindows(raw, switches)),
+    moe: mixture(raw, switches),
     dtype: raw.dtype ?? raw.torch_dtype ?? "float32",
   };
+}
+
+/** Gate, up and down of all layers; of a layer's experts so many, by default all, and its router. */
+function mlpParameters(c, experts = c.moe?.count) {
+  const dense = denseLayers(c) * (3 * c.hiddenSize * c.intermediateSize +
+    (2 * c.intermediateSize + c.hiddenSize) * c.mlpBias);
+  return c.moe ? dense + c.moe.layers.length * (c.hiddenSize * c.moe.count + experts * expertParameters(c)) : dense;
 }
 
 export function countParameters(c) {
@@ -86,8 +127,7 @@ export function countParameters(c) {
   const vocabulary = c.vocabSize * c.hiddenSize;
   const attention = c.numLayers * (2 * c.hiddenSize * (query + keyValue) +
     (query + 2 * keyValue) * c.qkvBias + c.hiddenSize * c.outputBias);
-  const mlp = c.numLayers * (3 * c.hiddenSize * c.intermediateSize +
-    (2 * c.intermediateSize + c.hiddenSize) * c.mlpBias);
+  const mlp = mlpParameters(c);
   const norm = c.numLayers * (2 * c.hiddenSize + 2 * c.headSize * c.qkNorm) + c.hiddenSize;
   const head = c.tied ? 0 : vocabulary;
   return { embedding: vocabulary, attention, mlp, norm, head,
@@ -110,14 +150,16 @@ function causalPairs(c, numTokens) {
   }));
 }
 
-const layerWeights = (c) => c.numLayers * (2 * c.hiddenSize *
-  (c.numHeads + c.numKvHeads) * c.headSize + 3 * c.hiddenSize * c.intermediateSize);
+const layerWeights = (c) => c.numLayers * 2 * c.hiddenSize * (c.numHeads + c.numKvHeads) * c.headSize +
+  denseLayers(c) * 3 * c.hiddenSize * c.intermediateSize +
+  (c.moe ? c.moe.layers.length * (c.hiddenSize * c.moe.count + c.moe.perToken * expertParameters(c)) : 0);
 const headFlops = (c) => 2 * c.hiddenSize * c.vocabSize;
 const attentionFlops = (c, attended) => 4 * c.numHeads * c.headSize * attended;
 
 function stepWeightBytes(c, numTokens, dtype) {
   const count = countParameters(c);
-  const read = count.attention + count.mlp + count.norm + c.vocabSize * c.hiddenSize +
+  const mlp = c.moe ? mlpParameters(c, expertsTouched(c, numTokens)) : count.mlp;
+  const read = count.attention + mlp + count.norm + c.vocabSize * c.hiddenSize +
     numTokens * c.hiddenSize;
   return read * DTYPE_BYTES[dtype];
 }
@@ -144,11 +186,13 @@ export function computeDtype(hardware, weightDtype) {
 export const ridgePoint = (hardware, dtype) =>
   hardware.peak_flops[dtype] / hardware.bandwidth_bytes_per_s;
 
+/** Numbers a token keeps at the peak: the residual beside the widest of q k v, of the MLP, of k experts. */
+export const activationWidth = (c) => c.hiddenSize + Math.max(2 * (c.numHeads + c.numKvHeads) * c.headSize,
+  denseLayers(c) ? 2 * c.intermediateSize : 0, c.moe ? c.moe.perToken * (c.moe.width + c.hiddenSize) : 0);
+
 function memoryLedger(c, capacity, w, dtype) {
   const weights = countParameters(c).total * DTYPE_BYTES[w.weightDtype];
-  const query = 2 * (c.numHeads + c.numKvHeads) * c.headSize;
-  const width = c.hiddenSize + Math.max(2 * c.intermediateSize, query);
-  const activations = w.maxNumBatchedTokens * width * DTYPE_BYTES[dtype];
+  const activations = w.maxNumBatchedTokens * activationWidth(c) * DTYPE_BYTES[dtype];
   const cache = kvCacheBytes(c, w.promptTokens + w.outputTokens, w.kvDtype);
   const logits = c.vocabSize * DTYPE_BYTES.fp32;
   const room = capacity - weights - activations;

@@ -77,7 +77,7 @@ class LatencyCalculator extends Explorable {
         placeholder: '{ "architectures": ["LlamaForCausalLM"], … }' }),
     };
     const i = this.inputs;
-    this.pasteField = field("config.json of a Llama, Mistral, Qwen2 or Qwen3", i.paste);
+    this.pasteField = field("config.json of a Llama, Mistral, Mixtral, Qwen2, Qwen3 or Qwen3-MoE", i.paste);
     this.error = html("p", { class: "error", role: "alert" });
     this.times = html("tbody");
     this.memoryText = html("p", { class: "note" });

@@ -32,15 +32,15 @@ class LayoutPlanner extends Explorable {
 
   build(data) {
     this.data = data;
-    const { model, device, batch, context, gpus } = data.scenario, single = { tensor: 1, pipeline: 1, data: 1 };
+    const { model, device, batch, context, gpus } = data.scenario, single = { tensor: 1, pipeline: 1, data: 1, expert: 1 };
     const at = (layout) => steady(this.config(model), layout, this.machine(data.scenario), batch, context);
     const one = at(single), weights = one.parts.weights;
     this.panel = html("div", { class: "panel", hidden: true });
     this.app.append(this.gate({
       question: `${model.split("/").at(-1)} decodes ${requests(batch)} of ${number(context)} tokens on an ` +
         `${data.devices[device].name.split(",")[0]}: a token takes ${milli(one.seconds)} in the model below, of which ` +
-        `${milli(weights)} are spent on reading weights. Now ${gpus} of these GPUs share every matrix, and NCCL adds ` +
-        "up what they compute, twice in each layer. How many milliseconds does a token take?",
+        `${milli(weights)} are spent on reading weights. Now ${gpus} of these GPUs share every matrix, and add up what ` +
+        "they compute, twice in each layer. How many milliseconds does a token take?",
       label: "Milliseconds a token",
       reveal: (guess) => {
         this.buildPanel();
@@ -93,11 +93,12 @@ class LayoutPlanner extends Explorable {
       html("table", { class: "layouts" }, html("thead", {}, html("tr", {}, ...heads.map(([title, name = null]) =>
         html("th", { scope: "col", class: name }, title)))), this.rows),
       this.refused,
-      html("p", { class: "note" }, "TP: ranks that share every matrix; PP: stages that share the layers; DP: copies that " +
-        "share the requests. Weights and cache of 16 bits. A model of the engine: its parts were measured alone, on " +
-        `one H200 (${data.products.source} and others) and, between two, the sum over ranks. Assumed: ` +
-        `${data.links[scenario.link].assumed.join("; ")}; what commands to ranks take; on the H100, as large a share of ` +
-        "the data sheet as on the H200. No layout of several GPUs was measured."));
+      html("p", { class: "note" }, "TP: ranks that share every matrix; EP: they keep whole experts, each its own; PP: stages " +
+        "that share the layers; DP: copies that share the requests. Weights and cache of 16 bits. A model of the " +
+        `engine: its parts were measured alone, on one H200 (${data.products.source} and others) and, between two, the ` +
+        `sum over ranks. Assumed: ${data.links[scenario.link].assumed.join("; ")}; what commands to ranks take; on the ` +
+        "H100, as large a share of the data sheet as on the H200; that experts are chosen evenly, and their products " +
+        "take what others of as many rows do. Of layouts of several GPUs, TP2 and DP2 of Qwen3-8B were measured, on H200s."));
     this.panel.hidden = false;
     this.update(false);
   }
@@ -117,7 +118,7 @@ class LayoutPlanner extends Explorable {
         : `${number(asked.context)} tokens`);
     }
     const found = [], refused = [];
-    for (const layout of layouts(asked.gpus)) {
+    for (const layout of layouts(asked.gpus, config.moe !== null)) {
       try {
         found.push(steady(config, layout, machine, asked.batch, asked.context));
       } catch (error) {

@@ -54,6 +54,7 @@ from quire.sampling.sampler import SamplerOutput, TorchSampler
 from quire.sampling.tensors import SamplingTensors
 
 sys.path.insert(0, str(Path(__file__).parent))
+from model_rows import model_rows
 from record_batching import batching_timeline, load_explorer
 from record_cache import block_table_player, prefix_cache_explorer
 from record_kernels import online_softmax, tiles_and_l2
@@ -82,26 +83,6 @@ LATENCY_SCENARIO = {
     "kv_dtype": "bf16",
 }
 LARGER_BATCH = 64
-# Keys of a config.json that the arithmetic reads.
-CONFIG_KEYS = (
-    "architectures",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "sliding_window",
-    "use_sliding_window",
-    "max_window_layers",
-    "layer_types",
-    "attention_bias",
-    "mlp_bias",
-    "tie_word_embeddings",
-    "torch_dtype",
-    "dtype",
-)
 
 # Name and text of each prompt; the first is asked about.
 SAMPLER_PROMPTS = (
@@ -176,20 +157,12 @@ def token_texts(llm: LLM, before: list[int], token_ids: list[int]) -> list[str]:
 def latency_calculator(model: str) -> dict[str, Any]:
     """Models, devices and the opening question with its explanation."""
     shipped = json.loads((resolve_checkpoint(model) / "config.json").read_text("utf-8"))
-    models = {  # the calculator knows no experts
-        name: raw
-        for name, raw in {**catalog_json(), Path(model).name: shipped}.items()
-        if ModelConfig.from_dict(raw).moe is None
-    }
     devices: dict[str, Hardware] = {}
     for device in load_hardware().values():
         devices[device.key] = device
         devices[device.measured().key] = device.measured()
     return {
-        "models": {
-            name: {key: raw[key] for key in CONFIG_KEYS if raw.get(key) is not None}
-            for name, raw in models.items()
-        },
+        "models": model_rows({**catalog_json(), Path(model).name: shipped}),
         "hardware": {key: hardware_row(device) for key, device in devices.items()},
         "scenario": LATENCY_SCENARIO,
         "question": latency_question(),

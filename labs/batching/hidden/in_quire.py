@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from .driving import Twin
+from labkit.grading.twin import Twin
 
 BLOCK_SIZE, MAX_STEPS, MAX_LEN = 8, 400, 96
 TEXTS = ["def fibonacci(n):", "class Stack:\n", "import os\n\ndef walk(", "for i in range("]

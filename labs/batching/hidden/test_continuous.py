@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from .driving import Twin
+from labkit.grading.twin import Twin
+
 from .scheduler_oracle import SchedulerOracle
 
 MANY = 100

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from .driving import Twin
+from labkit.grading.twin import Twin
+
 from .in_quire import BLOCK_SIZE, own_tokens, run
 from .memory_oracle import MemoryOracle
 from .scheduler_oracle import SchedulerOracle

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from .driving import Twin
+from labkit.grading.twin import Twin
+
 from .static_oracle import StaticOracle
 
 SIZES = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), min_size=1, max_size=7)

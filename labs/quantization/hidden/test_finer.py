@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from . import finer_oracle as oracle
-from .driving import pure, refused
+from .driving import pure
 from .grid_oracle import cost_of, search, search_row, settled
 from .test_gptq import hessian_of, killed, weights_of
 
@@ -231,9 +231,9 @@ def _edges_dense(student, rng, number):
     why = "row 1 ends where row 2 starts, so a word is missing"
     moved = made["starts"].copy()
     moved[2] -= 1
-    refused(student, "read", {**made, "starts": moved}, columns, 4, because=why)
+    student.refuses("read", {**made, "starts": moved}, columns, 4, because=why)
     cut = {**made, "words": made["words"][:-1]}
-    refused(student, "read", cut, columns, 4, because="the last word is missing")
+    student.refuses("read", cut, columns, 4, because="the last word is missing")
     spread = {**made, "words": np.append(made["words"], 5)}
     student.expect("read", spread, columns, 4, want=weights, because="one word more at the end")
     exact = [[7] * 6, [1, 2]]  # 1 + 3 * 7 + 1 + 3 * 3 bits are 32
@@ -265,10 +265,10 @@ def _edges_doubled(student, rng, number):
     for step in (0, 256, -1):
         spoilt = {**made, "steps": made["steps"].copy()}
         spoilt["steps"][rng.randrange(2), rng.randrange(3)] = step
-        refused(student, "read", spoilt, 3, 2, because=f"the step {step}")
+        student.refuses("read", spoilt, 3, 2, because=f"the step {step}")
     for other in (made["exponents"][:, :1], np.repeat(made["exponents"], 2, 1)[:, :3]):
         spoilt = {**made, "exponents": other}
-        refused(student, "read", spoilt, 3, 2, because="3 groups are 2 blocks")
+        student.refuses("read", spoilt, 3, 2, because="3 groups are 2 blocks")
 
 
 def _edges_sorted(student, rng, number):
@@ -287,10 +287,10 @@ def _edges_sorted(student, rng, number):
     made, _ = _sorted_file(rng, 2, 7, 3, True)
     whole = made["g_idx"]
     for g_idx in (whole[:-1], np.append(whole, 0), np.where(whole == 2, 3, whole), whole - 1):
-        refused(student, "read", {**made, "g_idx": g_idx}, 3, because=f"g_idx is {g_idx}")
+        student.refuses("read", {**made, "g_idx": g_idx}, 3, because=f"g_idx is {g_idx}")
     del made["g_idx"]
     for group in (2, 4):
-        refused(student, "read", made, group, because=f"7 columns, 3 groups, groups of {group}")
+        student.refuses("read", made, group, because=f"7 columns, 3 groups, groups of {group}")
 
 
 @given(number=NUMBERS)

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from .driving import pure, refused
+from .driving import pure
 from .pack_oracle import litter, pack, random_shard, shard, together
 
 NUMBERS = st.integers(0, 10_000)
@@ -142,29 +142,28 @@ def test_refuses(student, variant, number):
     for wrong in (-1, 2**bits, 2**bits + 1):
         spoilt = codes.copy()
         spoilt[rng.randrange(rows), rng.randrange(9)] = wrong
-        refused(student, "pack", spoilt, bits, 4, because=f"the code {wrong} and {bits} bits")
+        student.refuses("pack", spoilt, bits, 4, because=f"the code {wrong} and {bits} bits")
     words = pack(variant, codes, bits, 4)
     more = np.concatenate([words, words[:, :1]], 1)
     for other in (words[:, :-1], more):
-        refused(student, "unpack", other, bits, 9, 4, because="the row needs 3 words")
+        student.refuses("unpack", other, bits, 9, 4, because="the row needs 3 words")
     same = {"bits": bits, "columns": 9, "group": 4, "rows": rows}
     made, fused = random_shard(variant, rng, **same, block=2)
     unlike = {"bits": (bits + 1,), "columns": (8, 10), "group": (3, 12)}
     for key, value in [(key, value) for key, values in unlike.items() for value in values]:
         other, _ = random_shard(variant, rng, **(same | {key: value}))
-        refused(student, "fuse", [made, other], because=f"they differ in {key}")
-        refused(student, "fuse", [made, made, other], because=f"they differ in {key}")
+        student.refuses("fuse", [made, other], because=f"they differ in {key}")
+        student.refuses("fuse", [made, made, other], because=f"they differ in {key}")
     alike = [{"bits": bits, "columns": 4, "group": size} for size in (4, 6)]
     pair = [random_shard(variant, rng, **one)[0] for one in alike]
-    refused(student, "fuse", pair, because="they differ in group, which here changes no place")
+    student.refuses("fuse", pair, because="they differ in group, which here changes no place")
     bare, _ = random_shard(variant, rng, **same, block=2, has_zeros=False)
     for one, keys in ((made, ("words", "scales", "zeros")), (bare, ("words", "scales"))):
         for key in keys:
-            refused(
-                student, "fuse", [one | {key: one[key][:-1]}], because=f"a row of {key} is missing"
-            )
+            why = f"a row of {key} is missing"
+            student.refuses("fuse", [one | {key: one[key][:-1]}], because=why)
             longer = np.concatenate([one[key], one[key][:1]])
-            refused(student, "fuse", [one | {key: longer}], because=f"a row of {key} too many")
+            student.refuses("fuse", [one | {key: longer}], because=f"a row of {key} too many")
             wider = np.concatenate([one[key], one[key][:, :1]], 1)
-            refused(student, "fuse", [one | {key: wider}], because=f"a column of {key} too many")
+            student.refuses("fuse", [one | {key: wider}], because=f"a column of {key} too many")
     _fuse(student, [made], [fused])

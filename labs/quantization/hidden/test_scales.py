@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from .driving import pure, refused
+from .driving import pure
 from .grid_oracle import cost_of, grid_of, nearest, search, settled
 
 NUMBERS = st.integers(0, 10_000)
@@ -150,7 +150,7 @@ def test_ties(student, variant, number):
     args = weights, np.zeros(weights.shape[1]), bits, ladder
     student.expect("search", *args, want=search(variant, *args), because="no column counts")
     for wrong in ([], [1.0, 0.0], [0.5, -0.5]):
-        refused(student, "search", weights, args[1], bits, wrong, because=f"the ladder {wrong}")
+        student.refuses("search", weights, args[1], bits, wrong, because=f"the ladder {wrong}")
 
 
 @given(number=NUMBERS, bits=st.integers(2, 8))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from .driving import Twin
+from labkit.grading.twin import Twin
+
 from .ledger_oracle import LedgerOracle
 
 DAYS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=2, max_size=8)

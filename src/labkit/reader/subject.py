@@ -141,6 +141,24 @@ class Subject:
         got = self.call(name, *args, said=said)
         self.compare(said or (lambda: self.said(name, *args)), got, want, tolerance, because)
 
+    def refuses(self, name: str, *args: Any, because: str = "") -> None:
+        """Call a function, or make an object, and expect ValueError.
+
+        Raises:
+            Wrong: it gave something, or raised another exception.
+        """
+        try:
+            got = describe(self.call(name, *args))
+        except Wrong as wrong:
+            got = answer_of(wrong)
+        self.require_error("ValueError", lambda: self.said(name, *args), got, because)
+
+    def require_error(self, error: str, said: Said, got: str, because: str) -> None:
+        """Complain about an answer that is no exception of this name."""
+        if not got.startswith(error):
+            reason = f"  ({because})" if because else ""
+            self.fail(f"called {said()}\nexpected {error}{reason}\ngot {got}")
+
     def compare(
         self, call: str | Said, got: Any, want: Any, tolerance: float = 0.0, because: str = ""
     ) -> None:
@@ -202,18 +220,20 @@ class Instance:
         try:
             got = describe(self.call(name, *args))  # the history now ends with this call
         except Wrong as wrong:
-            got = str(wrong).partition("\ngot ")[2]
+            got = answer_of(wrong)
             self._history.append((name, args))
-            if got.startswith(error):
-                return
-        reason = f"  ({because})" if because else ""
-        self._subject.fail(f"called {self._said('')}\nexpected {error}{reason}\ngot {got}")
+        self._subject.require_error(error, lambda: self._said(""), got, because)
 
     def expect_attribute(self, name: str, want: Any, because: str = "") -> None:
         """Read an attribute and compare it with `want`."""
         request = {"op": "get", "handle": self._handle, "name": name}
         reply = self._caller.send(lambda: self._said(f".{name}"), request)
         self._subject.compare(lambda: self._said(f".{name}"), reply["value"], want, 0.0, because)
+
+
+def answer_of(wrong: Wrong) -> str:
+    """Return what came back of a call, as a complaint tells it."""
+    return str(wrong).partition("\ngot ")[2]
 
 
 def history(made: str, calls: Sequence[str], latest: int = LATEST) -> str:

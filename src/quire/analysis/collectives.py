@@ -1,18 +1,20 @@
 """What talking costs: the seconds of a collective over a link, α + bytes / rate.
 
 α is what an empty call takes, however small; the rate is that of the bytes which cross a rank's
-end of the link. How often a buffer crosses depends on the algorithm: `traffic`. With two ranks
-each of them moves the buffer once, so that both constants of an all-reduce can be read from
-measurements of two ranks. Explained in the chapter "Parallelism".
+end of the link. How often a buffer crosses depends on the algorithm. With two ranks each of them
+moves the buffer once, so that both constants of an all-reduce are read from a measurement of two
+ranks. Explained in the chapter "Parallelism".
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from quire.analysis.hardware import Hardware
 from quire.errors import QuireError
+from quire.resources import load_measurement
 
 Algorithm = Literal["ring", "one-shot"]
 
@@ -54,39 +56,73 @@ class Collective:
 
 @dataclass(frozen=True)
 class Link:
-    """How the devices of one machine are joined.
+    """How the devices of one machine are joined, and how their ranks add up.
 
-    `reduce` carries the sums of tensor parallelism. The exchanges that nobody has timed here,
-    all-gather and send, have NCCL's constants: an assumption, and `assumed` says so.
+    `reduces` carries the sums of tensor parallelism: up to so many bytes by this collective, in
+    rising order; the last has no limit. The exchanges that nobody has timed here, all-gather and
+    send, have NCCL's constants: an assumption, and `assumed` says so.
     """
 
     name: str
-    reduce: Collective
+    reduces: tuple[tuple[int | None, Collective], ...]
     other: Collective  # all-gather and send
     eager_call_s: float  # of a collective that Python launches, instead of a graph
     assumed: tuple[str, ...]  # what of this was not measured
 
+    def reduce_seconds(self, num_bytes: float, size: int) -> float:
+        """Return the seconds of a sum over `size` ranks of `num_bytes` each; of one rank 0."""
+        way = next(way for most, way in self.reduces if most is None or num_bytes <= most)
+        return way.reduce_seconds(num_bytes, size)
 
-# Two H200, 18 links of NVLink 4, multicast off, bf16, torch 2.11, in a CUDA graph, 2026-11-28.
-# The points, in µs, are those of ALL_REDUCE_H200; a test says how far the two constants lie off.
-_NCCL = Collective(18.6e-6, 265e9, measured_ranks=(2,))
-_ONE_SHOT = Collective(6.3e-6, 182e9, "one-shot", measured_ranks=(2,))
-_TWO_SHOT = Collective(6.1e-6, 325e9, measured_ranks=(2,))
 
-KB, MB = 1024, 1024 * 1024
-ALL_REDUCE_H200: dict[str, dict[int, float]] = {
-    "nccl": {8 * KB: 18.1, 256 * KB: 20.2, MB: 25.6, 4 * MB: 45, 16 * MB: 95, 64 * MB: 266},
-    "one-shot": {8 * KB: 6.3, 256 * KB: 8.2, MB: 12.9, 4 * MB: 30, 16 * MB: 97, 64 * MB: 369},
-    "two-shot": {8 * KB: 6.1, 256 * KB: 7.4, MB: 9.8, 4 * MB: 20, 16 * MB: 58, 64 * MB: 212},
-}
+MEASURED_IN = "parallel-h200-x2"  # two H200, NVLink 4, multicast off, bf16, in a CUDA graph
 
-_MORE_RANKS = "all-reduce of more than 2 ranks (the constants of 2)"
-_NOT_TIMED = "all-gather and send (NCCL's all-reduce)"
-LINKS = {
-    "nccl": Link("NVLink 4, NCCL", _NCCL, _NCCL, 50e-6, (_MORE_RANKS, _NOT_TIMED)),
-    "one-shot": Link("NVLink 4, one-shot", _ONE_SHOT, _NCCL, 11e-6, (_MORE_RANKS, _NOT_TIMED)),
-    "two-shot": Link("NVLink 4, two-shot", _TWO_SHOT, _NCCL, 11e-6, (_MORE_RANKS, _NOT_TIMED)),
-}
+# Where the engine changes over: `quire.parallel.direct_comm`.
+ONE_SHOT_BYTES = 128 << 10
+DIRECT_BYTES = 16 << 20
+
+
+def measured_sums() -> dict[str, dict[int, float]]:
+    """Return the seconds of a sum of two ranks, by its way and its bytes."""
+    found: dict[str, dict[int, float]] = {}
+    for row in load_measurement(MEASURED_IN)["rows"]:
+        if row["case"].startswith("all-reduce-"):
+            way = row["case"].partition("kb-")[2]
+            found.setdefault(way, {})[row["parameters"]["kilobytes"] * 1024] = row["value"] * 1e-6
+    return found
+
+
+def fitted(points: Mapping[int, float], algorithm: Algorithm = "ring") -> Collective:
+    """Return the two constants of sums of two ranks, from seconds by bytes.
+
+    α is what the smallest sum took: those of a decode step are as small. The rate leaves the least
+    sum of squared relative errors. With two ranks a sum moves its bytes once.
+    """
+    alpha = points[min(points)]
+    bytes_in = {size: size / seconds for size, seconds in points.items()}
+    over = {size: 1 - alpha / seconds for size, seconds in points.items()}
+    rate = sum(x * x for x in bytes_in.values()) / sum(bytes_in[n] * over[n] for n in points)
+    return Collective(alpha, rate, algorithm, measured_ranks=(2,))
+
+
+def _links() -> dict[str, Link]:
+    sums = measured_sums()
+    nccl, two = fitted(sums["nccl"]), fitted(sums["two-shot"])
+    one = fitted(sums["one-shot"], "one-shot")
+    direct = ((ONE_SHOT_BYTES, one), (DIRECT_BYTES, two), (None, nccl))
+    assumed = (
+        "all-reduce of more than 2 ranks (the constants of 2)",
+        "all-gather and send (NCCL's all-reduce)",
+    )
+    return {
+        "direct": Link("NVLink 4, quire's sums", direct, nccl, 11e-6, assumed),
+        "nccl": Link("NVLink 4, NCCL", ((None, nccl),), nccl, 50e-6, assumed),
+        "one-shot": Link("NVLink 4, one-shot", ((None, one),), nccl, 11e-6, assumed),
+        "two-shot": Link("NVLink 4, two-shot", ((None, two),), nccl, 11e-6, assumed),
+    }
+
+
+LINKS = _links()
 
 
 def find_link(name: str, hardware: Hardware) -> Link:
@@ -114,4 +150,4 @@ def find_link(name: str, hardware: Hardware) -> Link:
         ) from None
     if not (own.alpha_s >= 0 and own.bytes_per_s > 0):
         raise QuireError(f"link={name!r}: a call takes 0 or more, and the rate is above 0")
-    return Link(name, own, own, max(own.alpha_s, 50e-6), ("all of it",))
+    return Link(name, ((None, own),), own, max(own.alpha_s, 50e-6), ("all of it",))

@@ -136,7 +136,7 @@ def active_parameters(config: ModelConfig) -> int:
     return count_parameters(config).total - unmet
 
 
-def experts_touched(config: ModelConfig, num_tokens: int) -> float:
+def experts_touched(config: ModelConfig, num_tokens: float) -> float:
     """Return how many experts of a layer a step over `num_tokens` tokens needs: E·(1-(1-k/E)ᵀ).
 
     The expectation if every token chose its k experts evenly and by itself. Tokens that

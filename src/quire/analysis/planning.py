@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from quire.analysis.layout_clock import DecodeStep, LayoutClock, Machine, memories_of
 from quire.analysis.queueing import Arrival, Run, SchedulerModel, percentile, serve
 from quire.analysis.rank_memory import BLOCK_SIZE, RankMemory, blocks_that_fit
-from quire.analysis.shares import ExpertSizes, Layout, Share, layouts, shares
+from quire.analysis.shares import Layout, Share, layouts, shares
 from quire.analysis.step_parts import Load
 from quire.errors import QuireError
 from quire.models.config import ModelConfig
@@ -76,7 +76,7 @@ def plan(
     if not arrivals:
         raise QuireError("arrivals is empty: give one request at least")
     found, refused = [], []
-    for layout in layouts(num_gpus, experts=ExpertSizes.of(config) is not None):
+    for layout in layouts(num_gpus, experts=config.moe is not None):
         try:
             found.append(forecast(config, layout, arrivals, machine))
         except QuireError as error:  # why it is not possible is what the caller asked for

@@ -10,7 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from quire.analysis.memory import dtype_bytes, kv_bytes_per_token
+from quire.analysis.memory import (
+    dtype_bytes,
+    expert_parameters,
+    experts_touched,
+    kv_bytes_per_token,
+)
 from quire.analysis.quantization import PLAIN_BITS, bits_a_weight
 from quire.errors import QuireError
 from quire.models.config import ModelConfig
@@ -76,37 +81,6 @@ def _divisors(number: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class ExpertSizes:
-    """What the layers with a mixture of experts have in place of their MLP."""
-
-    count: int  # E, in a layer
-    per_token: int  # k, that each token is sent to
-    width: int  # intermediate size of one
-    layers: frozenset[int]  # that have experts
-
-    @classmethod
-    def of(cls, config: ModelConfig) -> ExpertSizes | None:
-        """Return those of a model; None: every layer has an MLP."""
-        moe = config.moe
-        if moe is None:
-            return None
-        return cls(
-            moe.num_experts, moe.experts_per_token, moe.intermediate_size, frozenset(moe.layers)
-        )
-
-    # docs: touched begin
-    def touched(self, num_tokens: float) -> float:
-        """Return how many of the E experts a step over these tokens reads, on average.
-
-        Each token picks k of E alike and independently, so that an expert is missed by all of T
-        tokens with probability (1 − k/E)^T. A trained router picks less evenly: fewer are touched.
-        """
-        return self.count * (1 - (1 - self.per_token / self.count) ** num_tokens)
-
-    # docs: touched end
-
-
-@dataclass(frozen=True)
 class Read:
     """Matrices that a step reads, in one launch: how many weights, and how many products a token.
 
@@ -157,14 +131,15 @@ class Share:
         return self.vocab_rows * self.model.hidden_size
 
     @cached_property
-    def experts(self) -> ExpertSizes | None:
-        """Of the model."""
-        return ExpertSizes.of(self.model)
-
-    @cached_property
     def num_expert_layers(self) -> int:
-        """Layers of this stage that have experts."""
-        return len(self.experts.layers & set(self.layers)) if self.experts else 0
+        """Layers of this stage that have experts, instead of one MLP for every token."""
+        moe = self.model.moe
+        return 0 if moe is None else len(set(moe.layers) & set(self.layers))
+
+    @property
+    def num_dense_layers(self) -> int:
+        """Layers of this stage that have one MLP for every token."""
+        return self.num_layers - self.num_expert_layers
 
     # ---- what a step reads
 
@@ -183,18 +158,33 @@ class Share:
         reads = [Read(weights, num_tokens) for weights in attention]
         if not experts:
             return (*reads, *(Read(weights, num_tokens) for weights in mlp))
-        assert self.experts is not None
-        touched = self.experts.touched(num_tokens) / self.layout.tensor
-        rows = num_tokens * self.experts.per_token / self.layout.tensor / touched
-        width = self.experts.width
+        moe = self.model.moe
+        assert moe is not None
+        # A rank has a part of each expert, or as many times fewer experts: as much either way.
+        touched = experts_touched(self.model, num_tokens) / self.layout.tensor
+        rows = num_tokens * moe.experts_per_token / self.layout.tensor / touched
+        an_expert = hidden * moe.intermediate_size
         return (
             *reads,
-            Read(self.experts.count * hidden, num_tokens),  # the router, whole on every rank
-            Read(touched * 2 * hidden * width, rows),
-            Read(touched * width * hidden, rows),
+            Read(moe.num_experts * hidden, num_tokens),  # the router, whole on every rank
+            Read(touched * 2 * an_expert, rows),
+            Read(touched * an_expert, rows),
         )
 
     # docs: weights-read end
+
+    @property
+    def expert_width(self) -> float:
+        """Numbers between a token's products in a layer of experts, those of the rank's pairs.
+
+        Of each of k experts: what enters the second product, as wide as the expert, and what
+        leaves it, as wide as the token; both are written and read.
+        """
+        moe = self.local.moe
+        if moe is None:
+            return 0.0
+        share = 1 / self.layout.expert  # of a token's experts
+        return share * moe.experts_per_token * 2 * (moe.intermediate_size + self.model.hidden_size)
 
     # ---- what is kept
 
@@ -214,8 +204,7 @@ class Share:
     def _linear(self) -> float:
         """Weights that a scheme covers: attention's two products, and the MLP's two where it is."""
         products = [read.weights for read in self.weights_read(1)]
-        dense = self.num_layers - self.num_expert_layers
-        return self.num_layers * sum(products[:2]) + dense * sum(products[2:])
+        return self.num_layers * sum(products[:2]) + self.num_dense_layers * sum(products[2:])
 
     @property
     def _plain(self) -> float:
@@ -226,15 +215,15 @@ class Share:
         mlp = (2 * local.intermediate_size + hidden) * model.mlp_bias
         norms = 2 * hidden  # and that of queries and keys, which the engine keeps a head each
         norms += (local.num_heads + local.num_kv_heads) * local.head_size * model.qk_norm
-        dense = self.num_layers - self.num_expert_layers
-        parameters: float = self.num_layers * (attention + norms) + dense * mlp + hidden
+        parameters: float = self.num_layers * (attention + norms) + self.num_dense_layers * mlp
+        parameters += hidden
         tied = model.tie_word_embeddings
         tables = (self.is_first or (tied and self.is_last)) + (self.is_last and not tied)
         parameters += tables * self.head_weights
-        if self.experts is not None:
-            width = self.experts.width / self.layout.tensor  # or as many times fewer experts
-            an_expert = 3 * hidden * width
-            parameters += self.num_expert_layers * self.experts.count * (an_expert + hidden)
+        if model.moe is not None:
+            an_expert = expert_parameters(model) / self.layout.tensor  # or as many times fewer
+            a_layer = model.moe.num_experts * (an_expert + hidden)
+            parameters += self.num_expert_layers * a_layer
         return parameters
 
 
@@ -246,9 +235,8 @@ def shares(model: ModelConfig, layout: Layout, scheme: Scheme | None = None) -> 
     """
     local = local_config(model, layout.tensor, expert_parallel=layout.expert > 1)
     stages = split_layers(model, layout.pipeline)
-    experts = ExpertSizes.of(model)
     if layout.expert > 1:
-        if experts is None:
+        if model.moe is None:
             raise QuireError(f"expert_parallel_size={layout.expert}: the model has no experts")
         if layout.expert != layout.tensor:
             raise QuireError(
@@ -258,7 +246,7 @@ def shares(model: ModelConfig, layout: Layout, scheme: Scheme | None = None) -> 
             )
     if scheme is not None:
         _require_whole_groups(local, layout, scheme)
-        if experts is not None:
+        if model.moe is not None:
             raise QuireError(f"quantization={scheme} of a model with experts is not supported")
     return [Share(model, local, layout, layers, scheme) for layers in stages]
 

@@ -4,8 +4,9 @@
 reaches: products as long as they were measured, one by one, for a layer of one model, a constant
 for each launch, and what the host needs. The constants were chosen by measurements of kernels and
 of single steps on one H200, but for those that say they are assumed. Whole runs were not used, so
-that they can judge the sum (tests/engine/test_layouts.py); of ranks nothing has judged it yet.
-Explained in the chapter "Parallelism".
+that they can judge the sum (tests/engine/test_layouts.py): on one GPU, and on two that share
+matrices or are replicas. Of stages and of more ranks nothing has judged it yet. Explained in the
+chapter "Parallelism".
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ class EngineRates:
 # docs: rates end
 
 QUIRE = EngineRates()
+# What a rank tells of a row where the largest logit is wanted: its own largest, and whose it is
+# (`quire.kernels.best_keys`). A step without a graph, or one that draws, exchanges logits.
+KEY_BYTES = 8
 _MOST_DOUBLINGS = 5  # 32 rows
 _LAYER_OF = "Qwen/Qwen3-8B"  # whose products were timed
 
@@ -140,6 +144,8 @@ def step_parts(
 ) -> StepParts:
     """Return what a step takes on each rank of a stage; sliding windows count as full attention.
 
+    A decode step chooses greedily.
+
     Args:
         share: of the rank.
         load: of the step, of which tensor ranks compute all rows, with their heads and columns.
@@ -151,8 +157,8 @@ def step_parts(
     bandwidth, peak = hardware.bandwidth_bytes_per_s, hardware.peak("bf16")
     hidden, layers, size = share.model.hidden_size, share.num_layers, share.layout.tensor
     products = _Products(hardware, rates)
-    dense = layers - share.num_expert_layers
-    for number, experts in ((dense, False), (share.num_expert_layers, True)):
+    dense, routed = share.num_dense_layers, share.num_expert_layers
+    for number, experts in ((dense, False), (routed, True)):
         if number:
             for read in share.weights_read(load.tokens, experts=experts):
                 products.add(number, read, share.scheme)
@@ -165,17 +171,19 @@ def step_parts(
     cache = load.cached * share.kv_bytes_per_token(kv_dtype) / bandwidth
     attention = 4 * local.num_heads * local.head_size * load.pairs * layers
     attention_s = attention / (rates.prompt_attention_share * peak)
-    widths = 8 * hidden + 3 * local.intermediate_size  # two norms; the gate
-    widths += 2 * (local.num_heads + 2 * local.num_kv_heads) * local.head_size
-    rows = (load.tokens * layers * widths + logits) * dtype_bytes("bf16") / bandwidth
-
-    num_reduces = (2 * layers + share.is_first) * (size > 1)
-    exchange = num_reduces * link.reduce.reduce_seconds(load.tokens * hidden * 2, size)
-    if share.is_last:
-        own = load.samples * share.vocab_rows * 2
-        exchange += link.other.gather_seconds(own, size)
+    widths = 8 * hidden + 2 * (local.num_heads + 2 * local.num_kv_heads) * local.head_size
+    # Beside two norms and the heads: the gate's three, or what passes between experts' products.
+    widths_of_all: float = layers * widths + dense * 3 * local.intermediate_size
+    widths_of_all += routed * share.expert_width
+    rows = (load.tokens * widths_of_all + logits) * dtype_bytes("bf16") / bandwidth
 
     captured = load.is_decode and (share.layout.pipeline == 1 or rates.captures_stages)
+    num_reduces = (2 * layers + share.is_first) * (size > 1)
+    exchange = num_reduces * link.reduce_seconds(load.tokens * hidden * 2, size)
+    if share.is_last:
+        a_row = KEY_BYTES if captured else share.vocab_rows * 2
+        exchange += link.other.gather_seconds(load.samples * a_row, size)
+
     host = rates.host_step_s + rates.host_row_s * load.samples
     if share.layout.tensor * share.layout.pipeline > 1:
         host += rates.rank_step_s + rates.rank_row_s * load.samples

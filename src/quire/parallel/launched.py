@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,13 +50,13 @@ class LaunchedExecutor(RankExecutor):
                 what all ranks raised.
         """
         rank, device = _started(config)
-        self._world = world(rank, config.parallel.num_ranks, "env://", device)
-        self._world.__enter__()
+        joined = ExitStack()
+        joined.enter_context(world(rank, config.parallel.num_ranks, "env://", device))
         control = dist.new_group(backend="gloo", timeout=PATIENCE)
         serving = Serving(rank, device)
         if rank > 0:
-            _follow(serving, control)
-        line = _Line(serving, control)
+            _follow(serving, control, joined)
+        line = _Line(serving, control, joined)
         # The others wait for the next command until there can be none: at the latest when the
         # program ends.
         weakref.finalize(self, line.close)
@@ -65,8 +66,8 @@ class LaunchedExecutor(RankExecutor):
 class _Line:
     """From rank 0 to the others: commands go out, answers come back."""
 
-    def __init__(self, serving: Serving, control: dist.ProcessGroup) -> None:
-        self._serving, self._control = serving, control
+    def __init__(self, serving: Serving, control: dist.ProcessGroup, joined: ExitStack) -> None:
+        self._serving, self._control, self._joined = serving, control, joined
         self.failure: str | None = None
 
     def ask(self, command: Command) -> list[object]:
@@ -108,17 +109,17 @@ class _Line:
         if self.failure is None:
             self.failure = "the engine was shut down: make a new one"
             dist.broadcast_object_list([None], src=0, group=self._control)
-            dist.destroy_process_group()
+            self._joined.close()
 
 
-def _follow(serving: Serving, control: dist.ProcessGroup) -> NoReturn:
+def _follow(serving: Serving, control: dist.ProcessGroup, joined: ExitStack) -> NoReturn:
     """Carry out commands until there are no more, and end the program."""
     while True:
         box: list[Any] = [None]
         dist.broadcast_object_list(box, src=0, group=control)
         (command,) = box
         if command is None:
-            dist.destroy_process_group()
+            joined.close()
             sys.exit(0)
         answer = _carry_out(serving, command)
         if is_answered(command):

@@ -20,7 +20,7 @@ from quire.request import Request
 class Load:
     """What a replica has to do before a prompt that comes now."""
 
-    num_tokens: int  # prompts and outputs of the sequences that have not ended
+    num_tokens: float  # of the sequences that have not ended; infinite where it takes none
     is_full: bool  # whether the prompt waits until one of those ends
 
 
@@ -48,7 +48,7 @@ class Router:
         num_blocks = (len(request.prompt_token_ids) - 1) // self._block_size
         extend_chain(names, request, num_blocks, self._block_size)
 
-        def work(replica: int) -> tuple[bool, int, int]:
+        def work(replica: int) -> tuple[bool, float, int]:
             load, known = loads[replica], self._block_size * self._num_known(replica, names)
             return load.is_full, load.num_tokens - known, replica
 

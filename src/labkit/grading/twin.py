@@ -1,4 +1,4 @@
-"""Driving a reader's object and an oracle together: the same calls, the same answers."""
+"""`Twin`: a reader's object and an oracle driven together: the same calls, the same answers."""
 
 from __future__ import annotations
 
