@@ -29,6 +29,11 @@ class QueuedStep(Protocol):
 
     output: SchedulerOutput
 
+    @property
+    def is_done(self) -> bool:
+        """Whether `wait` would return at once, as far as is known."""
+        ...
+
     def wait(self) -> StepResult:
         """Block until the step is done and return what it chose."""
         ...

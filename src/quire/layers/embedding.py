@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quire.errors import CheckpointError
+from quire.kernels.best_keys import best_keys, best_tokens
 from quire.layers.linear import Linear, MethodFactory
 from quire.layers.module import (
     RANDOM_STD,
@@ -19,8 +20,11 @@ from quire.layers.module import (
     empty_parameter,
     leave,
 )
+from quire.parallel.comm import PartialSum
 from quire.parallel.part import Part, cut, padded_part
 from quire.parallel.place import Place
+from quire.sampling.sampler import GraphSafeSampler
+from quire.sampling.triton_sampler import TritonSampler
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"  # names in a checkpoint
 _ROWS_AT_ONCE = 8192  # of two tables that are compared
@@ -73,14 +77,14 @@ class Vocabulary(Layer):
         self._stored_head: Tensor | None = None  # of a tied model: a view of the file
         self._filled = False
 
-    def embed(self, token_ids: Tensor) -> Tensor:
+    def embed(self, token_ids: Tensor) -> Tensor | PartialSum:
         """Return the vectors of token ids [num_tokens], [num_tokens, hidden_size]."""
         if self.comm.size == 1:
             return F.embedding(token_ids, self.embedding)
         own = token_ids - self.rows.begin
         is_here = (own >= 0) & (own < self.rows.size)
         vectors = F.embedding(torch.where(is_here, own, 0), self.embedding)
-        return self.comm.all_reduce(vectors * is_here[:, None])
+        return PartialSum(vectors * is_here[:, None], self.comm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of hidden states [R, hidden_size], [R, vocab_size]."""
@@ -88,6 +92,22 @@ class Vocabulary(Layer):
         if self.comm.size == 1:
             return logits
         return self.comm.all_gather(logits)[:, : self.rows.total]
+
+    def greedy(self, hidden: Tensor, sampler: GraphSafeSampler) -> Tensor:
+        """Return the token of each hidden state's largest logit, int64 [R]; hidden [R, H].
+
+        Ranks exchange the best of their own tokens, 8 bytes a row, where the logits would be two
+        bytes a token of the vocabulary.
+        """
+        # A sampler of the user's own may choose otherwise, and of a tiny vocabulary the last rank
+        # may have nothing.
+        ours = type(sampler).greedy is TritonSampler.greedy
+        rows, size = self.rows, self.comm.size
+        if size == 1 or not ours or rows.total <= rows.size * (size - 1):
+            return sampler.greedy(self.logits(hidden))
+        own = self.head(hidden)[:, : self.rows.stored]
+        keys = best_keys(own, self.rows.begin)
+        return best_tokens(self.comm.all_gather(keys[None], 0))
 
     def takes(self) -> dict[str, Taker]:
         """The table and the head's; of a tied model, either."""

@@ -26,6 +26,7 @@ from quire.layers.module import (
     leave,
 )
 from quire.models.moe_config import MoEConfig
+from quire.parallel.comm import PartialSum
 from quire.parallel.part import Part, even_part
 from quire.parallel.place import Place
 
@@ -165,10 +166,10 @@ class MoE(Layer):
         self.router = Router(config, hidden_size, prefix, dtype, device)
         self.experts = Experts(config, hidden_size, prefix, dtype, device, held, features)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | PartialSum:
         """Apply to x, [num_tokens, hidden_size]."""
         summed: Tensor = self.experts(x, *self.router(x))
-        return summed if self._comm.size == 1 else self._comm.all_reduce(summed)
+        return summed if self._comm.size == 1 else PartialSum(summed, self._comm)
 
 
 # docs: moe end
