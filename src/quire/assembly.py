@@ -81,6 +81,7 @@ def _build_one(
             model_config,
             config.parallel.tensor_parallel_size,
             expert_parallel=config.parallel.enable_expert_parallel,
+            num_redundant_experts=config.parallel.num_redundant_experts,
         ),
         config.cache_dtype,
         None if draft is None else draft.config,

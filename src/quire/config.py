@@ -8,7 +8,7 @@ resolved by `EngineConfig.resolve`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
 import torch
@@ -19,6 +19,7 @@ from quire.kernels.runtime import capability, runs_triton
 from quire.kv.quantized import FORMATS
 from quire.models.config import ModelConfig
 from quire.option_checks import require_counts, require_flags, require_rows, require_share
+from quire.parallel.expert_plan import Placements, place_experts
 from quire.parallel.options import ParallelOptions
 from quire.policy import require_policy
 from quire.quantization.scheme import Scheme
@@ -181,6 +182,11 @@ class EngineOptions(TypedDict, total=False):
     pipeline_parallel_size: int
     data_parallel_size: int
     enable_expert_parallel: bool
+    num_redundant_experts: int
+    expert_loads: str | None
+    record_expert_loads: bool
+    expert_dispatch: str
+    expert_capacity_factor: float | None
     distributed_executor_backend: str
     speculative_config: Mapping[str, Any] | SpeculativeConfig | None
 
@@ -194,11 +200,18 @@ class EngineConfig:
     scheduling: SchedulingOptions = SchedulingOptions()
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
     speculation: SpeculativeConfig | None = None
+    expert_placements: Placements = field(default_factory=dict)  # from `resolve`, by layer
 
     def __post_init__(self) -> None:
         device = self.model.device
         if self.parallel.pipeline_parallel_size > 1:
             self._require_pipelined()
+        if self.parallel.exchanges_tokens and self.model.cuda_graphs:
+            raise QuireError(
+                f"expert_dispatch={self.parallel.expert_dispatch!r} with cuda_graphs=True: the "
+                "host reads how many tokens go to each rank, which no graph can; leave cuda_graphs "
+                "out, or choose 'all_reduce'"
+            )
         require_rows(
             self.scheduling.max_num_seqs,
             self.model.max_model_len,
@@ -273,13 +286,16 @@ class EngineConfig:
         device = default_device(options.get("device"))
         overlap, graphs = options.get("overlap"), options.get("cuda_graphs")
         pays = runs_triton(device) and options.get("pipeline_parallel_size", 1) == 1
+        if options.get("expert_dispatch") == "all_to_all":
+            pays = pays and options.get("tensor_parallel_size", 1) == 1
         resolved = {
             "max_model_len": _max_model_len(options.get("max_model_len"), model),
             "device": device,
             "overlap": device.type == "cuda" if overlap is None else overlap,
             "cuda_graphs": pays if graphs is None else graphs,
         }
-        return cls.of(**{**options, **resolved})
+        config = cls.of(**{**options, **resolved})
+        return replace(config, expert_placements=place_experts(config.parallel, model))
 
     @property
     def max_in_flight(self) -> int:

@@ -47,6 +47,10 @@ class Executor(Protocol):
         """Seconds of a step with k guesses of each request, by (requests, k), if k may vary."""
         ...
 
+    def expert_loads(self) -> list[dict[int, list[int]]]:
+        """Return what each rank has counted: the tokens that each expert was sent, by layer."""
+        ...
+
     def execute(self, output: SchedulerOutput) -> QueuedStep:
         """Queue a step without waiting for it. Steps are carried out in the order of the calls."""
         ...
@@ -101,6 +105,10 @@ class InlineExecutor:
     def round_costs(self) -> Mapping[tuple[int, int], float]:
         """Seconds of a step with k guesses of each request, by (requests, k), if k may vary."""
         return self.worker.round_costs
+
+    def expert_loads(self) -> list[dict[int, list[int]]]:
+        """Return what the worker has counted."""
+        return [self.worker.expert_loads()]
 
     def execute(self, output: SchedulerOutput) -> PendingStep:
         """Queue a step on the worker's device."""

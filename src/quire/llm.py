@@ -23,6 +23,7 @@ from quire.interrupts import uninterrupted
 from quire.models.config import ModelConfig
 from quire.models.loader import resolve_checkpoint
 from quire.outputs import RequestOutput
+from quire.parallel.expert_loads import ExpertLoads
 from quire.progress import RequestHandle
 from quire.prompts import Prompt, TokenizedPrompt, split_batch
 from quire.sampling.params import SamplingParams
@@ -52,7 +53,8 @@ class LLM:
             `num_host_blocks`. `SchedulingOptions`: `max_num_seqs`, `max_num_batched_tokens`,
             `policy`, `watermark`, `overlap`. `ParallelOptions`: `tensor_parallel_size`,
             `pipeline_parallel_size`, `data_parallel_size`, `enable_expert_parallel`,
-            `distributed_executor_backend`. And
+            `num_redundant_experts`, `expert_loads`, `record_expert_loads`, `expert_dispatch`,
+            `expert_capacity_factor`, `distributed_executor_backend`. And
             `speculative_config`, a dict of the fields of
             `quire.speculation.config.SpeculativeConfig`.
 
@@ -207,6 +209,24 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """Return the parameters of a request that gives none: what the model's makers advise."""
         return self._default_params
+
+    def expert_loads(self) -> ExpertLoads:
+        """Return how many tokens each expert of each layer was sent, since the engine was made.
+
+        Drafts and cached prompts count as far as they were computed. `later - earlier` is what was
+        counted between two readings.
+
+        Raises:
+            QuireError: the engine does not count; it was shut down.
+        """
+        if not self.config.parallel.record_expert_loads:
+            raise QuireError(
+                "record_expert_loads=False: this engine does not count the tokens of experts; make "
+                "it with record_expert_loads=True"
+            )
+        with self.turn():
+            engines = getattr(self.engine, "engines", [self.engine])  # of replicas, each
+            return ExpertLoads.sum(own for e in engines for own in e.executor.expert_loads())
 
     def require_own_process(self) -> None:
         """Raise QuireError in a fork of the process that made this engine."""

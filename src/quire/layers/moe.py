@@ -16,6 +16,8 @@ from quire.errors import QuireError
 from quire.kernels.experts import apply_experts
 from quire.kernels.linear import linear
 from quire.kernels.router import choose_experts
+from quire.layers.expert_exchange import ExpertExchange
+from quire.layers.expert_routes import ExpertRoutes
 from quire.layers.module import (
     RANDOM_STD,
     Layer,
@@ -63,9 +65,10 @@ class Router(Layer):
 class Experts(Layer):
     """The weights of the experts that are held here, each in a slot.
 
-    Invariants: `gate_up` is [S, 2 · I, H] and `down` [S, H, I] for S slots; `slots`, int32 [E],
-    maps an expert to its slot in [0, S), or to S where another rank holds it. Such an expert
-    adds nothing here. I is the part of an expert's features that this rank keeps.
+    Invariants: `gate_up` is [S, 2 · I, H] and `down` [S, H, I] for S slots; `slots`, int32, maps
+    what ids hold, an expert's number or that of one of its copies, to the slot in [0, S), or to S
+    where another rank holds it. Such an expert adds nothing here. I is the part of an expert's
+    features that this rank keeps.
     """
 
     slots: Tensor
@@ -79,12 +82,15 @@ class Experts(Layer):
         device: torch.device,
         held: Sequence[int] | None = None,
         features: Part | None = None,
+        slots: Tensor | None = None,
     ) -> None:
         """Create the experts, `prefix` in the checkpoint, with their weights empty.
 
         Args:
             held: experts in the order of their slots; None: all of them.
             features: of each expert's; None: all of them.
+            slots: int32, the slot here of each number that ids may hold, S where it has none;
+                None: ids are numbers of experts.
 
         Raises:
             QuireError: an expert that the model lacks, or one twice.
@@ -104,8 +110,10 @@ class Experts(Layer):
         num_slots = len(self.held)
         self.gate_up = empty_parameter((num_slots, 2 * self.size, hidden_size), dtype, device)
         self.down = empty_parameter((num_slots, hidden_size, self.size), dtype, device)
-        slots = torch.full((config.num_experts,), num_slots, dtype=torch.int32)
-        slots[list(self.held)] = torch.arange(num_slots, dtype=torch.int32)
+        self._num_experts = config.num_experts
+        if slots is None:
+            slots = torch.full((config.num_experts,), num_slots, dtype=torch.int32)
+            slots[list(self.held)] = torch.arange(num_slots, dtype=torch.int32)
         self.slots = slots.to(device)
 
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
@@ -115,7 +123,7 @@ class Experts(Layer):
     def takes(self) -> dict[str, Taker]:
         """Three weights an expert; those of an expert that is not held are left in the file."""
         takers = {}
-        for expert in range(len(self.slots)):
+        for expert in range(self._num_experts):
             for part in (self.names.gate, self.names.up, self.names.down):
                 takers[f"{self.prefix}.{expert}.{part}.weight"] = Taker(leave, required=False)
         for slot, expert in enumerate(self.held):
@@ -143,6 +151,7 @@ class MoE(Layer):
 
     Ranks that share a model's matrices have the same tokens, and the same router. Each computes
     what its experts, or its part of every expert, make of them, and the ranks' sums are added up.
+    Or each routes a part of the tokens (`quire.layers.expert_exchange`).
     """
 
     def __init__(
@@ -157,17 +166,26 @@ class MoE(Layer):
         """Create the layer, `prefix` in the checkpoint, with its weights empty."""
         super().__init__()
         self._comm = comm = place.tensor
+        self.routes = routes = ExpertRoutes(config, prefix, device, place)
         held, features = None, None
         if place.expert_parallel:
-            held = even_part(config.num_experts, comm.rank, comm.size).range()
+            held = routes.held
         else:
             features = even_part(config.intermediate_size, comm.rank, comm.size)
         self.router = Router(config, hidden_size, prefix, dtype, device)
-        self.experts = Experts(config, hidden_size, prefix, dtype, device, held, features)
+        self.experts = Experts(
+            config, hidden_size, prefix, dtype, device, held, features, routes.slots
+        )
+        self._exchange: ExpertExchange | None = None
+        if place.exchanges_tokens:
+            self._exchange = ExpertExchange(self.router, self.experts, routes, comm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to x, [num_tokens, hidden_size]."""
-        summed: Tensor = self.experts(x, *self.router(x))
+        if self._exchange is not None:
+            return self._exchange(x)
+        ids, weights = self.router(x)
+        summed: Tensor = self.experts(x, self.routes(ids), weights)
         return summed if self._comm.size == 1 else self._comm.all_reduce(summed)
 
 

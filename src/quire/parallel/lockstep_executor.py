@@ -39,10 +39,12 @@ class LockstepExecutor:
         self._output_ranks = config.parallel.output_ranks
 
         def worker(rank: int) -> Worker:
-            place = Place(
+            place = Place.of(
+                config.parallel,
+                config.expert_placements,
                 self._end(rank, config.parallel.tensor_groups),
                 self._end(rank, config.parallel.pipeline_groups),
-                config.parallel.enable_expert_parallel,
+                config.model.device,
             )
             return Worker(config, model_config, layout, folder, components, draft, place)
 
@@ -62,6 +64,10 @@ class LockstepExecutor:
     def round_costs(self) -> Mapping[tuple[int, int], float]:
         """Seconds of a step with k guesses of each request, by (requests, k), if k may vary."""
         return self._require_workers()[0].round_costs
+
+    def expert_loads(self) -> list[dict[int, list[int]]]:
+        """Return what each rank has counted."""
+        return [worker.expert_loads() for worker in self._require_workers()]
 
     def execute(self, output: SchedulerOutput) -> LockstepStep:
         """Let every rank queue the step."""

@@ -98,11 +98,14 @@ def kv_heads(config: ModelConfig, rank: int, size: int) -> Part:
 # docs: heads end
 
 
-def local_config(config: ModelConfig, size: int, *, expert_parallel: bool = False) -> ModelConfig:
+def local_config(
+    config: ModelConfig, size: int, *, expert_parallel: bool = False, num_redundant_experts: int = 0
+) -> ModelConfig:
     """Return what one of `size` ranks has of a model: its heads and its share of the FFN.
 
     Args:
         expert_parallel: a rank has some experts whole, instead of a part of each.
+        num_redundant_experts: copies of experts, on all ranks together.
 
     Raises:
         QuireError: the model cannot be cut into so many equal parts; the message names the number.
@@ -111,7 +114,7 @@ def local_config(config: ModelConfig, size: int, *, expert_parallel: bool = Fals
     if moe is None or len(moe.layers) < config.num_layers:
         numbers["intermediate_size"] = config.intermediate_size
     if moe is not None and expert_parallel:
-        numbers["num_experts"] = moe.num_experts
+        numbers["num_experts"] = moe.num_experts + num_redundant_experts
     elif moe is not None:
         numbers["moe_intermediate_size"] = moe.intermediate_size
     for name, number in numbers.items():

@@ -7,12 +7,17 @@ stage may itself be several ranks that share its matrices. See the chapter "Para
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+
+import torch
 
 from quire.analysis.memory import count_parameters
 from quire.errors import QuireError
 from quire.models.config import ModelConfig
 from quire.parallel.comm import Comm, Solo
+from quire.parallel.expert_plan import ExpertPlan, Placements
+from quire.parallel.options import ParallelOptions
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,20 @@ class Place:
     tensor: Comm = field(default_factory=Solo)
     pipeline: Comm = field(default_factory=Solo)
     expert_parallel: bool = False  # a rank has some experts whole, instead of a part of each
+    experts: ExpertPlan = field(default_factory=ExpertPlan)
+
+    @classmethod
+    def of(
+        cls,
+        options: ParallelOptions,
+        placements: Placements,
+        tensor: Comm,
+        pipeline: Comm,
+        device: torch.device,
+    ) -> Place:
+        """Return the place, on this device, of the rank of an engine whose ends are these."""
+        plan = ExpertPlan.of(options, placements, device)
+        return cls(tensor, pipeline, options.enable_expert_parallel, plan)
 
     @property
     def is_first(self) -> bool:
@@ -40,7 +59,18 @@ class Place:
     @property
     def graph_safe(self) -> bool:
         """Whether a step of this rank can be captured, with what it tells the others."""
-        return self.pipeline.size == 1 and self.tensor.graph_safe
+        return self.pipeline.size == 1 and self.tensor.graph_safe and not self.exchanges_tokens
+
+    @property
+    def exchanges_tokens(self) -> bool:
+        """Whether tokens are sent to the ranks of their experts, by sizes that the host reads."""
+        shared = self.expert_parallel and self.tensor.size > 1
+        return shared and self.experts.dispatch == "all_to_all"
+
+    def live_rows(self, number: int) -> AbstractContextManager[None]:
+        """Within, only so many rows of a padded step, from the first, count as a request's."""
+        live = self.experts.live_rows
+        return nullcontext() if live is None else live.limited(number)
 
     def layers(self, config: ModelConfig) -> range:
         """Return which layers of a model are this stage's."""

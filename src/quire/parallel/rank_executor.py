@@ -16,7 +16,16 @@ from quire.config import EngineConfig
 from quire.kv.spec import CacheLayout
 from quire.messages import SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
-from quire.parallel.rank_process import Allocate, Command, Execute, Load, Settle, Wait, agreed
+from quire.parallel.rank_process import (
+    Allocate,
+    Command,
+    CountedLoads,
+    Execute,
+    Load,
+    Settle,
+    Wait,
+    agreed,
+)
 from quire.speculation.factory import DraftSource
 
 
@@ -85,6 +94,10 @@ class RankExecutor:
     def round_costs(self) -> Mapping[tuple[int, int], float]:
         """Seconds of a step with k guesses of each request, by (requests, k), if k may vary."""
         return self._round_costs
+
+    def expert_loads(self) -> list[dict[int, list[int]]]:
+        """Return what each rank has counted."""
+        return cast(list[dict[int, list[int]]], self._line.ask(CountedLoads()))
 
     def execute(self, output: SchedulerOutput) -> RemoteStep:
         """Let every rank queue the step."""

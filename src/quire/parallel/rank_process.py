@@ -73,7 +73,12 @@ class Settle:
     tickets: tuple[int, ...]
 
 
-Command = Load | Allocate | Execute | Wait | Settle
+@dataclass(frozen=True)
+class CountedLoads:
+    """Tell how many tokens the rank's experts were sent; answered as `Worker.expert_loads` is."""
+
+
+Command = Load | Allocate | Execute | Wait | Settle | CountedLoads
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,8 @@ class Serving:
             self._pending = {t: self._pending[t] for t in command.tickets if t in self._pending}
             self._worker.runner.settle(self._pending.values())
             return None
+        if isinstance(command, CountedLoads):
+            return self._worker.expert_loads()
         if isinstance(command, Allocate):
             self._worker.allocate(command.num_blocks)
             return self._worker.round_costs
@@ -175,10 +182,12 @@ class Serving:
             from quire.parallel.direct_comm import fastest  # needs CUDA
 
             sums = partial(fastest, device=self._device, dtype=config.model.dtype)
-        place = Place(
+        place = Place.of(
+            config.parallel,
+            config.expert_placements,
             join(config.parallel.tensor_groups, sums),
             join(config.parallel.pipeline_groups),
-            config.parallel.enable_expert_parallel,
+            self._device,
         )
         self._answers_in_full = self._rank == config.parallel.output_ranks[0]
         self._worker = Worker(

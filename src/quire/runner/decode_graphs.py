@@ -111,7 +111,8 @@ class DecodeGraphs:
         width = self.width(entries)
         self._put(size, width, entries)
         graph, result = self._graphs[size, width, ending]
-        graph.replay()
+        with self._parts.model.place.live_rows(len(entries) * width):
+            graph.replay()
         return result[: len(entries)]
 
     def _put(self, size: int, width: int, entries: Sequence[ScheduledEntry]) -> DecodeInputs:

@@ -20,9 +20,11 @@ from quire.kv.host.storage import HostBlocks
 from quire.kv.spec import CacheLayout
 from quire.kv.storage import KVStorage, require_one_request
 from quire.layers.linear import MethodFactory
+from quire.layers.moe import MoE
 from quire.models.config import ModelConfig
 from quire.models.decoder import Decoder
 from quire.models.loader import initialize_random, load_weights
+from quire.parallel.comm import Solo
 from quire.parallel.place import Place
 from quire.quantization.factory import methods
 from quire.runner.memory import default_num_blocks
@@ -64,7 +66,7 @@ class Worker:
         """
         device = config.model.device
         self._config = config
-        place = place or Place()
+        place = place or Place.of(config.parallel, config.expert_placements, Solo(), Solo(), device)
         layers = place.layers(model_config)
         if place.pipeline.size > 1:
             layout = layout.part(layers.start, layers.stop)
@@ -173,6 +175,23 @@ class Worker:
             )
         if config.speculation is not None and config.speculation.is_adaptive:
             self.round_costs = measure_round_costs(self.runner, config, self._layout.num_groups)
+        for mixture in self._mixtures().values():
+            mixture.routes.forget()  # what those steps have counted
+
+    def expert_loads(self) -> dict[int, list[int]]:
+        """Return how many tokens each expert was sent, by layer, of what this rank has counted.
+
+        Ranks that route the same tokens leave it to the first of them: the sum over all ranks
+        counts every pair of token and expert once.
+        """
+        counted = {number: m.routes.loads for number, m in self._mixtures().items()}
+        return {number: loads.tolist() for number, loads in counted.items() if loads is not None}
+
+    def _mixtures(self) -> dict[int, MoE]:
+        """Return the layers with experts that are here, by their numbers in the model."""
+        numbers, layers = self._model.layer_numbers, self._model.layers
+        found = {n: layer.mlp for n, layer in zip(numbers, layers, strict=True)}
+        return {number: mlp for number, mlp in found.items() if isinstance(mlp, MoE)}
 
 
 def _require_served(config: EngineConfig, backend: AttentionBackend, layout: CacheLayout) -> None:
