@@ -33,7 +33,7 @@ def loads_of(balancer: dict[str, Any], kind: str, layer: int) -> list[int]:
 
 
 def test_placements_are_quires(page: Page, base: str, balancer: dict[str, Any]) -> None:
-    """Recorded loads, drawn ones with ties and zeros, on 1 to 8 ranks, with every number of copies."""
+    """Recorded loads, drawn ones with ties and zeros, on 1 to 8 ranks, with all numbers of copies."""
     rng = random.Random(3)
     loads = [layer for kind in balancer["loads"].values() for layer in kind]
     loads += [[rng.choice((0, 1, 1, 2, 7, 50)) for _ in range(EXPERTS)] for _ in range(12)]
@@ -49,7 +49,8 @@ def test_placements_are_quires(page: Page, base: str, balancer: dict[str, Any]) 
     answers = page.evaluate(
         """async (cases) => {
             const p = await import("/explorables/expert-placement.js");
-            const all = (slots, loads) => [slots, p.rankLoads(slots, loads), p.imbalance(slots, loads)];
+            const all = (slots, loads) =>
+                [slots, p.rankLoads(slots, loads), p.imbalance(slots, loads)];
             return cases.map(([loads, ranks, sizes]) => [
                 all(p.contiguous(loads.length, ranks), loads), all(p.packed(loads, ranks), loads),
                 ...sizes.map((size) => all(p.replicated(loads, ranks, size), loads))]);

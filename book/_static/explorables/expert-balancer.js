@@ -11,6 +11,8 @@ const RANKS = [2, 4, 8], SPARES = [0, 1, 2];
 const OTHER = { code: "prose", prose: "code" };
 const ratio = (value) => value.toFixed(2);
 const times = (value) => `${ratio(value)} times the mean`;
+const waiting = (value) =>
+  `If time follows load, a rank waits ${Math.round(100 * (1 - 1 / value))} % of it on average.`;
 
 class ExpertBalancer extends Explorable {
   static css = `
@@ -43,9 +45,8 @@ class ExpertBalancer extends Explorable {
       reveal: (guess) => {
         this.buildPanel();
         const answer = imbalance(contiguous(experts, ranks), loads);
-        return `${times(answer)}: ${compare(guess, answer)}. On average the ranks wait ` +
-          `${Math.round(100 * (1 - 1 / answer))} % of the time for the fullest one. A rank's other experts dilute the ` +
-          "busy one. Lower the number: swap experts, then allow copies.";
+        return `${times(answer)}: ${compare(guess, answer)}. ${waiting(answer)} A rank's other experts dilute the busy one. ` +
+          "Lower the number: swap experts, then allow copies.";
       },
     }), this.panel);
   }
@@ -153,9 +154,8 @@ class ExpertBalancer extends Explorable {
     const mean = each.reduce((a, b) => a + b) / each.length, copies = copiesOf(slots, loads.length);
     const focused = this.shadowRoot.activeElement?.dataset.at;
     this.refused.textContent = "";
-    this.reading.replaceChildren("Fullest rank: ", html("b", {}, times(now)), `. On average the ranks wait ${
-      Math.round(100 * (1 - 1 / now))} % of the time. The same placement on ${OTHER[kind]}: ${
-      times(imbalance(slots, other))}.`);
+    this.reading.replaceChildren("Fullest rank: ", html("b", {}, times(now)), `. ${waiting(now)} The same placement on ${
+      OTHER[kind]}: ${times(imbalance(slots, other))}.`);
     const heaviest = Math.max(...loads.map((load, e) => load / copies[e])) / mean;
     this.bound.textContent = heaviest > 1
       ? `An expert alone brings ${times(heaviest)} to its rank: without more copies no placement is below that.`
@@ -232,7 +232,7 @@ class ExpertBalancer extends Explorable {
             "text-anchor": "middle" }, `${expert}`)] : [])];
       });
       return [svg("text", { x: 0, y: y + BAR - 4 }, `rank ${rank}`), ...parts,
-        svg("text", { x: x(done) + 5, y: y + BAR - 4 }, ratio(each[rank] / mean))];
+        svg("text", { x: WIDTH, y: y + BAR - 4, "text-anchor": "end" }, ratio(each[rank] / mean))];
     }), svg("line", { class: "mean", x1: x(mean), x2: x(mean), y1: TOP - 4, y2: height }),
     svg("text", { x: x(mean), y: TOP - 6, "text-anchor": "middle" }, "mean"));
   }
