@@ -33,7 +33,7 @@ def loads_of(balancer: dict[str, Any], kind: str, layer: int) -> list[int]:
 
 
 def test_placements_are_quires(page: Page, base: str, balancer: dict[str, Any]) -> None:
-    """Recorded loads, drawn ones with ties and zeros, on 1 to 8 ranks, with all numbers of copies."""
+    """Recorded loads and drawn ones with ties, on 1 to 8 ranks, with all numbers of copies."""
     rng = random.Random(3)
     loads = [layer for kind in balancer["loads"].values() for layer in kind]
     loads += [[rng.choice((0, 1, 1, 2, 7, 50)) for _ in range(EXPERTS)] for _ in range(12)]
