@@ -18,6 +18,7 @@ from quire.kernels.expert_tiles import GroupTile, PairTile, group_tiles, pair_ti
 from quire.kernels.experts import paired_experts
 from quire.kernels.grouping import AT_ONCE, group_pairs_torch, group_pairs_triton
 from quire.kernels.router import choose_experts_torch, choose_experts_triton
+from quire.kernels.routes import count_pairs, limit_pairs, live_rows, pair_limit, spread_pairs
 
 INF = float("inf")
 # Of the pairs' product a row each: rows of the weight, columns of a load, warps.
@@ -68,6 +69,40 @@ def group(device: str) -> None:
             assert torch.equal(starts, begins)
             assert torch.equal(order[: starts[-1]], expected[: starts[-1]])
     assert AT_ONCE < 700 * 3
+
+
+def routes(device: str) -> None:
+    """Counted, limited and spread, against loops over the pairs; some rows are nobody's."""
+    num_experts, top_k, first_row = 7, 3, 5
+    copies = [1, 3, 2, 1, 4, 1, 2, 1]  # the last is no expert
+    places = [[10 * e + i if i < copies[e] else -1 for i in range(4)] for e in range(8)]
+    tables = [torch.tensor(t, dtype=torch.int32, device=device) for t in (copies, places)]
+    for num_tokens, num_live in ((1, 6), (17, 22), (300, 205), (4, 5)):
+        logits = draw(device, num_tokens, num_experts)
+        logits[:, 1] += 1
+        ids = choose_experts_torch(logits, top_k, True)[0]
+        live = live_rows(ids, torch.tensor(num_live, dtype=torch.int32, device=device), first_row)
+        assert live.flatten().tolist() == [5 + t < num_live for t in range(num_tokens)]
+        before = torch.arange(num_experts, device=device)
+        tokens = torch.tensor(num_live, device=device)
+        for factor in (0.2, 1.0, 7.0):
+            limit = pair_limit(factor, tokens, top_k, num_experts)
+            assert int(limit) == -int(-factor * num_live * top_k // num_experts)
+            counts, taken = [0] * num_experts, before.tolist()
+            kept, slots = [], []
+            for t, row in enumerate(ids.tolist()):
+                inside = 5 + t < num_live
+                for expert in row:
+                    counts[expert] += inside
+                    taken[expert] += inside
+                    kept.append(expert if inside and taken[expert] <= int(limit) else num_experts)
+                    slots.append(places[kept[-1]][(5 + t) % copies[kept[-1]]])
+            assert count_pairs(ids, live, num_experts).tolist() == counts
+            limited = limit_pairs(ids, live, before, limit)
+            spread = spread_pairs(limited, *tables, first_row)
+            assert (limited.dtype, spread.dtype) == (torch.int32, torch.int32)
+            assert limited.flatten().tolist() == kept
+            assert spread.flatten().tolist() == slots
 
 
 Case = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -127,6 +162,11 @@ def cases(device: str, dtype: torch.dtype) -> list[Case]:
     shape = (8, 2, 24, 20) if device == "cpu" else (16, 4, 1000, 200)
     if device == "cpu" and dtype != torch.float32:
         return [routed(device, 3, dtype, shape)]
+    none = routed(device, 17, dtype, shape)
+    some = torch.where(draw(device, *none[1].shape) > 0, none[1], shape[0]).int()
+    slots = torch.cat(
+        [none[3], none[3].new_tensor([len(none[5])])]
+    )  # of no expert, and it has none
     same = torch.tensor([[5, 2, 3, 1][: shape[1]]] * 17, dtype=torch.int32, device=device)
     return [
         *(
@@ -135,6 +175,7 @@ def cases(device: str, dtype: torch.dtype) -> list[Case]:
         ),
         routed(device, 17, dtype, shape, ids=same),
         routed(device, 17, dtype, shape, num_slots=3),
+        (none[0], some, none[2], slots, *none[4:]),
     ]
 
 
@@ -144,7 +185,7 @@ def pairs(device: str) -> None:
             _, hidden, size = case[5].shape
             itemsize, top_k = dtype.itemsize, case[1].shape[1]
             chosen = pair_tile(2, hidden, itemsize), pair_tile(1, top_k * size, itemsize)
-            tiles_of = [PAIR_TILES, (chosen,), PAIR_TILES[:1], PAIR_TILES[:1]]
+            tiles_of = [PAIR_TILES, (chosen,), *[PAIR_TILES[:1]] * 3]
             for tiles in tiles_of[i] if device == "cpu" else (*PAIR_TILES, chosen):
                 check(paired_experts(*case, *tiles), case)
 
@@ -175,7 +216,7 @@ def alone_or_together(device: str) -> None:
 
 
 CHECKS: dict[str, Check] = {
-    check.__name__: check for check in (choose, group, pairs, groups, alone_or_together)
+    check.__name__: check for check in (choose, group, routes, pairs, groups, alone_or_together)
 }
 
 if __name__ == "__main__":

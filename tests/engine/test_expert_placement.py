@@ -101,12 +101,16 @@ def test_the_busiest_get_the_copies() -> None:
     assert placement.rank_loads([8, 4, 1, 1]) == [7, 7]
 
 
-def test_ranks_with_room_for_copies_are_kept() -> None:
-    """By load alone the last expert's three copies would find two ranks with room."""
-    loads = [100.0, 60.0, 3.0, 3.0, 3.0, 3.0, 2.0]
-    placement = replicated(loads, 3, 12)
-    assert sorted(len(ranks) for ranks in placement.replicas) == [1, 1, 1, 1, 2, 3, 3]
-    assert {len(held) for held in placement.slots} == {4}
+@pytest.mark.parametrize(
+    ("loads", "num_ranks", "num_slots"),
+    [([0.0, 0.0, 0.0], 4, 8), ([0.0, 10.0, 3.0, 0.0, 20.0, 0.0], 3, 15)],
+)
+def test_ranks_with_room_for_copies_are_kept(
+    loads: list[float], num_ranks: int, num_slots: int
+) -> None:
+    """By load alone the copies of the last expert would find too few ranks with room."""
+    placement = replicated(loads, num_ranks, num_slots)
+    assert placement.num_slots == num_slots
 
 
 def test_packing_is_near_the_best_there_is() -> None:

@@ -34,6 +34,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quire import LLM, CheckpointError, QuireError, SamplingParams, UnsupportedModelError
+from quire.config import EngineConfig
 from quire.kernels.expert_tiles import group_tiles, prefers_pairs, tile_changes
 from quire.kernels.experts import FEW_PAIRS, apply_experts_torch
 from quire.kernels.grouping import group_pairs_torch
@@ -398,7 +399,8 @@ def test_warm_up_meets_every_tile(options: dict[str, Any], folder: Folder) -> No
     llm = LLM(folder("mixtral"), device="cpu", max_num_seqs=6, **options)
     worker = llm.engine.executor.worker  # type: ignore[attr-defined]
     config, moe = llm.config, llm.model_config.moe
-    sums = [sum(p.num_tokens for p in step) for step in _steps_by_experts(config, moe)]
+    steps = _steps_by_experts(config, moe.experts_per_token, moe.num_experts)
+    sums = [sum(p.num_tokens for p in step) for step in steps]
     budget = config.scheduling.max_num_batched_tokens
     most = 6 * min(config.model.max_model_len - 1, budget)
     changes = tile_changes(moe.experts_per_token, moe.num_experts)
@@ -407,6 +409,17 @@ def test_warm_up_meets_every_tile(options: dict[str, Any], folder: Folder) -> No
     groups = worker._layout.num_groups
     warm_up(worker.runner, config, groups, gives_logprobs=True, moe=moe)
     checkpoints.assert_empty(llm)
+
+
+def test_warm_up_knows_how_many_experts_a_rank_has() -> None:
+    """With a quarter of them a rank's tiles change at a quarter of the tokens."""
+    config = EngineConfig.of(max_model_len=4096, device="cpu")
+    whole, part = (
+        [sum(p.num_tokens for p in step) for step in _steps_by_experts(config, 8, slots)]
+        for slots in (128, 32)
+    )
+    assert part == tile_changes(8, 32)
+    assert part != whole
 
 
 @pytest.mark.gpu

@@ -44,7 +44,7 @@ def limit_pairs(ids: Tensor, live: Tensor, before: Tensor, limit: Tensor) -> Ten
     """Return ids in which E, that is none, stands for what goes beyond an expert's limit.
 
     Of an expert's pairs the first count, in the order of the tokens. Rows that are not live have
-    no pairs.
+    no pairs; they stand behind the others, and take nobody's place.
 
     Args:
         ids: int32 [T, k], different experts for each token.
@@ -54,7 +54,7 @@ def limit_pairs(ids: Tensor, live: Tensor, before: Tensor, limit: Tensor) -> Ten
     """
     num_experts, index = len(before), ids.long()
     chosen = torch.zeros(len(ids), num_experts, dtype=torch.int64, device=ids.device)
-    chosen.scatter_(1, index, live.long().expand_as(index))
+    chosen.scatter_(1, index, 1)
     place = before + chosen.cumsum(0) - chosen  # of a token's pair among its expert's, from 0
     kept = live & (place.gather(1, index) < limit)
     return torch.where(kept, ids, num_experts)

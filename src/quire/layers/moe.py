@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quire.errors import QuireError
+from quire.kernels.expert_tiles import tile_changes
 from quire.kernels.experts import apply_experts
 from quire.kernels.linear import linear
 from quire.kernels.router import choose_experts
@@ -188,5 +189,17 @@ class MoE(Layer):
         summed: Tensor = self.experts(x, self.routes(ids), weights)
         return summed if self._comm.size == 1 else self._comm.all_reduce(summed)
 
+    # docs: moe end
 
-# docs: moe end
+    def warm_up(self) -> None:
+        """Compile the kernels of any number of rows, which steps on the same tokens do not bring.
+
+        An exchange gives the experts a row a pair, as many as happen to come.
+        """
+        if self._exchange is None:
+            return
+        num_slots, _, hidden = self.experts.gate_up.shape
+        for number in (1, *tile_changes(1, num_slots)):
+            rows = self.experts.gate_up.new_zeros(number, hidden)
+            ids = torch.zeros(number, 1, dtype=torch.int32, device=rows.device)
+            self.experts(rows, ids, torch.ones(number, 1, device=rows.device))

@@ -44,6 +44,7 @@ def warm_up(
     *,
     gives_logprobs: bool,
     moe: MoEConfig | None = None,
+    num_slots: int | None = None,
 ) -> None:
     """Run every kind of step; returns when the device has done them.
 
@@ -51,10 +52,11 @@ def warm_up(
         gives_logprobs: whether the sampler can be asked for log-probabilities; a swapped one
             may leave them out, as long as no request wants them.
         moe: the model's experts.
+        num_slots: how many of a layer's experts are here; None: all.
     """
     steps = list(_steps(config, gives_logprobs))
     if moe is not None:
-        steps += _steps_by_experts(config, moe)
+        steps += _steps_by_experts(config, moe.experts_per_token, num_slots or moe.num_experts)
     for number, pieces in enumerate(steps):
         runner.execute(_message(number, pieces, config, num_groups))
         runner.settle(())  # nobody reads the tokens; of a model that overflows there are none
@@ -87,11 +89,11 @@ def _steps(config: EngineConfig, gives_logprobs: bool) -> Iterator[list[Piece]]:
             yield pieces
 
 
-def _steps_by_experts(config: EngineConfig, moe: MoEConfig) -> Iterator[list[Piece]]:
+def _steps_by_experts(config: EngineConfig, top_k: int, num_slots: int) -> Iterator[list[Piece]]:
     """Prompts of as many tokens together as each kind of product over experts begins with."""
     budget = config.scheduling.max_num_batched_tokens
     longest = min(config.model.max_model_len - 1, budget)
-    for num_tokens in tile_changes(moe.experts_per_token, moe.num_experts):
+    for num_tokens in tile_changes(top_k, num_slots):
         whole, rest = divmod(num_tokens, longest)
         pieces = [Piece(0, longest)] * whole + [Piece(0, rest)] * (rest > 0)
         if num_tokens <= budget and len(pieces) <= config.scheduling.max_num_seqs:

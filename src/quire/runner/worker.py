@@ -165,6 +165,7 @@ class Worker:
             self._proposer,
             self._draft,
         )
+        mixtures = list(self._mixtures().values())
         if runs_triton(config.model.device):
             warm_up(
                 self.runner,
@@ -172,10 +173,13 @@ class Worker:
                 self._layout.num_groups,
                 gives_logprobs=self._gives_logprobs,
                 moe=self._model.config.moe,
+                num_slots=len(mixtures[0].experts.held) if mixtures else None,
             )
+            for mixture in mixtures[:1]:  # the others' kernels are the same
+                mixture.warm_up()
         if config.speculation is not None and config.speculation.is_adaptive:
             self.round_costs = measure_round_costs(self.runner, config, self._layout.num_groups)
-        for mixture in self._mixtures().values():
+        for mixture in mixtures:
             mixture.routes.forget()  # what those steps have counted
 
     def expert_loads(self) -> dict[int, list[int]]:
