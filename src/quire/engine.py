@@ -176,9 +176,13 @@ class LLMEngine:
         """
         return [handle.snapshot() for handle in self.advance()]
 
-    @uninterrupted()
-    def advance(self) -> list[RequestHandle]:
-        """Run one step; return the prompts that got a token or failed, uncopied."""
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the next step's tokens are known already, so that nobody waits for them."""
+        return bool(self._in_flight) and self._in_flight[0][0].is_done
+
+    def queue_steps(self) -> None:
+        """Schedule and queue as many steps as may be in flight."""
         while self._may_schedule():
             begin = time.perf_counter()
             scheduled = self._scheduler.schedule()
@@ -189,6 +193,11 @@ class LLMEngine:
                 self._in_flight.append((self.executor.execute(scheduled), begin))
             if not scheduled.entries:
                 break
+
+    @uninterrupted()
+    def advance(self) -> list[RequestHandle]:
+        """Run one step; return the prompts that got a token or failed, uncopied."""
+        self.queue_steps()
         pending, begin = self._in_flight.popleft()
         scheduled = pending.output
         with self._retracting(scheduled):

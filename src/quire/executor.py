@@ -29,6 +29,11 @@ class QueuedStep(Protocol):
 
     output: SchedulerOutput
 
+    @property
+    def is_done(self) -> bool:
+        """Whether `wait` would return at once, as far as is known."""
+        ...
+
     def wait(self) -> StepResult:
         """Block until the step is done and return what it chose."""
         ...
@@ -45,10 +50,6 @@ class Executor(Protocol):
     @property
     def round_costs(self) -> Mapping[tuple[int, int], float]:
         """Seconds of a step with k guesses of each request, by (requests, k), if k may vary."""
-        ...
-
-    def expert_loads(self) -> list[dict[int, list[int]]]:
-        """Return what each rank has counted: the tokens that each expert was sent, by layer."""
         ...
 
     def execute(self, output: SchedulerOutput) -> QueuedStep:
@@ -105,10 +106,6 @@ class InlineExecutor:
     def round_costs(self) -> Mapping[tuple[int, int], float]:
         """Seconds of a step with k guesses of each request, by (requests, k), if k may vary."""
         return self.worker.round_costs
-
-    def expert_loads(self) -> list[dict[int, list[int]]]:
-        """Return what the worker has counted."""
-        return [self.worker.expert_loads()]
 
     def execute(self, output: SchedulerOutput) -> PendingStep:
         """Queue a step on the worker's device."""

@@ -23,6 +23,7 @@ from quire.interrupts import uninterrupted
 from quire.models.config import ModelConfig
 from quire.models.loader import resolve_checkpoint
 from quire.outputs import RequestOutput
+from quire.parallel.counted_loads import counted_loads
 from quire.parallel.expert_loads import ExpertLoads
 from quire.progress import RequestHandle
 from quire.prompts import Prompt, TokenizedPrompt, split_batch
@@ -226,7 +227,7 @@ class LLM:
             )
         with self.turn():
             engines = getattr(self.engine, "engines", [self.engine])  # of replicas, each
-            return ExpertLoads.sum(own for e in engines for own in e.executor.expert_loads())
+            return ExpertLoads.sum(own for e in engines for own in counted_loads(e.executor))
 
     def require_own_process(self) -> None:
         """Raise QuireError in a fork of the process that made this engine."""

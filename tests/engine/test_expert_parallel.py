@@ -464,6 +464,14 @@ def test_loads_are_those_of_tokens_that_were_computed(written: Written) -> None:
     assert [sum(c) for c in later.tokens.values()] == [3 * (40 - hit + 4)] * 2
 
 
+def test_what_an_engine_tries_before_its_first_request_is_not_counted(written: Written) -> None:
+    """It measures what steps with guesses take."""
+    options = {"speculative_config": {"method": "ngram"}, "max_model_len": 64, "max_num_seqs": 2}
+    llm = LLM(written("mixtral"), device="cpu", record_expert_loads=True, **options)
+    assert llm.engine.executor.round_costs
+    assert {sum(counts) for counts in llm.expert_loads().tokens.values()} == {0}
+
+
 def test_loads_of_replicas_add_up(written: Written) -> None:
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
     options: dict[str, Any] = {"device": "cpu", "record_expert_loads": True, **LOCKSTEP}

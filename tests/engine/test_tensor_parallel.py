@@ -20,6 +20,7 @@ from quire.attention.torch_backend import TorchAttention
 from quire.models.config import ModelConfig
 from quire.models.decoder import Decoder
 from quire.models.loader import load_weights
+from quire.parallel.comm import PartialSum
 from quire.parallel.lockstep import Lockstep
 from quire.parallel.part import Part, kv_heads, local_config, padded_part, query_heads
 from quire.parallel.place import Place
@@ -141,20 +142,22 @@ def ranks(
 
 
 def streams(model: Decoder) -> list[Tensor]:
-    """Return a list that a forward pass fills: the residual stream behind each half layer."""
+    """Return a list that a forward pass fills: the embedding, then what each half layer adds."""
     seen: list[Tensor] = []
 
-    def watch(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def watched(*args: Any) -> Tensor:
-            out = forward(*args)
-            seen.append(out.clone())
-            return out
+    def watch(add: Callable[..., tuple[Any, Tensor]]) -> Callable[..., tuple[Any, Tensor]]:
+        def watched(x: Tensor | PartialSum, residual: Tensor) -> tuple[Any, Tensor]:
+            before = residual.clone()
+            normed, after = add(x, residual)
+            seen.append(after - before)
+            return normed, after
 
         return watched
 
     for layer in model.layers:
-        for half in (layer.self_attn, layer.mlp):
-            half.forward = watch(half.forward)
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            norm.add = watch(norm.add)
+    model.norm.add = watch(model.norm.add)
     return seen
 
 

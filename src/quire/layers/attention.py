@@ -17,7 +17,7 @@ from quire.layers.linear import Linear, MethodFactory
 from quire.layers.module import Layer
 from quire.layers.norm import HeadNorm
 from quire.models.config import ModelConfig
-from quire.parallel.comm import Comm
+from quire.parallel.comm import Comm, PartialSum
 from quire.parallel.part import kv_heads, query_heads
 
 
@@ -81,7 +81,9 @@ class Attention(Layer):
             heads = {f"{prefix}.q_norm": self.num_heads, f"{prefix}.k_norm": self.num_kv_heads}
             self.qk_norm = HeadNorm(heads, config.head_size, config.rms_norm_eps, dtype, device)
 
-    def forward(self, x: Tensor | Rounded, kv: LayerKV, step: StepMetadata, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor | Rounded, kv: LayerKV, step: StepMetadata, layer: int
+    ) -> Tensor | PartialSum:
         """Attend with the hidden states x, [num_tokens, hidden_size]."""
         metadata, fused = step.attention[layer], self.backend.writes_by_slot
         query, key, value = norm_rotate(

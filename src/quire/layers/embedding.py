@@ -19,6 +19,7 @@ from quire.layers.module import (
     empty_parameter,
     leave,
 )
+from quire.parallel.comm import PartialSum
 from quire.parallel.part import Part, cut, padded_part
 from quire.parallel.place import Place
 
@@ -73,14 +74,14 @@ class Vocabulary(Layer):
         self._stored_head: Tensor | None = None  # of a tied model: a view of the file
         self._filled = False
 
-    def embed(self, token_ids: Tensor) -> Tensor:
+    def embed(self, token_ids: Tensor) -> Tensor | PartialSum:
         """Return the vectors of token ids [num_tokens], [num_tokens, hidden_size]."""
         if self.comm.size == 1:
             return F.embedding(token_ids, self.embedding)
         own = token_ids - self.rows.begin
         is_here = (own >= 0) & (own < self.rows.size)
         vectors = F.embedding(torch.where(is_here, own, 0), self.embedding)
-        return self.comm.all_reduce(vectors * is_here[:, None])
+        return PartialSum(vectors * is_here[:, None], self.comm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of hidden states [R, hidden_size], [R, vocab_size]."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quire.kernels.round_inputs import Rounded, Rounding
 from quire.layers.module import Layer, Taker, leave
-from quire.parallel.comm import Comm, Solo
+from quire.parallel.comm import Comm, PartialSum, Solo
 from quire.parallel.part import Part
 
 
@@ -79,8 +79,8 @@ class Linear(Layer):
     """y = x W^T + b over one or more shards stacked along the output.
 
     `shards` maps the checkpoint's full name of each to its output features, in order. A rank
-    keeps a `Part` of them, or of the input features: its product is then a part of a sum, and
-    `reduce` adds up the ranks'.
+    keeps a `Part` of them, or of the input features: its product is then a part of a sum over the
+    ranks of `reduce`.
     """
 
     weight: Tensor
@@ -121,13 +121,13 @@ class Linear(Layer):
         """How the layer in front may round x on its way here; None: x is wanted as it is."""
         return self.method.input_rounding if isinstance(self.method, RoundingMethod) else None
 
-    def forward(self, x: Tensor | Rounded) -> Tensor:
+    def forward(self, x: Tensor | Rounded) -> Tensor | PartialSum:
         """Apply to x, [num_tokens, in_features], as it is or as `input_rounding` asks for it."""
         if isinstance(x, Rounded):
             product = cast(RoundingMethod, self.method).apply_rounded(self, x)
         else:
             product = self.method.apply(self, x)
-        return product if self.reduce.size == 1 else self.reduce.all_reduce(product)
+        return product if self.reduce.size == 1 else PartialSum(product, self.reduce)
 
     def takes(self) -> dict[str, Taker]:
         """The method's tensors of every shard."""

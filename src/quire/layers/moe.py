@@ -29,6 +29,7 @@ from quire.layers.module import (
     leave,
 )
 from quire.models.moe_config import MoEConfig
+from quire.parallel.comm import PartialSum
 from quire.parallel.part import Part, even_part
 from quire.parallel.place import Place
 
@@ -181,13 +182,13 @@ class MoE(Layer):
         if place.exchanges_tokens:
             self._exchange = ExpertExchange(self.router, self.experts, routes, comm)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | PartialSum:
         """Apply to x, [num_tokens, hidden_size]."""
         if self._exchange is not None:
             return self._exchange(x)
         ids, weights = self.router(x)
         summed: Tensor = self.experts(x, self.routes(ids), weights)
-        return summed if self._comm.size == 1 else self._comm.all_reduce(summed)
+        return summed if self._comm.size == 1 else PartialSum(summed, self._comm)
 
     # docs: moe end
 

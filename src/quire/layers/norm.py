@@ -12,6 +12,7 @@ from quire.kernels.norm import add_rms_norm, rms_norm
 from quire.kernels.round_inputs import Rounding
 from quire.kernels.rounded import add_rms_norm_rounded
 from quire.layers.module import Layer, Taker, copy_checked, empty_parameter
+from quire.parallel.comm import NormingComm, PartialSum, total
 
 
 class RMSNorm(Layer):
@@ -31,11 +32,14 @@ class RMSNorm(Layer):
         """Normalise x, [..., size]."""
         return rms_norm(x, self.weight, self.eps)
 
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Any, Tensor]:
+    def add(self, x: Tensor | PartialSum, residual: Tensor) -> tuple[Any, Tensor]:
         """Return the norm of x + residual, and the sum; on a GPU it overwrites residual.
 
         The norm is a tensor or, where there is a `rounding`, `Rounded`.
         """
+        if isinstance(x, PartialSum) and self.rounding is None and isinstance(x.comm, NormingComm):
+            return x.comm.add_rms_norm(x.part, residual, self.weight, self.eps)
+        x = total(x)
         if self.rounding is not None:
             return add_rms_norm_rounded(x, residual, self.weight, self.eps, self.rounding)
         return add_rms_norm(x, residual, self.weight, self.eps)

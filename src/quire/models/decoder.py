@@ -25,7 +25,7 @@ from quire.layers.moe import MoE
 from quire.layers.norm import RMSNorm
 from quire.layers.rope import RotaryTable
 from quire.models.config import ModelConfig
-from quire.parallel.comm import Comm
+from quire.parallel.comm import Comm, PartialSum, total
 from quire.parallel.part import Part, even_part
 from quire.parallel.place import Place
 from quire.quantization.factory import unquantized
@@ -69,7 +69,7 @@ class GatedMLP(Layer):
         super().finish_load()
         self._rounding = self.down_proj.input_rounding
 
-    def forward(self, x: Tensor | Rounded) -> Tensor:
+    def forward(self, x: Tensor | Rounded) -> Tensor | PartialSum:
         """Apply to x, [num_tokens, hidden_size]."""
         gate_up = self.gate_up_proj(x)
         if self._rounding is not None:
@@ -117,8 +117,13 @@ class DecoderLayer(Layer):
             self.post_attention_layernorm.rounding = self.mlp.input_rounding
 
     def forward(
-        self, x: Tensor, residual: Tensor, kv: LayerKV, step: StepMetadata, layer: int
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        x: Tensor | PartialSum,
+        residual: Tensor,
+        kv: LayerKV,
+        step: StepMetadata,
+        layer: int,
+    ) -> tuple[Tensor | PartialSum, Tensor]:
         """Take what the last part computed and the residual stream it is to be added to.
 
         Returns the same two, each [num_tokens, hidden_size]: an addition is always followed
@@ -178,17 +183,15 @@ class Decoder(Layer):
         """
         step.rotation = self.rotary.at(step.positions)
         pipeline = self.place.pipeline
+        residual = self.norm.weight.new_zeros(len(token_ids), self.config.hidden_size)
         if self.place.is_first:
             x = self.vocabulary.embed(token_ids)
         else:
-            shape = (len(token_ids), self.config.hidden_size)
-            like = torch.empty(shape, dtype=self.norm.weight.dtype, device=token_ids.device)
-            x = pipeline.receive(like, pipeline.rank - 1)
-        residual = torch.zeros_like(x)
+            x = pipeline.receive(torch.empty_like(residual), pipeline.rank - 1)
         for layer, module in enumerate(self.layers):
             x, residual = module(x, residual, storage.layers[layer], step, layer)
         if not self.place.is_last:
-            stream = x + residual
+            stream = total(x) + residual
             pipeline.send(stream, pipeline.rank + 1)
             return stream
         return self.norm.add(x, residual)[0]

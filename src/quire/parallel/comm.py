@@ -6,7 +6,8 @@ order, with tensors of the same shape and dtype. See the chapter "Parallelism".
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -46,6 +47,41 @@ class Comm(Protocol):
     def receive(self, like: Tensor, source: int) -> Tensor:
         """Return what a rank sends, of the shape and dtype of `like`, which may be overwritten."""
         ...
+
+
+@runtime_checkable
+class NormingComm(Protocol):
+    """A `Comm` that sums on the way into a norm."""
+
+    def add_rms_norm(
+        self, part: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the norm of residual and the sum of all ranks' parts, and that sum.
+
+        Both are [num_tokens, size]; weight is [size]. The residual may be overwritten.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PartialSum:
+    """A rank's part of a sum over a group, which nobody has added up yet.
+
+    Row-parallel products and split tables give one. A norm follows, and whoever computes it may do
+    both at once.
+    """
+
+    part: Tensor
+    comm: Comm
+
+    def total(self) -> Tensor:
+        """Return the sum of all ranks' parts; the part may be overwritten."""
+        return self.comm.all_reduce(self.part)
+
+
+def total(x: Tensor | PartialSum) -> Tensor:
+    """Return x, or what the ranks' parts of it add up to."""
+    return x.total() if isinstance(x, PartialSum) else x
 
 
 class Solo:

@@ -105,6 +105,11 @@ class LockstepStep:
     world: Lockstep
     output_ranks: list[int]
 
+    @property
+    def is_done(self) -> bool:
+        """Whether every rank's device has got so far."""
+        return all(pending.is_done for pending in self.ranks)
+
     def wait(self) -> StepResult:
         """Return what the first rank of the last stage chose.
 

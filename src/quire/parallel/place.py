@@ -7,7 +7,8 @@ stage may itself be several ranks that share its matrices. See the chapter "Para
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -67,10 +68,11 @@ class Place:
         shared = self.expert_parallel and self.tensor.size > 1
         return shared and self.experts.dispatch == "all_to_all"
 
-    def live_rows(self, number: int) -> AbstractContextManager[None]:
-        """Within, only so many rows of a padded step, from the first, count as a request's."""
+    def queue(self, work: Callable[[], None], num_live_rows: int) -> None:
+        """Let `work` queue a padded step of which so many rows, from the first, are requests'."""
         live = self.experts.live_rows
-        return nullcontext() if live is None else live.limited(number)
+        with nullcontext() if live is None else live.limited(num_live_rows):
+            work()
 
     def layers(self, config: ModelConfig) -> range:
         """Return which layers of a model are this stage's."""

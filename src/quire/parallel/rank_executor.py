@@ -123,6 +123,7 @@ class RemoteStep:
     ticket: int
     line: Line
     output_ranks: list[int]
+    is_done = True  # as far as the engine knows: ranks answer in their turn
 
     def wait(self) -> StepResult:
         """Return what the first rank of the last stage chose.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch
 from quire.config import EngineConfig
 from quire.engine import LLMEngine
 from quire.errors import InvalidRequestError
+from quire.interrupts import uninterrupted
 from quire.outputs import RequestOutput
 from quire.parallel.router import Router
 from quire.progress import RequestHandle
@@ -18,12 +20,15 @@ from quire.request import Request
 from quire.sampling.params import SamplingParams
 from quire.tokenizer import Tokenizer
 
+PAUSE = 50e-6  # seconds between two looks at the devices; a decode step takes some milliseconds
+
 
 class ReplicatedEngine:
     """Answers the calls of an `LLMEngine`; each request is one replica's business.
 
-    Replicas are advanced in turn. While one's step is waited for, the others' are running: on
-    devices or in processes of their own.
+    Every replica has steps queued, and the one whose step has ended is advanced: a long prompt
+    keeps nobody waiting but those who share its replica. A step of ranks in other processes cannot
+    be asked whether it has ended; such replicas are advanced in turn.
     """
 
     def __init__(self, engines: Sequence[LLMEngine]) -> None:
@@ -77,14 +82,21 @@ class ReplicatedEngine:
         return None if engine is None else engine.abort_request(request_id)
 
     def step(self) -> list[RequestOutput]:
-        """Run a step of every replica that has requests; return what has grown."""
+        """Run a step of the replicas whose next one has ended; return what has grown."""
         return [handle.snapshot() for handle in self.advance()]
 
+    @uninterrupted()
     def advance(self) -> list[RequestHandle]:
-        """Run a step of every replica that has requests; return what has grown, uncopied."""
-        grown = [
-            handle for engine in self.engines if engine.has_requests for handle in engine.advance()
-        ]
+        """Run a step of the replicas whose next one has ended; return what has grown, uncopied."""
+        busy = [engine for engine in self.engines if engine.has_requests]
+        for engine in busy:
+            engine.queue_steps()
+        ready: list[LLMEngine] = []
+        while busy and not ready:
+            ready = [engine for engine in busy if engine.is_ahead]
+            if not ready:
+                time.sleep(PAUSE)
+        grown = [handle for engine in ready for handle in engine.advance()]
         for handle in grown:
             if handle.finished:
                 self._where.pop(handle.request_id, None)

@@ -111,8 +111,7 @@ class DecodeGraphs:
         width = self.width(entries)
         self._put(size, width, entries)
         graph, result = self._graphs[size, width, ending]
-        with self._parts.model.place.live_rows(len(entries) * width):
-            graph.replay()
+        self._parts.model.place.queue(graph.replay, len(entries) * width)
         return result[: len(entries)]
 
     def _put(self, size: int, width: int, entries: Sequence[ScheduledEntry]) -> DecodeInputs:

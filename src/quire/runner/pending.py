@@ -46,6 +46,11 @@ class PendingStep:
         counts = [1 + entry.num_draft_tokens for entry in self.sampling]
         return [0, *accumulate(counts)]
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the device has got so far."""
+        return self.done is None or self.done.query()
+
     def keep(self) -> None:
         """Copy the tokens of a step that is done out of the buffer that steps take in turn."""
         if self.sampled is not None:
