@@ -64,7 +64,8 @@ def spread_pairs(ids: Tensor, copies: Tensor, places: Tensor, first_row: int = 0
     """Return the slot of the group that serves each pair: of an expert's copies the t mod c-th.
 
     The token's row in the step decides, which all ranks know: if each rank chose for itself, a
-    pair could be served by two of them, and be added twice, or by none.
+    pair could be served by two of them, and be added twice, or by none. A step of one token, which
+    is row 0, is served by first copies only.
 
     Args:
         ids: int32 [T, k], experts; E stands for none.

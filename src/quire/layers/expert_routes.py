@@ -4,6 +4,10 @@ On the way the pairs of token and expert are counted, where loads are recorded; 
 expert's capacity are taken out, as training does (DeepSpeed, deepspeed/moe/sharded_moe.py, which
 scales up the weights that are left to a sum of 1; here they stay); and of an expert's copies one is
 chosen. A pair's answer does not depend on the rank that asks.
+
+With a capacity a token's hidden states, and the keys and values that the prefix cache keeps of it,
+depend on the tokens in front of it in its step, whoever's they are: the same prompt may get another
+answer in another batch. Nothing is dropped unless an engine is told to.
 """
 
 from __future__ import annotations
@@ -43,13 +47,13 @@ class ExpertRoutes:
         self.held, self.num_slots = placement.slots[rank], placement.num_slots
         self.top_k, self._num_experts = config.experts_per_token, number
         self._comm, self._factor, self._exchanges = comm, factor, exchanges
-        self._live: LiveRows | None = None
-        if plan.records_loads or factor is not None:
-            self._live = plan.live_rows or LiveRows(device)
         self.loads = None
         # Ranks with the same tokens would count each of them once more.
         if plan.records_loads and (exchanges or comm.rank == 0):
             self.loads = torch.zeros(number, dtype=torch.int64, device=device)
+        self._live: LiveRows | None = None
+        if self.loads is not None or factor is not None:
+            self._live = plan.live_rows or LiveRows(device)
         self.slots = None
         self._copies: tuple[Tensor, Tensor] | None = None
         if exchanges or placement.num_slots > number:

@@ -28,7 +28,8 @@ class ParallelOptions:
             together; they hold copies of the busiest experts of `expert_loads`.
         expert_loads: path of a file of the tokens that each expert was sent, as
             `LLM.expert_loads().save(path)` writes it; experts are placed so that ranks have nearly
-            equal loads (`quire.parallel.expert_placement`). By default by their numbers.
+            equal loads (`quire.parallel.expert_placement`). By default by their numbers. Where
+            torchrun starts ranks on several machines, each needs the file.
         record_expert_loads: count the tokens that each expert is sent, for `LLM.expert_loads()`.
         expert_dispatch: how tokens reach their experts. "all_reduce": all ranks of a stage have
             all tokens, and add up what their experts make of them; CUDA graphs can capture it.
@@ -75,8 +76,10 @@ class ParallelOptions:
     def _check_experts(self) -> None:
         """Refuse values that make no sense for any model with experts."""
         require_counts(self, "num_redundant_experts", least=0)
-        if self.expert_loads is not None and not isinstance(self.expert_loads, str | os.PathLike):
-            raise QuireError(f"expert_loads={self.expert_loads!r}: must be the path of a file")
+        if self.expert_loads is not None:
+            if not isinstance(self.expert_loads, str | os.PathLike):
+                raise QuireError(f"expert_loads={self.expert_loads!r}: must be the path of a file")
+            object.__setattr__(self, "expert_loads", os.fspath(self.expert_loads))
         if self.expert_dispatch not in DISPATCHES:
             raise QuireError(
                 f"expert_dispatch={self.expert_dispatch!r}: must be one of {', '.join(DISPATCHES)}"
