@@ -23,6 +23,12 @@ from torch import Tensor
 
 from quire.kernels import rounded
 from quire.kernels.activation import silu_mul_triton
+from quire.kernels.best_keys import (
+    best_keys_torch,
+    best_keys_triton,
+    best_tokens_torch,
+    best_tokens_triton,
+)
 from quire.kernels.cutoff import apply_min_p, apply_top_k_top_p, row_cutoffs
 from quire.kernels.linear import Tile, few_rows_linear
 from quire.kernels.norm import add_rms_norm_triton, rms_norm_triton
@@ -334,6 +340,32 @@ def greedy(device: str) -> None:
             assert torch.equal(greedy_triton(logits).cpu(), expected)
 
 
+def keys_of_ranks(device: str) -> None:
+    """Each rank's best token, and the best of those: what `greedy` finds in the whole row."""
+    for dtype in DTYPES:
+        for vocab_size in sizes(device, tiny=(7, 300, 2500), real=(151_936,)):
+            logits = draw(device, 2 * len(BROKEN) + 5, vocab_size, dtype=dtype)
+            logits[0] = logits[0].round()  # equal ones on several ranks: the first of them counts
+            logits[1] = 0
+            logits[1, : vocab_size // 2] = -0.0
+            logits[2] = logits[2].abs() * -1e30  # below what other ranks' padding could be
+            logits[3, : vocab_size // 2] = -INF  # a rank without a token
+            for i, (most, one) in enumerate(BROKEN):
+                if most:
+                    logits[4 + i] = most
+                logits[4 + i, (i * 31) % vocab_size] = one
+            expected = greedy_torch(logits)
+            for num_ranks in (2, 3):
+                shards = logits.split(-(-vocab_size // num_ranks), dim=1)
+                firsts = [0, *itertools.accumulate(shard.shape[1] for shard in shards)]
+                for of, among in (
+                    (best_keys_torch, best_tokens_torch),
+                    (best_keys_triton, best_tokens_triton),
+                ):
+                    keys = [of(*pair) for pair in zip(shards, firsts, strict=False)]
+                    assert torch.equal(among(torch.stack(keys)), expected)
+
+
 NAN, INF = float("nan"), float("inf")
 # Logits of a row that holds no distribution: what all are, and what one of them is.
 BROKEN = ((0.0, NAN), (NAN, NAN), (0.0, INF), (-INF, -INF), (-INF, NAN), (INF, NAN), (1.0, INF))
@@ -449,6 +481,7 @@ CHECKS: dict[str, Check] = {
         few_rows,
         matrix,
         greedy,
+        keys_of_ranks,
         rows_without_a_token,
         kept_tokens,
         sample,

@@ -64,10 +64,13 @@ INT4_TILE = {
 }  # fmt: skip
 EXPERTS = {"hidden": 2048, "size": 768, "num_slots": 128, "top_k": 8}
 GROUPED = {"hidden": 2048, "size": 768, "block_rows": 16, "block_outputs": 64, "block_depth": 64}
-GROUP_TILES = (
-    ({}, {"num_warps": 4, "num_stages": 5}),
-    ({"block_rows": 64, "block_depth": 128}, {"num_warps": 4, "num_stages": 2}),
-    ({"block_rows": 128, "block_outputs": 128}, {"num_warps": 8, "num_stages": 3}),
+GATE_UP_TILES = (
+    ({"block_depth": 128}, {"num_warps": 4, "num_stages": 3}),
+    ({"block_rows": 256}, {"num_warps": 8, "num_stages": 3}),
+)
+DOWN_TILES = (
+    ({"block_outputs": 128}, {"num_warps": 4, "num_stages": 5}),
+    ({"block_rows": 128, "block_outputs": 256}, {"num_warps": 8, "num_stages": 3}),
 )
 DRAFTS = {"TOKENS": 5, "PADDED": 32, "ROWS": 32}
 PREFILL_TILES = {
@@ -89,6 +92,22 @@ def few_rows(rows: int, depth: int, tile: tuple[int, int, int], adds_bias: bool)
         "block_depth": block_depth,
     }  # fmt: skip
     return Served("linear._few_rows_kernel", FEW_ROWS, constants, {"num_warps": num_warps})
+
+
+def summed_norm(num_ranks: int, packed: bool) -> Served:
+    """The sum of so many ranks and its norm, with a count beside each number or one a row."""
+    return Served(
+        "summed_norm._summed_norm_kernel",
+        {
+            **dict.fromkeys(("part", "residual", "weight", "out"), HALF), "eps": "fp32",
+            "addresses": LONG, "counts": INT,
+        },
+        {
+            "rank": 1, "num_ranks": num_ranks, "few_rows": 8,
+            "most_rows": 16376, "half": 2048, "block": 2048, "packed": packed,
+        },
+        {"num_warps": 16 if packed else 8},
+    )  # fmt: skip
 
 
 def eight_bit_kernels(name: str) -> list[Served]:
@@ -210,7 +229,7 @@ def expert_kernels() -> list[Served]:
         Served(
             "experts._pair_gate_up_kernel",
             {"x": HALF, "ids": INT, "slots": INT, "gate_up": HALF, "hidden_states": HALF},
-            {**EXPERTS, "block_outputs": 1, "block_depth": 256},
+            {**EXPERTS, "block_outputs": 1, "block_depth": 1024},
             {"num_warps": 2},
         ),
         Served(
@@ -219,8 +238,8 @@ def expert_kernels() -> list[Served]:
                 "hidden_states": HALF, "ids": INT, "weights": FLOAT, "slots": INT, "down": HALF,
                 "out": HALF,
             },
-            {**EXPERTS, "block_outputs": 1, "block_depth": 256},
-            {"num_warps": 4},
+            {**EXPERTS, "block_outputs": 2, "block_depth": 256},
+            {"num_warps": 2},
         ),
         *(
             Served(
@@ -232,7 +251,7 @@ def expert_kernels() -> list[Served]:
                 {**GROUPED, "top_k": 8, **change},
                 options,
             )
-            for change, options in GROUP_TILES
+            for change, options in GATE_UP_TILES
         ),
         *(
             Served(
@@ -244,7 +263,7 @@ def expert_kernels() -> list[Served]:
                 {**GROUPED, **change},
                 options,
             )
-            for change, options in GROUP_TILES
+            for change, options in DOWN_TILES
         ),
         Served(
             "expert_groups._sum_kernel",
@@ -405,6 +424,19 @@ SERVED = [
     ),
     *(served for name in CODES for served in eight_bit_kernels(name)),
     *expert_kernels(),
+    Served(
+        "best_keys._best_key_kernel",
+        {**BEST, "keys": LONG},
+        {"first": 75_968, "num_parts": 38, "block": 64},
+        {"num_warps": 1},
+    ),
+    Served(
+        "best_keys._best_token_kernel",
+        {"keys": LONG, "tokens": LONG, "num_rows": "i32"},
+        {"num_ranks": 2, "block": 2},
+        {"num_warps": 1},
+    ),
+    *(summed_norm(num_ranks, packed) for num_ranks in (2, 8) for packed in (True, False)),
     Served("sampling._best_kernel", {**BEST, "tokens": LONG}, {"num_parts": 75, "block": 128}),
 ]  # fmt: skip
 # Compute capability → bytes of shared memory a program may take.

@@ -69,7 +69,9 @@ def _choose_kernel(
 ):
     """One program a token: k rounds of taking the largest that is left.
 
-    A logit that is NaN is chosen last and makes every weight NaN, as it does in torch.
+    A round is one maximum over keys: a logit's bits, made to rise with it, above a number that
+    falls with the expert's, so that of equal logits the lower expert goes first. A logit that is
+    NaN is chosen last and makes every weight NaN, as it does in torch.
     """
     token = tl.program_id(0).to(tl.int64)
     expert = tl.arange(0, block)
@@ -79,19 +81,29 @@ def _choose_kernel(
         tl.extra.cuda.gdc_wait()
     logit = tl.load(logits + token * num_experts + expert, inside, other=float("-inf"))
     logit = logit.to(tl.float32)
-    size = tl.where(logit == logit, logit, float("-inf"))
-    power = tl.exp(logit - tl.max(size))
-    probability = power / tl.sum(power)
+    dtype: tl.constexpr = logits.dtype.element_ty
+    width: tl.constexpr = dtype.primitive_bitwidth  # of a logit; a key has twice as many bits
+    bits: tl.constexpr = tl.int16 if width == 16 else tl.int32
+    keys: tl.constexpr = tl.int32 if width == 16 else tl.int64
+    signless: tl.constexpr = 2 ** (width - 1) - 1
+    number = tl.where(logit == logit, logit, float("-inf")) + 0.0  # 0 for -0, which equals it
+    rising = number.to(dtype).to(bits, bitcast=True)
+    rising = tl.where(rising < 0, rising ^ signless, rising).to(keys)
+    key = (rising << width) | (signless - expert).to(keys)
+    least: tl.constexpr = -(2 ** (2 * width - 1))
+    key = tl.where(inside, key, least)
     place = tl.arange(0, padded_k)
-    chosen = tl.zeros((padded_k,), tl.int32)
-    value = tl.zeros((padded_k,), tl.float32)
-    left = inside
+    best_keys = tl.zeros((padded_k,), keys)
     for j in tl.static_range(top_k):
-        largest = tl.max(tl.where(left, size, float("-inf")))
-        best = tl.min(tl.where(left & (size >= largest), expert, block))
-        chosen = tl.where(place == j, best, chosen)
-        value = tl.where(place == j, tl.sum(tl.where(expert == best, probability, 0.0)), value)
-        left = left & (expert != best)
+        best = tl.max(key)
+        best_keys = tl.where(place == j, best, best_keys)
+        key = tl.where(key == best, least, key)
+    chosen = (signless - (best_keys & (2**width - 1))).to(tl.int32)
+    rising = (best_keys >> width).to(bits)
+    value = tl.where(rising < 0, rising ^ signless, rising).to(dtype, bitcast=True).to(tl.float32)
+    largest = tl.max(number)
+    value = tl.exp(value - largest) / tl.sum(tl.exp(logit - largest))
+    value = tl.where(place < top_k, value, 0.0)
     if renormalize:
         value = value / tl.sum(value)
     stored = place < top_k

@@ -125,7 +125,12 @@ def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
 
 def greedy_triton(logits: Tensor) -> Tensor:
     """`greedy` in two kernels: the best of each part of a row, then the best of those."""
-    parts = _Parts(logits)
+    return largest_of_parts(logits).best()
+
+
+def largest_of_parts(logits: Tensor) -> Parts:
+    """Return the largest logit of each part of each row of logits [R, V]."""
+    parts = Parts(logits)
     _largest_kernel[parts.grid](
         logits,
         logits.stride(0),
@@ -136,7 +141,7 @@ def greedy_triton(logits: Tensor) -> Tensor:
         early=parts.early,
         launch_pdl=parts.early,
     )
-    return parts.best()
+    return parts
 
 
 def sample_triton(
@@ -155,7 +160,7 @@ def sample_triton(
         top_p = torch.ones_like(temperature)
     if min_p is None:
         min_p = torch.zeros_like(temperature)
-    parts = _Parts(logits)
+    parts = Parts(logits)
     cutoff, last_tie = row_cutoffs(logits, temperature, top_k, top_p, min_p)
     _race_kernel[parts.grid](
         logits,
@@ -179,10 +184,11 @@ def sample_triton(
 _PART = 2048  # logits a program looks at
 
 
-class _Parts:
+class Parts:
     """The best value and token of each part of each row, and how to choose among them."""
 
     def __init__(self, logits: Tensor) -> None:
+        """Make room for the parts of rows of logits [R, V]."""
         num_rows, vocab_size = logits.shape
         self.grid = (num_rows, triton.cdiv(vocab_size, _PART))
         self.values = logits.new_empty(self.grid, dtype=torch.float32)

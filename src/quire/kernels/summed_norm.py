@@ -63,18 +63,17 @@ def summed_add_rms_norm(
     """
     num_rows, size = part.shape
     out = torch.empty_like(part)
-    block = triton.next_power_of_2(size // 2)
+    block = max(triton.next_power_of_2(size // 2), 128)  # a thread awaits four words at once
     packed = num_rows <= mailbox.few_rows
     early = starts_early(part)
     _summed_norm_kernel[(num_rows,)](
-        part.view(torch.int32),
-        residual.view(torch.int32),
-        weight.view(torch.int32),
-        out.view(torch.int32),
+        part,
+        residual,
+        weight,
+        out,
         eps,
         mailbox.addresses,
         mailbox.counts,
-        dtype=tl.bfloat16 if part.dtype == torch.bfloat16 else tl.float16,
         rank=mailbox.rank,
         num_ranks=mailbox.size,
         few_rows=mailbox.few_rows,
@@ -100,6 +99,11 @@ def num_warps(block: int, *, packed: bool) -> int:
 
 
 @jit
+def _pairs(numbers):
+    return numbers.to(tl.pointer_type(tl.uint32))
+
+
+@jit
 def _low(pair, dtype: tl.constexpr):
     return (pair & 0xFFFF).to(tl.uint16).to(dtype, bitcast=True).to(tl.float32)
 
@@ -116,8 +120,8 @@ def _pair(low, high, dtype: tl.constexpr):
 
 
 @jit
-def _box(addresses, owner: tl.constexpr, type: tl.constexpr):
-    return tl.multiple_of(tl.load(addresses + owner).to(tl.pointer_type(type)), 16)
+def _box(address, type: tl.constexpr):
+    return tl.multiple_of(address.to(tl.pointer_type(type)), 16)
 
 
 @jit
@@ -174,7 +178,6 @@ def _summed_norm_kernel(
     eps,
     addresses,
     counts,
-    dtype: tl.constexpr,
     rank: tl.constexpr,
     num_ranks: tl.constexpr,
     few_rows: tl.constexpr,
@@ -188,14 +191,18 @@ def _summed_norm_kernel(
     row = tl.program_id(0)
     column = tl.arange(0, block)
     inside = column < half
-    scale = tl.load(weight + column, inside, other=0).to(tl.uint32, bitcast=True)
+    dtype: tl.constexpr = part.dtype.element_ty
+    scale = tl.load(_pairs(weight) + column, inside, other=0)
+    owners = ()
+    for owner in tl.static_range(num_ranks):
+        owners += (tl.load(addresses + owner),)  # type: ignore[assignment]
     if early:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     count = tl.load(counts + row) + 1
     turn = count & 1
     at = row.to(tl.int64) * half + column
-    own = tl.load(part + at, inside, other=0).to(tl.uint32, bitcast=True)
+    own = tl.load(_pairs(part) + at, inside, other=0)
     peers: tl.constexpr = num_ranks - 1
     words: tl.constexpr = 2 * peers * few_rows * half  # of 64 bits, in front of the rows
     pairs: tl.constexpr = 2 * words + 2 * peers * most_rows * half  # of 32, in front of the flags
@@ -205,20 +212,20 @@ def _summed_norm_kernel(
             here = rank - (rank > peer)  # among the peer's peers
             place = turn * peers + here
             if packed:
-                letter = _box(addresses, peer, tl.uint64) + place.to(tl.int64) * few_rows * half
+                letter = _box(owners[peer], tl.uint64) + place.to(tl.int64) * few_rows * half
                 tl.store(letter + at, own.to(tl.uint64) | mark, inside)
             else:
-                letter = _box(addresses, peer, tl.uint32) + 2 * words
+                letter = _box(owners[peer], tl.uint32) + 2 * words
                 tl.store(letter + place.to(tl.int64) * most_rows * half + at, own, inside)
     if not packed:
         tl.debug_barrier()  # all threads' numbers go before the count
         for peer in tl.static_range(num_ranks):
             if peer != rank:
                 here = rank - (rank > peer)
-                flag = _box(addresses, peer, tl.int32) + pairs
+                flag = _box(owners[peer], tl.int32) + pairs
                 flag += (turn * peers + here) * most_rows + row
                 tl.atomic_xchg(flag, count, sem="release", scope="sys")
-    before = tl.load(residual + at, inside, other=0).to(tl.uint32, bitcast=True)
+    before = tl.load(_pairs(residual) + at, inside, other=0)
     low = tl.zeros((block,), tl.float32)
     high = tl.zeros((block,), tl.float32)
     for source in tl.static_range(num_ranks):
@@ -228,24 +235,24 @@ def _summed_norm_kernel(
             there = source - (source > rank)
             place = turn * peers + there
             if packed:
-                box = _box(addresses, rank, tl.uint64) + place.to(tl.int64) * few_rows * half
+                box = _box(owners[rank], tl.uint64) + place.to(tl.int64) * few_rows * half
                 # Columns past the end wait for the first one's word.
                 letter = box + tl.where(inside, at, row.to(tl.int64) * half)
                 came = _await_words(letter, tl.zeros((block,), tl.int32) + count)
             else:
-                flag = _box(addresses, rank, tl.int32) + pairs
+                flag = _box(owners[rank], tl.int32) + pairs
                 flag += (turn * peers + there) * most_rows + row
                 _await_count(flag, count)
-                letter = _box(addresses, rank, tl.uint32) + 2 * words
+                letter = _box(owners[rank], tl.uint32) + 2 * words
                 letter += place.to(tl.int64) * most_rows * half + at
                 came = tl.load(letter, inside, other=0, volatile=True)
         low += _low(came, dtype)
         high += _high(came, dtype)
     low += _low(before, dtype)
     high += _high(before, dtype)
-    tl.store(residual + at, _pair(low, high, dtype).to(tl.int32, bitcast=True), inside)
+    tl.store(_pairs(residual) + at, _pair(low, high, dtype), inside)
     norm = tl.rsqrt(tl.sum(low * low + high * high) / (2 * half) + eps)
     low *= norm * _low(scale, dtype)
     high *= norm * _high(scale, dtype)
-    tl.store(out + at, _pair(low, high, dtype).to(tl.int32, bitcast=True), inside)
+    tl.store(_pairs(out) + at, _pair(low, high, dtype), inside)
     tl.store(counts + row, count)

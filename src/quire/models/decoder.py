@@ -29,6 +29,7 @@ from quire.parallel.comm import Comm, PartialSum, total
 from quire.parallel.part import Part, even_part
 from quire.parallel.place import Place
 from quire.quantization.factory import unquantized
+from quire.sampling.sampler import GraphSafeSampler
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")  # its number, in a checkpoint's names
 
@@ -206,3 +207,7 @@ class Decoder(Layer):
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of hidden states [R, hidden_size], [R, vocab_size]."""
         return self.vocabulary.logits(hidden)
+
+    def greedy(self, hidden: Tensor, sampler: GraphSafeSampler) -> Tensor:
+        """Return the token of each hidden state's largest logit, int64 [R]; hidden [R, H]."""
+        return self.vocabulary.greedy(hidden, sampler)

@@ -170,13 +170,12 @@ class DecodeGraphs:
         sampler = parts.sampler
         assert isinstance(sampler, GraphSafeSampler)
         rows, next_positions = inputs.rows.long(), positions + 1
-        logits = parts.model.compute_logits(hidden)
         if ending is Ending.GREEDY:
-            sampled = sampler.greedy(logits)
+            sampled = parts.model.greedy(hidden, sampler)
         else:
             rows_of_tokens = rows[:, None].expand(size, width).reshape(-1)
             tensors = batch.captured_sampling_tensors(rows_of_tokens, next_positions)
-            sampled = sampler.draw(logits, tensors)
+            sampled = sampler.draw(parts.model.compute_logits(hidden), tensors)
         chosen = sampled.view(size, width)
         if width == 1:
             batch.keep(rows, next_positions, SamplerOutput(chosen), None)
