@@ -75,14 +75,10 @@ class LLMEngine:
         return bool(self._handles)
 
     @property
-    def num_held_tokens(self) -> int:
-        """Tokens, prompts and outputs, of the sequences that have not ended."""
-        return sum(
-            sequence.request.num_tokens
-            for handle in self._handles.values()
-            for sequence in handle.sequences
-            if sequence.request.finish_reason is None
-        )
+    def unfinished(self) -> list[Request]:
+        """The sequences that have not ended, those of one prompt side by side."""
+        sequences = (each for handle in self._handles.values() for each in handle.sequences)
+        return [each.request for each in sequences if each.request.finish_reason is None]
 
     @uninterrupted()
     def add_request(

@@ -17,6 +17,7 @@ from quire.bench import (
     decode,
     divergence,
     engine,
+    experts,
     kernel_ladders,
     kernels,
     linear,
@@ -65,11 +66,13 @@ TITLES = {
     "peers": "quire and vLLM in turns on one GPU, on the same works",
     "load": "Goodput and latencies under Poisson arrivals, over their rate",
     "parallel": "Sums of two GPUs by size, and whole runs of one, two and two times one",
+    "experts": "A mixture of experts on one GPU: a layer's experts alone, decode steps, whole runs",
     "divergence": "Greedy outputs that change with the batch a request is in",
 }
 
 
 DEFAULT_MODEL = "quire-mini"
+EXPERTS_MODEL = "Qwen/Qwen3-30B-A3B"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,6 +159,12 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
     if args.name == "parallel":
         name = engine.MODELS[1] if args.model == DEFAULT_MODEL else args.model
         return parallel.run(_catalogued(name), name.rpartition("/")[2].lower(), device)
+    if args.name == "experts":
+        name = EXPERTS_MODEL if args.model == DEFAULT_MODEL else args.model
+        hardware = _ceilings(device)
+        if hardware is None:
+            raise QuireError(f"bench experts needs the ceilings of {device}, which quire lacks")
+        return experts.run(_catalogued(name), name.rpartition("/")[2].lower(), device, hardware)
     if args.name in ("speculation-steps", "speculation-auto"):
         return _measure_speculation(args, device)
     if args.name == "speculation-acceptance":

@@ -1,7 +1,9 @@
 """`quire bench parallel`: sums of two ranks by size, and whole runs of one, two and two times one.
 
 `all-reduce-<n>kb` is a sum in a captured graph, over NCCL (the baseline) and, by `shots`, over
-peers' memory in one shot or two; `shots` 0 is NCCL's own row. The runs are those of `quire bench
+peers' memory in one shot or two; `shots` 0 is NCCL's own row. `sum-norm-<n>kb` is a sum with the
+addition to the residual stream and the norm behind it, in one kernel, beside the fastest sum and
+`add_rms_norm` in kernels of their own ("apart"). The runs are those of `quire bench
 engine` on Qwen3-8B's shape: on one GPU, with its matrices on two, and with a replica on each, where
 `mix256` is sent to each replica.
 """
@@ -13,6 +15,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,10 +25,14 @@ from torch.multiprocessing.spawn import spawn
 from quire.bench.engine import Load, mix256, uniform_load
 from quire.bench.measurement import Row
 from quire.errors import QuireError
+from quire.kernels.norm import add_rms_norm
 from quire.llm import LLM
 from quire.models.config import ModelConfig
+from quire.parallel.comm import NormingComm
+from quire.parallel.torch_comm import TorchComm
 
 KILOBYTES = (8, 32, 128, 256, 512, 1024, 2048, 8192, 32768)
+NORMED = (8, 32, 64, 128, 256, 512, 2048, 16384, 131072)  # kilobytes, of rows of 8
 REPEAT = 20  # sums in a graph
 LAYOUTS: dict[str, dict[str, int]] = {
     "one": {},
@@ -96,8 +103,10 @@ def all_reduces() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         answers = Path(folder) / "answers.pt"
         spawn(_rank, args=(f"file://{folder}/ranks", str(answers)), nprocs=2)
-        times: dict[tuple[int, int], float] = torch.load(answers)
-    return [
+        times: dict[tuple[int, int], float]
+        normed: dict[int, tuple[float, float]]
+        times, normed = torch.load(answers)
+    sums = [
         Row(
             f"all-reduce-{kilobytes}kb-{('nccl', 'one-shot', 'two-shot')[shots]}",
             "us",
@@ -108,10 +117,18 @@ def all_reduces() -> list[Row]:
         )
         for (kilobytes, shots), value in times.items()
     ]
+    return sums + [
+        Row(
+            f"sum-norm-{kilobytes}kb", "us", fused, "us", {"apart": apart}, {"kilobytes": kilobytes}
+        )
+        for kilobytes, (fused, apart) in normed.items()
+    ]
 
 
 def _rank(rank: int, rendezvous: str, answers: str) -> None:
     import torch.distributed._symmetric_memory as symm_mem
+
+    from quire.parallel.direct_comm import DirectComm
 
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     device = torch.device("cuda", rank)
@@ -123,14 +140,34 @@ def _rank(rank: int, rendezvous: str, answers: str) -> None:
     assert group is not None
     buffer = symm_mem.empty(KILOBYTES[-1] * 512, dtype=torch.bfloat16, device=device)
     symm_mem.rendezvous(buffer, group.group_name)
-    times = {}
+    times: dict[tuple[int, int], float] = {}
     for kilobytes in KILOBYTES:
         x = torch.randn(kilobytes * 512, device=device).bfloat16()
         for shots in (0, 1, 2) if kilobytes <= 2048 else (0, 2):
             times[kilobytes, shots] = _us_of_sum(x, buffer[: len(x)], shots, group.group_name)
+    comm = DirectComm(group, device, torch.bfloat16)
+    normed = {kilobytes: _us_of_sum_and_norm(comm, kilobytes, device) for kilobytes in NORMED}
     if rank == 0:
-        torch.save(times, answers)
+        torch.save((times, normed), answers)
     dist.destroy_process_group()
+
+
+@torch.inference_mode()
+def _us_of_sum_and_norm(
+    comm: TorchComm, kilobytes: int, device: torch.device
+) -> tuple[float, float]:
+    """Return the microseconds of sum, addition and norm: in one kernel, and apart."""
+    assert isinstance(comm, NormingComm)
+    part = torch.randn(kilobytes // 8, 4096, device=device).bfloat16()
+    residual, weight = torch.randn_like(part), torch.ones_like(part[0])
+
+    def apart() -> None:
+        add_rms_norm(comm.all_reduce(part), residual, weight, 1e-6)
+
+    return (
+        _us_of(lambda: comm.add_rms_norm(part, residual, weight, 1e-6), part, residual),
+        _us_of(apart, part, residual),
+    )
 
 
 @torch.inference_mode()
@@ -146,6 +183,11 @@ def _us_of_sum(x: torch.Tensor, place: torch.Tensor, shots: int, group_name: str
             place.copy_(x)
             torch.ops.symm_mem.two_shot_all_reduce_(place, "sum", group_name)
 
+    return _us_of(work, x)
+
+
+def _us_of(work: Callable[[], object], *changed: torch.Tensor) -> float:
+    """Return the median microseconds of work in a captured graph; tensors that grow start anew."""
     for _ in range(3):
         work()
     torch.cuda.synchronize()
@@ -157,6 +199,8 @@ def _us_of_sum(x: torch.Tensor, place: torch.Tensor, shots: int, group_name: str
     taken = []
     for _ in range(12):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for tensor in changed:
+            tensor.normal_()
         dist.barrier()
         torch.cuda.synchronize()
         graph.replay()

@@ -63,13 +63,15 @@ def tile_for(weight: Tensor) -> Tile:
     """Return the best tile of a sweep over the products of the 0.6B and 8B shapes on an H200.
 
     Programs are small where the weight is, so that all multiprocessors get some; a deep row
-    is shared by more warps, so that all of it is in flight at once.
+    is shared by more warps, so that all of it is in flight at once. What counts is the whole step:
+    for 4,096 columns 8 warps are faster by themselves (23.8 us where 4 take 25.1, for 12,288 rows),
+    and a step of the 8B is then 4 % slower.
     """
     size, depth = weight.shape
     if depth <= 1024:
         return Tile(8, 128, 2) if size * depth > SMALL_WEIGHT else Tile(4, 256, 2)
     if depth <= 2048:
-        return Tile(2, 256, 1)
+        return Tile(2, 256, 4)
     return Tile(2, 512, 4) if depth <= 3072 else Tile(2, 1024, 4)
 
 

@@ -239,6 +239,7 @@ def _summed_norm_kernel(
                 # Columns past the end wait for the first one's word.
                 letter = box + tl.where(inside, at, row.to(tl.int64) * half)
                 came = _await_words(letter, tl.zeros((block,), tl.int32) + count)
+                came = tl.where(inside, came, 0)
             else:
                 flag = _box(owners[rank], tl.int32) + pairs
                 flag += (turn * peers + there) * most_rows + row

@@ -13,7 +13,7 @@ from quire.engine import LLMEngine
 from quire.errors import InvalidRequestError
 from quire.interrupts import uninterrupted
 from quire.outputs import RequestOutput
-from quire.parallel.router import Router
+from quire.parallel.router import Load, Router
 from quire.progress import RequestHandle
 from quire.prompts import Prompt
 from quire.request import Request
@@ -64,7 +64,8 @@ class ReplicatedEngine:
         read = self.prompts.read(prompt, params)
         keys = () if cache_salt is None else (cache_salt,)
         request = Request(str(request_id), list(read.token_ids), params, extra_keys=keys)
-        chosen = self._router.choose([engine.num_held_tokens for engine in self.engines], request)
+        loads = [self._load(engine, params.n) for engine in self.engines]
+        chosen = self._router.choose(loads, request)
         handle = self.engines[chosen].add_request(
             request_id,
             read,
@@ -75,6 +76,12 @@ class ReplicatedEngine:
         )
         self._where[request_id] = self.engines[chosen]
         return handle
+
+    def _load(self, engine: LLMEngine, num_more: int) -> Load:
+        """Return what an engine has to do, of which so many more sequences are wanted."""
+        held = engine.unfinished
+        is_full = len(held) + num_more > self.config.scheduling.max_num_seqs
+        return Load(sum(request.num_tokens for request in held), is_full)
 
     def abort_request(self, request_id: str) -> RequestOutput | None:
         """End a request early; unknown ids are ignored."""
