@@ -36,6 +36,7 @@ NAMES = (
     "tiles-and-l2",
     "online-softmax",
     "layout-planner",
+    "expert-balancer",
 )
 FALLBACK = "The static form of this figure."
 

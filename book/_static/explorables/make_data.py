@@ -57,6 +57,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from model_rows import model_rows
 from record_batching import batching_timeline, load_explorer
 from record_cache import block_table_player, prefix_cache_explorer
+from record_experts import expert_balancer
 from record_kernels import online_softmax, tiles_and_l2
 from record_parallelism import layout_planner
 from record_speculation import shared_race, speculation_payoff
@@ -339,6 +340,7 @@ MAKERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "tiles-and-l2": tiles_and_l2,
     "online-softmax": online_softmax,
     "layout-planner": layout_planner,
+    "expert-balancer": expert_balancer,
 }
 
 
