@@ -663,7 +663,7 @@ labkit.check("router")
 #
 # - Every rank computes the jobs in the order of their numbers. Rank 0 sends an array [width] to
 #   rank 1, and so on; the last rank sends an array [1] with the token's number to rank 0. The table
-#   may have hundreds of thousands of rows.
+#   may have thousands of rows.
 # - A rank other than 0 receives a job, computes it and sends it before it receives the next.
 # - With `n` ranks, before rank 0 sends job `j` it has received the tokens of all jobs up to `j -
 #   min(k, n - 1)`, and no others: it waits for a token if it needs it for this job, or if every
