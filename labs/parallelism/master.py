@@ -14,7 +14,7 @@
 # all ranks agree which expert serves which token. Then quire runs a model on three unequal ranks,
 # with your parts and your sums. Chapter: *Parallelism*. 100 points, 70 core and 30 depth, all on a
 # CPU. The minutes below are estimates. They add up to five hours and a quarter, which is two
-# evenings.
+# evenings. After that comes a frontier task, for a bonus.
 #
 # | task | tier | points | minutes |
 # |---|---|---|---|
@@ -23,6 +23,7 @@
 # | 3. `router` | core | 15 | 45 |
 # | 4. `spread` | depth | 30 | 90 |
 # | 5. `engine`, with a written answer | core | 10 + 5 | 60 |
+# | 6. a sum in one shot, on a GPU | frontier | bonus | open |
 #
 # Each task is one cell. Keep its `# task:` line: grading takes that cell and nothing else, so
 # helpers of yours belong inside it, and it may import the standard library and NumPy. The behaviour
@@ -1313,3 +1314,56 @@ for speeds in ([1, 1, 1], SPEEDS):
 # spare slot) down to 1.00 with one spare slot a rank, which is 6 % more memory for experts; a
 # second one buys nothing, so I would stop at one.
 # ### END SOLUTION
+
+# %% [markdown]
+# ## Task 6: a sum in one shot (frontier, a GPU, bonus)
+#
+# The sums of a decode step are small, so their number of bytes hardly counts (*What a sum costs* in
+# the chapter). In one shot a rank reads the terms of all ranks and adds them up itself. Then it has
+# the sum in registers, where it can add the residual and normalise before it writes anything.
+#
+# **Specification.** The Triton kernel `one_shot` gets the terms of four ranks, `term_0` to
+# `term_3`, and `residual`, all fp16 [tokens, width], and `weight`, fp16 [width]. It writes `stream`
+# and `normed`, fp16 [tokens, width], and nothing else. All arrays are contiguous.
+#
+# - `stream` is the sum in float32 of `residual`, `term_3`, `term_2`, `term_1` and `term_0`, added
+#   up in this order, which is not quire's, and rounded to fp16 once. Its bits are judged: every
+#   rank makes this sum by itself, and all must get the same.
+# - `normed` is `x / sqrt(mean + 1e-6) * weight`. Here `x` is that sum, before or after it is
+#   rounded, and `mean` is the mean of its squares over the token's row.
+# - `width` is a power of two; `tokens` is any number above 0.
+# - The kernel may take any of these eight pointers and `tokens` by name, in any order. `launch`
+#   gives the grid, a value for each other parameter (`constants`), `num_warps` and `num_stages`.
+#
+# Your instructor compiles it without a GPU and runs the result on fresh inputs of 61 tokens and a
+# width of 4,096. The bonus is 10 points times its share of the reference kernel's speed, at most
+# 10, and nothing below half of that speed or if one number of one call is wrong. All terms lie in
+# the memory of one GPU and are there before the kernel starts. So neither the link is judged nor
+# the meeting of the ranks before they read.
+#
+# In a clone of the repository `python labs/parallelism/kernel.py NOTEBOOK --interpreted` says
+# whether a saved notebook's kernel is right, without a GPU; without `--interpreted` it says what it
+# earns on yours.
+#
+# *Deliverable:* kernel and `launch` in the cell with the line `# frontier: kernel`, without
+# helpers from other cells; `labkit.submit` hands it in, too. Your instructor judges it with
+# `kernel.py` of this lab's folder. Triton comes with torch on Linux; where it is not installed the
+# cell defines no kernel, and all cells run.
+
+# %%
+# frontier: kernel
+import importlib.util
+
+if importlib.util.find_spec("triton") is not None:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def one_shot(term_0, term_1, term_2, term_3, residual, weight, stream, normed):
+        """Begin here; with one program a token, say, whose number is this."""
+        tl.program_id(0)
+
+
+def launch(tokens: int, width: int) -> dict[str, object]:
+    """Return the dict `{"grid": (…,), "constants": {…}, "num_warps": …, "num_stages": …}`."""
+    raise NotImplementedError("write launch")
