@@ -479,10 +479,18 @@ def table_of_choices(student: Subject, variant: str) -> None:
         args = [[0, 1], [1, 0]], count, [[kept], []], dropped, why
         _served(student, variant, [[TABLE[1]], [TABLE[3], TABLE[0], TABLE[4], TABLE[2]]], *args)
         _served(student, variant, [[*TABLE[2:]], [TABLE[1], TABLE[0]]], *args)
+    for weight, winner in ((0.5, {"pipeline": 2}), (0.75, {"experts": 2, "pipeline": 2})):
+        first = winner.get(variant, 4)
+        kept = [[first, 0, 1.0 if variant == "ring" else weight if first == 2 else 0.75]]
+        other = 6 - first
+        lists = [[[2, 0, 1, 0, weight]], [[4, 0, 0, 0, 0.75]]]
+        why = f"one position, weights {weight} and 0.75, places 1 and 0"
+        args = [[0, 1], [1, 0]], 1, [[kept], []], [[other, 0, 0]], why
+        _served(student, variant, lists, *args)
 
 
 def weights_of_what_is_left(student: Subject, variant: str) -> None:
-    """Two choices of a token on two ranks; one is dropped."""
+    """Two choices of a token on two ranks; one is dropped, none, all."""
     mine = [[1, 0, 0, 0, 0.75], [1, 0, 1, 1, 0.25]]
     other = [[0, 0, 0, 1, 0.5], [0, 0, 1, 2, 0.5]]
     one = 1.0 if variant == "ring" else 0.75
@@ -493,6 +501,8 @@ def weights_of_what_is_left(student: Subject, variant: str) -> None:
     whole = [[[[1, 0, 0.75]]], [[[0, 0, 0.5], [1, 0, 0.25]], [[0, 0, 0.5]]]]
     why = "all are served, so all keep their weights"
     _served(student, variant, [mine, other], experts, 2, whole, [], why)
+    none, lost = [[[]], [[], []]], [[0, 0, 1], [0, 0, 2], [1, 0, 0], [1, 0, 1]]
+    _served(student, variant, [mine, other], experts, 0, none, lost, "capacity 0: by request first")
 
 
 def idle(student: Subject, variant: str) -> None:
@@ -531,6 +541,7 @@ def shared(student: Subject, variant: str) -> None:
             ([8, 8], [2, 1], [[1, 0], [0]], "equal loads: expert 0 gets the replica"),
             ([6, 5, 4, 3, 2, 1], [4, 2], [[0, 2, 3, 5], [1, 4]], "loads a slot are compared"),
             ([4, 1, 1, 1], [1, 3], [[0], [1, 2, 3]], "both ranks are empty, so rank 0 is taken"),
+            ([3, 3, 1, 1, 1], [3, 2], [[0, 2, 3], [1, 4]], "4/3 is less than 3/2: all slots count"),
             ([12, 7, 1], [2, 2, 1], [[0, 1], [0, 2], [1]], "6 is less than 7: 1 gets a replica"),
             ([20, 1, 1], [2, 2, 1], [[0, 1], [0, 2], [0]], "three ranks, so three replicas"),
             ([7, 3], [4, 1], [[0, 1, 1], [0]], "two replicas each; rank 1 is full, so 1 is twice"),
@@ -556,6 +567,7 @@ def shared(student: Subject, variant: str) -> None:
             ([2, 2, 9, 1], 0, [1, 1], [2, 2], "the last two take 10, other cuts more"),
             ([1, 1, 1, 9], 0, [3, 1, 1], [1, 2, 1], "9 whatever the others have: fewest first"),
             ([5, 5, 5], 1, [3], [3], "one rank"),
+            ([1, 7], 3, [1, 2], [1, 1], "as many layers as ranks"),
         ):
             student.expect("share", costs, head, speeds, want=sizes, because=why)
 
