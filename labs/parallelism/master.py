@@ -1335,11 +1335,12 @@ for speeds in ([1, 1, 1], SPEEDS):
 # - The kernel may take any of these eight pointers and `tokens` by name, in any order. `launch`
 #   gives the grid, a value for each other parameter (`constants`), `num_warps` and `num_stages`.
 #
-# Your instructor compiles it without a GPU and runs the result on fresh inputs of 61 tokens and a
-# width of 4,096. The bonus is 10 points times its share of the reference kernel's speed, at most
-# 10, and nothing below half of that speed or if one number of one call is wrong. All terms lie in
-# the memory of one GPU and are there before the kernel starts. So neither the link is judged nor
-# the meeting of the ranks before they read.
+# Your instructor compiles it without a GPU and runs the result on fresh inputs of 1,021 tokens and
+# a width of 4,096. That is more than a decode step has; so few tokens would take too little time to
+# be told apart. The bonus is 10 points times its share of the reference kernel's speed, at most 10,
+# and nothing below half of that speed or if one number of one call is wrong. All terms lie in the
+# memory of one GPU and are there before the kernel starts. So neither the link is judged nor the
+# meeting of the ranks before they read.
 #
 # In a clone of the repository `python labs/parallelism/kernel.py NOTEBOOK --interpreted` says
 # whether a saved notebook's kernel is right, without a GPU; without `--interpreted` it says what it
