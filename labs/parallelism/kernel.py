@@ -10,8 +10,8 @@ no GPU: it runs the cell in Triton's interpreter, says whether it is right, and 
 
 The four terms lie in the memory of one GPU and are written before the kernel starts. So the judge
 sees the kernel's arithmetic, its order and its own traffic, and neither a link nor a meeting. The
-61 tokens of a decode step take the reference 2.3 µs on an H200, in a graph: too little to be told from
-another kernel's time launch by launch, so there are more.
+61 tokens of a decode step take the reference 2.3 µs on an H200, in a graph. That is too little to
+be told from another kernel's time launch by launch, so there are more.
 """
 
 from __future__ import annotations
