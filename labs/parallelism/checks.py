@@ -2,48 +2,127 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from labkit.reader.subject import Subject, Wrong
 
+from . import given
+
 Array = np.ndarray[Any, Any]
 Events = list[tuple[Any, ...]]
+Calls = Sequence[Sequence[Any]]
 
 
-def _network() -> Any:
-    """The network of `given.py`, for ranks that are asked step by step."""
-    path = Path(__file__).with_name("given.py")
-    spec = importlib.util.spec_from_file_location("labkit_given_parallelism", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+class Steps:
+    """A rank beyond the pipe, whose wishes are looked at before anybody grants them."""
+
+    def __init__(self, student: Subject, rank: Any) -> None:
+        """`rank` is an instance of `given.py`'s `Rank`."""
+        self._student, self._rank = student, rank
+
+    def step(self, answer: Any) -> list[Any]:
+        """Answer the latest wish and return the next.
+
+        Raises:
+            Wrong: the rank raised, or its wish is none.
+        """
+        wish = self._rank.call("step", answer)
+        if not _is_wish(wish):
+            self._student.fail(f"called a rank's generator\nexpected a wish\ngot {wish!r:.200}")
+        if wish[0] in ("Send", "AllReduce"):
+            wish[-1] = np.asarray(wish[-1])
+        return wish  # type: ignore[no-any-return]
 
 
-GIVEN = _network()
+def _is_wish(wish: Any) -> bool:
+    if type(wish) is not list or not wish or type(wish[0]) is not str:
+        return False
+    kind, *rest = wish
+    if kind in ("Return", "AllGather"):
+        return len(rest) == 1
+    if kind == "AllReduce":
+        return len(rest) == 1 and _is_numbers(rest[0])
+    if kind == "Send":
+        return len(rest) == 2 and type(rest[0]) is int and _is_numbers(rest[1])
+    if kind == "Receive" and len(rest) == 2 and type(rest[0]) is int and type(rest[1]) is list:
+        return all(type(one) is int for one in rest[1])
+    return False
 
 
-class _Steps:
-    """A rank of the reader's, as the network asks it."""
-
-    def __init__(self, rank: Any) -> None:
-        self._rank = rank
-
-    def step(self, answer: Any) -> Any:
-        return self._rank.call("step", answer)
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or type(value) in (int, float)
 
 
-def _array(*rows: Any) -> Array:
-    return np.array(rows)
+def words_of(student: Subject, name: str, calls: Calls) -> str:
+    """A run in words."""
+    return student.said("run", name, [list(args) for args in calls])
 
 
-def _refused(student: Subject, name: str, *args: Any, because: str) -> None:
+def ran(student: Subject, name: str, calls: Calls, because: str = "") -> tuple[list[Any], Events]:
+    """Run a generator on a rank for each call: what they return, and what was carried out.
+
+    Raises:
+        Wrong: a rank raised, waits for ever, or has changed an argument.
+    """
+    ranks = [student.new("Rank", name, *args) for args in calls]
+    said = words_of(student, name, calls)
+    try:
+        values, events = given.network([Steps(student, rank) for rank in ranks])
+    except given.Stuck as stuck:
+        reason = f"  ({because})" if because else ""
+        student.fail(f"called {said}\nexpected every rank to return{reason}\ngot {stuck}")
+    for number, args in enumerate(calls):
+        for place, passed in enumerate(args):
+            kept = ranks[number].call("argument", place)
+            words = f"{said}, and looked at argument {place} of rank {number} afterwards"
+            student.compare(words, _filled(kept), _filled(passed))
+        if isinstance(values[number], np.ndarray) and ranks[number].call("is_argument"):
+            student.fail(f"called {said}\nexpected an array of its own from rank {number}\n"
+                         "got its argument, or a view of it")  # fmt: skip
+    return values, events
+
+
+def _filled(value: Any) -> Any:
+    """A value in which NaN equals NaN."""
+    is_float = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    return np.nan_to_num(value) if is_float else value
+
+
+def expect(
+    student: Subject, name: str, calls: Calls, want: Any, because: str = "", tolerance: float = 1e-9
+) -> Events:
+    """Run a generator on ranks and compare what they return; the events are returned."""
+    values, events = ran(student, name, calls, because)
+    said = words_of(student, name, calls)
+    student.compare(f"{said}, what the ranks returned", values, want, tolerance, because)
+    return events
+
+
+def asked(student: Subject, events: Events, kinds: list[str], words: str) -> None:
+    """Complain unless exactly these things were carried out, in this order."""
+    got = [event[0] for event in events]
+    if got != kinds:
+        student.fail(f"called {words}\nexpected {kinds} to be carried out\ngot {got!r:.200}")
+
+
+def messages(student: Subject, events: Events, words: str) -> list[tuple[int, int, Any]]:
+    """(source, to, array) of each message; complain of collectives, which are not asked for."""
+    others = sorted({event[0] for event in events} - {"Send"})
+    if others:
+        student.fail(f"called {words}\nexpected Send and Receive alone\ngot {', '.join(others)}")
+    return [(source, to, x) for _, source, to, x in events]
+
+
+def sent_by(sent: list[tuple[int, int, Any]], rank: int) -> list[list[Any]]:
+    """What a rank sent, [to, array], in order."""
+    return [[to, x] for source, to, x in sent if source == rank]
+
+
+def refused(student: Subject, name: str, *args: Any, because: str) -> None:
+    """Call a function and expect ValueError."""
     try:
         got = repr(student.call(name, *args))
     except Wrong as wrong:
@@ -54,71 +133,50 @@ def _refused(student: Subject, name: str, *args: Any, because: str) -> None:
     student.fail(f"called {said}\nexpected ValueError  ({because})\ngot {got[:160]}")
 
 
-def _stays(student: Subject, name: str, *args: Any) -> None:
-    _, after = student.call_returning(range(len(args)), name, *args)
-    for place, (kept, given) in enumerate(zip(after, args, strict=True)):
-        student.compare(f"{name}, and looked at argument {place} afterwards", kept, given)
-
-
-def _ran(
-    student: Subject, name: str, calls: Sequence[Sequence[Any]], because: str = ""
-) -> tuple[list[Any], Events]:
-    """Run a generator on a rank for each call; its arguments stay as they are."""
-    ranks = [student.new("Rank", name, *args) for args in calls]
-    said = student.said("run", name, [list(args) for args in calls])
-    try:
-        values, events = GIVEN.network([_Steps(rank) for rank in ranks])
-    except GIVEN.Stuck as stuck:
-        reason = f"  ({because})" if because else ""
-        student.fail(f"called {said}\nexpected every rank to return{reason}\ngot {stuck}")
-    for number, args in enumerate(calls):
-        for place, given in enumerate(args):
-            kept = ranks[number].call("argument", place)
-            words = f"{said}, and looked at argument {place} of rank {number} afterwards"
-            student.compare(words, _filled(kept), _filled(given))
-    return values, events
-
-
-def _filled(value: Any) -> Any:
-    """A value in which NaN equals NaN."""
-    is_float = isinstance(value, np.ndarray) and value.dtype.kind == "f"
-    return np.nan_to_num(value) if is_float else value
-
-
-def _expect(
-    student: Subject, name: str, calls: Sequence[Sequence[Any]], want: Any, because: str,
-    tolerance: float = 1e-9,
-) -> Events:  # fmt: skip
-    values, events = _ran(student, name, calls, because)
-    said = student.said("run", name, [list(args) for args in calls])
-    student.compare(f"{said}, what the ranks returned", values, want, tolerance, because)
-    return events
-
-
-def _refuses(student: Subject, name: str, *args: Any, because: str) -> None:
-    """A generator raises ValueError before its first wish."""
-    said = student.said("run", name, [list(args)])
+def refuses(student: Subject, name: str, *args: Any, because: str) -> None:
+    """Start a generator and expect ValueError before its first wish."""
     try:
         got = student.new("Rank", name, *args).call("step", None)
     except Wrong as wrong:
         if "\ngot ValueError" in str(wrong):
             return
         raise
+    said = words_of(student, name, [args])
     student.fail(f"called {said}\nexpected ValueError  ({because})\ngot {got!r:.160}")
 
 
-def _messages(student: Subject, events: Events, words: str) -> list[tuple[int, int, Any]]:
-    """(source, to, what) of each message; collectives are not asked for here."""
-    others = sorted({event[0] for event in events} - {"Send"})
-    if others:
-        student.fail(f"called {words}\nexpected Send and Receive alone\ngot {', '.join(others)}")
-    return [(source, to, x) for _, source, to, x in events]
+def pure(student: Subject, name: str, *args: Any, want: Any, because: str = "") -> None:
+    """Call a function: it gives `want`, and no argument changes."""
+
+    def said() -> str:
+        return student.said(name, *args)
+
+    value, after = student.call_returning(range(len(args)), name, *args)
+    student.compare(said, value, want, 1e-9, because)
+    _unchanged(student, name, after, args)
 
 
-def _asked(student: Subject, events: Events, kinds: list[str], words: str) -> None:
-    got = [event[0] for event in events]
-    if got != kinds:
-        student.fail(f"called {words}\nexpected the wishes {kinds}\ngot {got}")
+def _unchanged(student: Subject, name: str, after: Any, args: Sequence[Any]) -> None:
+    for place, (left, passed) in enumerate(zip(after, args, strict=True)):
+        student.compare(f"{name}, and looked at argument {place} afterwards", left, passed)
+
+
+def count(value: Any) -> int:
+    """Numbers in lists, dicts and arrays."""
+    if isinstance(value, np.ndarray):
+        return int(value.size)
+    if isinstance(value, dict):
+        return sum(count(one) for one in value.values())
+    return sum(map(count, value)) if isinstance(value, list) else 1
+
+
+def _array(*rows: Any) -> Array:
+    return np.array(rows)
+
+
+def _stays(student: Subject, name: str, *args: Any) -> None:
+    _, after = student.call_returning(range(len(args)), name, *args)
+    _unchanged(student, name, after, args)
 
 
 # ---- shards
@@ -253,16 +311,16 @@ def whole_weights(student: Subject, variant: str) -> None:
 def shards_refused(student: Subject, variant: str) -> None:
     """What is refused."""
     for ratio in ([], [0, 0], [2, -1]):
-        _refused(student, "split", 4, ratio, because=f"the ratio {ratio}")
+        refused(student, "split", 4, ratio, because=f"the ratio {ratio}")
     why = "there is no such name"
-    _refused(student, "cut", "o_projection", _weight(2, 8), MODEL, KEPT[0], because=why)
+    refused(student, "cut", "o_projection", _weight(2, 8), MODEL, KEPT[0], because=why)
     for name, weight in (
         ("o_proj", _weight(8, 2)), ("o_proj", _weight(3, 8)), ("qkv_proj", _weight(18, 2)),
         ("gate_up_proj", _weight(3, 2)), ("o_bias", _weight(3)), ("embedding", _weight(4, 2)),
         ("head_norm", _weight(4)),
     ):  # fmt: skip
         why = f"{name} does not have the shape {weight.shape}"
-        _refused(student, "cut", name, weight, MODEL, KEPT[0], because=why)
+        refused(student, "cut", name, weight, MODEL, KEPT[0], because=why)
 
 
 # ---- ring
@@ -294,11 +352,11 @@ def _all_reduce(
     student: Subject, variant: str, xs: list[Array], parts: list[int], because: str
 ) -> None:
     calls = [(rank, x, parts) for rank, x in enumerate(xs)]
-    events = _expect(student, "all_reduce", calls, [sum(xs)] * len(xs), because)
+    events = expect(student, "all_reduce", calls, [sum(xs)] * len(xs), because)
     said = student.said("run", "all_reduce", [list(args) for args in calls])
-    messages = _messages(student, events, said)
+    sent = messages(student, events, said)
     for rank, want in enumerate(_sends(variant, xs, parts)):
-        got = [[to, x] for source, to, x in messages if source == rank]
+        got = sent_by(sent, rank)
         words = f"{said}, and looked at what rank {rank} sends, [to, numbers]"
         student.compare(words, got, want, 1e-9, because)
 
@@ -339,7 +397,7 @@ def parts_refused(student: Subject, variant: str) -> None:
     """Parts that do not add up."""
     for parts in ([1, 1], [2, 2], [4, -1]):
         why = f"parts {parts} of 3 numbers"
-        _refuses(student, "all_reduce", 0, _array(1.0, 2, 3), parts, because=why)
+        refuses(student, "all_reduce", 0, _array(1.0, 2, 3), parts, because=why)
 
 
 # ---- router
@@ -353,7 +411,7 @@ def chosen(student: Subject, variant: str) -> None:
     _top(student, _array([0.0, 7, 7, 0]), 3, want, "equal logits 7 and equal logits 0")
     for k in (0, 4):
         why = f"k is {k} of 3 experts"
-        _refused(student, "top", _array([1.0, 2, 3]), k, because=why)
+        refused(student, "top", _array([1.0, 2, 3]), k, because=why)
 
 
 def _top(student: Subject, logits: Array, k: int, want: Any, because: str) -> None:
@@ -406,9 +464,9 @@ def _served(
 ) -> None:  # fmt: skip
     calls = [(own, part, capacity) for own, part in zip(lists, experts, strict=True)]
     wanted = [{"kept": kept, "dropped": dropped} for kept in want]
-    events = _expect(student, "dispatch", calls, wanted, because)
+    events = expect(student, "dispatch", calls, wanted, because)
     said = student.said("run", "dispatch", [list(args) for args in calls])
-    _asked(student, events, ["AllGather"], said)
+    asked(student, events, ["AllGather"], said)
 
 
 def table_of_choices(student: Subject, variant: str) -> None:
@@ -421,10 +479,18 @@ def table_of_choices(student: Subject, variant: str) -> None:
         args = [[0, 1], [1, 0]], count, [[kept], []], dropped, why
         _served(student, variant, [[TABLE[1]], [TABLE[3], TABLE[0], TABLE[4], TABLE[2]]], *args)
         _served(student, variant, [[*TABLE[2:]], [TABLE[1], TABLE[0]]], *args)
+    for weight, winner in ((0.5, {"pipeline": 2}), (0.75, {"experts": 2, "pipeline": 2})):
+        first = winner.get(variant, 4)
+        kept = [[first, 0, 1.0 if variant == "ring" else weight if first == 2 else 0.75]]
+        other = 6 - first
+        lists = [[[2, 0, 1, 0, weight]], [[4, 0, 0, 0, 0.75]]]
+        why = f"one position, weights {weight} and 0.75, places 1 and 0"
+        args = [[0, 1], [1, 0]], 1, [[kept], []], [[other, 0, 0]], why
+        _served(student, variant, lists, *args)
 
 
 def weights_of_what_is_left(student: Subject, variant: str) -> None:
-    """Two choices of a token on two ranks; one is dropped."""
+    """Two choices of a token on two ranks; one is dropped, none, all."""
     mine = [[1, 0, 0, 0, 0.75], [1, 0, 1, 1, 0.25]]
     other = [[0, 0, 0, 1, 0.5], [0, 0, 1, 2, 0.5]]
     one = 1.0 if variant == "ring" else 0.75
@@ -435,6 +501,8 @@ def weights_of_what_is_left(student: Subject, variant: str) -> None:
     whole = [[[[1, 0, 0.75]]], [[[0, 0, 0.5], [1, 0, 0.25]], [[0, 0, 0.5]]]]
     why = "all are served, so all keep their weights"
     _served(student, variant, [mine, other], experts, 2, whole, [], why)
+    none, lost = [[[]], [[], []]], [[0, 0, 1], [0, 0, 2], [1, 0, 0], [1, 0, 1]]
+    _served(student, variant, [mine, other], experts, 0, none, lost, "capacity 0: by request first")
 
 
 def idle(student: Subject, variant: str) -> None:
@@ -456,10 +524,10 @@ def _table_of_replicas(student: Subject) -> None:
     loads, slots = _array(12, 3, 9, 6), [4, 2]
     want = [[0, 3, 2, 1], [0, 2]]
     calls = [(loads, slots), (np.zeros(4, np.int64), slots)]
-    events = _expect(student, "share", calls, [want] * 2, "the table; rank 0 counted everything")
-    _asked(student, events, ["AllReduce"], student.said("run", "share", [list(c) for c in calls]))
+    events = expect(student, "share", calls, [want] * 2, "the table; rank 0 counted everything")
+    asked(student, events, ["AllReduce"], student.said("run", "share", [list(c) for c in calls]))
     calls = [(_array(10, 1, 2, 0), slots), (_array(2, 2, 7, 6), slots)]
-    _expect(student, "share", calls, [want] * 2, "the same loads in all, counted by two ranks")
+    expect(student, "share", calls, [want] * 2, "the same loads in all, counted by two ranks")
 
 
 def shared(student: Subject, variant: str) -> None:
@@ -473,12 +541,13 @@ def shared(student: Subject, variant: str) -> None:
             ([8, 8], [2, 1], [[1, 0], [0]], "equal loads: expert 0 gets the replica"),
             ([6, 5, 4, 3, 2, 1], [4, 2], [[0, 2, 3, 5], [1, 4]], "loads a slot are compared"),
             ([4, 1, 1, 1], [1, 3], [[0], [1, 2, 3]], "both ranks are empty, so rank 0 is taken"),
+            ([3, 3, 1, 1, 1], [3, 2], [[0, 2, 3], [1, 4]], "4/3 is less than 3/2: all slots count"),
             ([12, 7, 1], [2, 2, 1], [[0, 1], [0, 2], [1]], "6 is less than 7: 1 gets a replica"),
             ([20, 1, 1], [2, 2, 1], [[0, 1], [0, 2], [0]], "three ranks, so three replicas"),
             ([7, 3], [4, 1], [[0, 1, 1], [0]], "two replicas each; rank 1 is full, so 1 is twice"),
         ):
             calls = [(np.array(loads) * (r == 0), slots) for r in range(len(slots))]
-            _expect(student, "share", calls, [want] * len(slots), why)
+            expect(student, "share", calls, [want] * len(slots), why)
     elif variant == "ring":
         for total, ratio, want, why in (
             (10, [2, 1], [[0, 1, 2, 7, 8, 9], [3, 4, 5, 6]], "the table"),
@@ -498,6 +567,7 @@ def shared(student: Subject, variant: str) -> None:
             ([2, 2, 9, 1], 0, [1, 1], [2, 2], "the last two take 10, other cuts more"),
             ([1, 1, 1, 9], 0, [3, 1, 1], [1, 2, 1], "9 whatever the others have: fewest first"),
             ([5, 5, 5], 1, [3], [3], "one rank"),
+            ([1, 7], 3, [1, 2], [1, 1], "as many layers as ranks"),
         ):
             student.expect("share", costs, head, speeds, want=sizes, because=why)
 
@@ -526,7 +596,7 @@ def _ring(
     calls = [(r, counts, q[p], k[p], v[p], at[p]) for r, p in enumerate(parts)]
     out, lse = _attention(q, k, v, at, at)
     want = [{"out": out[p], "lse": lse[p]} for p in parts]
-    return _expect(student, "work", calls, want, because)
+    return expect(student, "work", calls, want, because)
 
 
 def exchanged(student: Subject, variant: str) -> None:
@@ -534,22 +604,21 @@ def exchanged(student: Subject, variant: str) -> None:
     if variant == "experts":
         slots = [2, 1, 0]
         calls = [(np.array(loads), slots) for loads in ([0, 4], [0, 0], [5, 0])]
-        events = _expect(student, "share", calls, [[[1, 0], [0], []]] * 3, "rank 2 has no slots")
+        events = expect(student, "share", calls, [[[1, 0], [0], []]] * 3, "rank 2 has no slots")
         said = student.said("run", "share", [list(args) for args in calls])
-        _asked(student, events, ["AllReduce"], said)
+        asked(student, events, ["AllReduce"], said)
         student.compare(f"{said}, what they gave", events[0][1], [c[0] for c in calls])
     elif variant == "ring":
         q, k, v = np.zeros((4, 1)), np.zeros((4, 1)), _array([1.0], [2], [3], [4])
         events = _ring(student, q, k, v, [[0, 3], [1], [2]], "scores of 0: means of 1, 2, 3, 4")
         own = [_array([0.0, 0, 1], [3, 0, 4]), _array([1.0, 0, 2]), _array([2.0, 0, 3])]
         for rank in range(3):
-            messages = _messages(student, events, "work on 3 ranks")
-            sent = [[to, x] for source, to, x in messages if source == rank]
+            sent = sent_by(messages(student, events, "work on 3 ranks"), rank)
             want = [[(rank - 1) % 3, own[rank]], [(rank - 1) % 3, own[(rank + 1) % 3]]]
             student.compare(f"work, what rank {rank} sends, [to, block]", sent, want)
         events = _ring(student, q, k, v, [[0, 3], [], [1, 2]], "rank 1 has no tokens")
-        messages = _messages(student, events, "work on 3 ranks")
-        senders = sorted(source for source, _, _ in messages)
+        sent = messages(student, events, "work on 3 ranks")
+        senders = sorted(source for source, _, _ in sent)
         words = "work on three ranks of which rank 1 has no tokens: who sends"
         student.compare(words, senders, [0, 1, 2, 2], because="an empty block is not sent")
         for n in range(2, 7):
@@ -597,7 +666,7 @@ def _flow(student: Subject, size: int, k: int, steps: int, because: str, width: 
     calls = [(r, size, layers[r], table, tokens if r == 0 else [10**6] * k, steps)
              for r in range(size)]  # fmt: skip
     want = [_said(table, layers, tokens, steps), *[None] * (size - 1)]
-    return _expect(student, "work", calls, want, because)
+    return expect(student, "work", calls, want, because)
 
 
 def _order(
@@ -605,7 +674,7 @@ def _order(
 ) -> Events:
     events = _flow(student, size, k, steps, because)
     got, counts = [], {"S": 0, "R": 0}
-    for source, to, _ in _messages(student, events, f"work on {size} ranks"):
+    for source, to, _ in messages(student, events, f"work on {size} ranks"):
         if 0 in (source, to):
             kind = "S" if source == 0 else "R"
             got.append(f"{kind} {counts[kind]}")
@@ -654,15 +723,15 @@ def edges(student: Subject, variant: str) -> None:
     """At the edges."""
     if variant == "experts":
         calls = [(np.zeros(2, np.int64), [2, 2])] * 2
-        _expect(student, "share", calls, [[[0, 1], [0, 1]]] * 2, "all loads are 0")
+        expect(student, "share", calls, [[[0, 1], [0, 1]]] * 2, "all loads are 0")
         calls = [(_array(6, 0), [0, 4])] * 2
         want = [[], [0, 1]]
-        _expect(student, "share", calls, [want] * 2, "one rank with slots: two slots stay empty")
+        expect(student, "share", calls, [want] * 2, "one rank with slots: two slots stay empty")
         calls = [(_array(9, 1, 1) * (r == 0), [3, 1]) for r in range(2)]
         why = "rank 1 gets the second replica of 0, and is full"
-        _expect(student, "share", calls, [[[0, 1, 2], [0]]] * 2, why)
+        expect(student, "share", calls, [[[0, 1, 2], [0]]] * 2, why)
         why = "three slots for four experts"
-        _refuses(student, "share", _array(1, 1, 1, 1), [2, 1], because=why)
+        refuses(student, "share", _array(1, 1, 1, 1), [2, 1], because=why)
     elif variant == "ring":
         q, k, v = np.array([[0.0], [1], [2]]), np.array([[1.0], [2], [3]]), np.eye(3)[:, :1] * 6
         spoilt = [np.where(np.arange(3)[:, None] == 1, np.nan, one) for one in (q, k, v)]
@@ -670,9 +739,9 @@ def edges(student: Subject, variant: str) -> None:
         _ring(student, *spoilt, [[1], [0], [2]], "rank 0 has only padding", padding=(1,))
         _ring(student, q, k, v, [[], [0, 1, 2]], "rank 0 has no tokens")
         _ring(student, q, k, v, [[2, 0, 1]], "one rank, positions in any order")
-        _refused(student, "share", 4, [0, 0], because="what split refuses")
+        refused(student, "share", 4, [0, 0], because="what split refuses")
     else:
-        _refused(student, "share", [1, 1], 0, [1, 1, 1], because="two layers for three ranks")
+        refused(student, "share", [1, 1], 0, [1, 1, 1], because="two layers for three ranks")
         _flow(student, 1, 2, 3, "one rank sends nothing")
         _flow(student, 3, 1, 1, "one micro-batch, one step")
         _flow(student, 2, 6, 2, "six micro-batches on two ranks")
@@ -690,9 +759,9 @@ def projected(student: Subject, variant: str) -> None:
     for one, why in ((bias, "the bias is added once"), (None, "there is no bias")):
         calls = [(x, w, one) for x, w in zip(xs, ws, strict=True)]
         total = sum(terms) + (0 if one is None else one)
-        events = _expect(student, "project", calls, [total] * 3, f"{why}; rank 2 has no inputs")
+        events = expect(student, "project", calls, [total] * 3, f"{why}; rank 2 has no inputs")
         said = student.said("run", "project", [list(args) for args in calls])
-        _asked(student, events, ["AllReduce"], said)
+        asked(student, events, ["AllReduce"], said)
         student.compare(f"{said}, what the ranks give", events[0][1], terms, 1e-9, why)
 
 
@@ -704,12 +773,12 @@ def normed(student: Subject, variant: str) -> None:
     scale = np.sqrt(25.0625)
     want = [x / np.array([[scale], [1]]) * w for x, w in zip(xs, ws, strict=True)]
     why = "the mean square of 1 5 5 7 is 25, to which eps is added; rank 2 has no numbers"
-    events = _expect(student, "norm", calls, want, why)
+    events = expect(student, "norm", calls, want, why)
     said = student.said("run", "norm", [list(args) for args in calls])
-    _asked(student, events, ["AllReduce"], said)
-    given = [np.shape(one) for one in events[0][1]]
-    if given != [(2,)] * 3:
-        student.fail(f"called {said}\nexpected a number for each token\ngot the shapes {given}")
+    asked(student, events, ["AllReduce"], said)
+    shapes = [np.shape(one) for one in events[0][1]]
+    if shapes != [(2,)] * 3:
+        student.fail(f"called {said}\nexpected a number for each token\ngot the shapes {shapes}")
 
 
 def picked(student: Subject, variant: str) -> None:
@@ -721,23 +790,14 @@ def picked(student: Subject, variant: str) -> None:
     calls = [(first, 0), (second, 2), (np.zeros((4, 0)), 5)]
     want = [3, 4, 0, 4] if variant == "ring" else [1, 0, 0, 2]
     why = "three rows have equal logits; rank 2 has no part of the vocabulary"
-    events = _expect(student, "pick", calls, [want] * 3, why)
+    events = expect(student, "pick", calls, [want] * 3, why)
     said = student.said("run", "pick", [list(args) for args in calls])
-    _asked(student, events, ["AllGather"], said)
+    asked(student, events, ["AllGather"], said)
     for rank, value in enumerate(events[0][1]):
-        if _count(value) > 8:
+        if count(value) > 8:
             student.fail(f"called {said}\nexpected at most two numbers a row from rank {rank}\n"
                          f"got {value!r:.160}")  # fmt: skip
-    _expect(student, "pick", [(first[:0], 0), (second[:0], 2)], [[], []], "no tokens")
-
-
-def _count(value: Any) -> int:
-    """Numbers in lists, dicts and arrays."""
-    if isinstance(value, np.ndarray):
-        return int(value.size)
-    if isinstance(value, dict):
-        return sum(_count(one) for one in value.values())
-    return sum(map(_count, value)) if isinstance(value, list) else 1
+    expect(student, "pick", [(first[:0], 0), (second[:0], 2)], [[], []], "no tokens")
 
 
 CHECKS = {

@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,8 @@ class Rank:
     """A rank's generator, which runs from one wish to the next."""
 
     def __init__(self, name, *args):
-        self.args, self.generator = args, globals()[name](*args)
+        self.args = args
+        self.generator: Generator = globals()[name](*args)
 
     def step(self, answer):
         """Answer the latest wish, None at the start; return the next, or the end, as a list."""
@@ -47,6 +49,7 @@ class Rank:
         try:
             wish = self.generator.send(answer)
         except StopIteration as end:
+            self.value = end.value
             return ["Return", end.value]
         if not isinstance(wish, Send | Receive | AllReduce | AllGather):
             raise TypeError(f"a rank asked for {wish!r}: Send, Receive, AllReduce, AllGather exist")
@@ -55,6 +58,11 @@ class Rank:
     def argument(self, place):
         """An argument of the function, as it is by now."""
         return self.args[place]
+
+    def is_argument(self):
+        """Whether the array that was returned lies in the memory of an argument."""
+        arrays = [one for one in self.args if isinstance(one, np.ndarray)]
+        return any(np.shares_memory(self.value, one) for one in arrays)
 
 
 class Stuck(Exception):
@@ -120,3 +128,30 @@ def _words(wishes):
 def run(name, calls):
     """Run a generator function on a rank for each of `calls`; see `network`."""
     return network([Rank(name, *args) for args in calls])
+
+
+def within(part):
+    """The numbers of the things in a part `[begin, size]`, as a range."""
+    return range(part[0], sum(part))
+
+
+def numbers(units, width=1):
+    """The rows of units that have `width` rows each: `numbers([0, 2], 2)` is 0 1 4 5, int64."""
+    return np.add.outer(np.array(units, np.int64) * width, np.arange(width)).reshape(-1)
+
+
+def check_weight(name, weight, model):
+    """Raise ValueError for a name without a weight, and for a weight of another shape."""
+    q, k = (model[key] * model["head_size"] for key in ("heads", "kv_heads"))
+    hidden, middle, norm = model["hidden"], 2 * model["ffn"], [model["hidden"]]
+    shapes = {
+        "qkv_proj": [q + 2 * k, hidden], "qkv_bias": [q + 2 * k], "o_proj": [hidden, q],
+        "gate_up_proj": [middle, hidden], "gate_up_bias": [middle],
+        "down_proj": [hidden, middle // 2], "embedding": [model["vocab"], hidden],
+        "query_norm": [q], "key_norm": [k], "head_norm": [model["head_size"]],
+        "o_bias": norm, "down_bias": norm, "layer_norm": norm,
+    }  # fmt: skip
+    if name not in shapes:
+        raise ValueError(f"{name!r} is none of the weights {', '.join(shapes)}")
+    if list(weight.shape) != shapes[name]:
+        raise ValueError(f"{name} has the shape {shapes[name]} in this model, not {weight.shape}")

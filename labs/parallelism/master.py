@@ -14,7 +14,7 @@
 # all ranks agree which expert serves which token. Then quire runs a model on three unequal ranks,
 # with your parts and your sums. Chapter: *Parallelism*. 100 points, 70 core and 30 depth, all on a
 # CPU. The minutes below are estimates. They add up to five hours and a quarter, which is two
-# evenings.
+# evenings. After that comes a frontier task, for a bonus.
 #
 # | task | tier | points | minutes |
 # |---|---|---|---|
@@ -23,6 +23,7 @@
 # | 3. `router` | core | 15 | 45 |
 # | 4. `spread` | depth | 30 | 90 |
 # | 5. `engine`, with a written answer | core | 10 + 5 | 60 |
+# | 6. a sum in one shot, on a GPU | frontier | bonus | open |
 #
 # Each task is one cell. Keep its `# task:` line: grading takes that cell and nothing else, so
 # helpers of yours belong inside it, and it may import the standard library and NumPy. The behaviour
@@ -54,7 +55,8 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 # and the network that grants them. `run` lets you try a generator of yours on several ranks: it
 # takes the function's name and a list of arguments for each rank, and returns what the ranks
 # returned and what was carried out. Where ranks wait for one another for ever, it says who waits
-# for what.
+# for what. Three small functions at its end are for task 1: `within`, `numbers` and
+# `check_weight`. NumPy is `np` in all task cells, and `Generator` is there for the signatures.
 
 # %% given="network"
 # {{given}}
@@ -86,7 +88,8 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 #   `total`.
 # - The exact share of a rank is `total * ratio[rank] / sum(ratio)`. It gets the whole part of that.
 # - What is left over goes out one by one, to the ranks with the largest remainders. No rank gets
-#   two. Shares are compared exactly; a difference that floating-point numbers lose counts.
+#   two. Remainders are compared exactly, as fractions: floating-point numbers would lose small
+#   differences, and take some equal ones for unequal.
 # - Of ranks with equal remainders
 # ### BEGIN VARIANT experts
 #   the one of the smaller number comes first.
@@ -138,7 +141,8 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 #   KV heads' values. What a rank keeps has its own in the same order, those of its KV heads in the
 #   order of `kv`.
 # ### BEGIN VARIANT experts
-# - `gate_up_proj` has the `ffn` rows of the gate, then the `ffn` rows of up.
+# - `gate_up_proj` has the `ffn` rows of the gate, then the `ffn` rows of up. What a rank keeps has
+#   first the rows of its gate, then the rows of its up.
 # ### END VARIANT
 # ### BEGIN VARIANT ring
 # - `gate_up_proj` has a row of the gate and a row of up by turns: gate 0, up 0, gate 1, up 1, ….
@@ -146,8 +150,9 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 # ### BEGIN VARIANT pipeline
 # - `gate_up_proj` has the `ffn` rows of up, then the `ffn` rows of the gate.
 # ### END VARIANT
-#   What a rank keeps has first the rows of its gate, then the rows of its up, however the whole is
-#   stored.
+# ### BEGIN VARIANT ring pipeline
+#   What a rank keeps has another order: first the rows of its gate, then the rows of its up.
+# ### END VARIANT
 # - A matrix whose inputs are shared is cut by its columns: those that the rank's own heads or
 #   middle columns are multiplied by.
 # - What every rank needs is kept whole: weights of a single head's size, and what is added to or
@@ -157,6 +162,7 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 #
 # - `split`: a `ratio` that is empty, that has a number below 0, or whose numbers are all 0.
 # - `cut`: a name that is not in the table, and a weight that does not have the shape of the table.
+#   `check_weight(name, weight, model)` of the cell above raises it in both cases.
 #
 # *Sections of the chapter:* *Columns, then rows*, *Heads that do not divide*.
 #
@@ -165,7 +171,6 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 
 # %% task="shards"
 # task: shards
-import numpy as np
 
 
 def split(total: int, ratio: list[int]) -> list[list[int]]:
@@ -175,20 +180,17 @@ def split(total: int, ratio: list[int]) -> list[list[int]]:
     if whole <= 0 or min(ratio) < 0:
         raise ValueError(f"ratio={ratio}: numbers from 0 on are needed, and not only 0")
     sizes = [total * one // whole for one in ratio]
-
-    def first(rank):
-        remainder = total * ratio[rank] % whole
-        ### BEGIN VARIANT experts
-        return -remainder, rank
-        ### END VARIANT
-        ### BEGIN VARIANT ring
-        return -remainder, -rank
-        ### END VARIANT
-        ### BEGIN VARIANT pipeline
-        return -remainder, -ratio[rank], rank
-        ### END VARIANT
-
-    for rank in sorted(range(len(ratio)), key=first)[: total - sum(sizes)]:
+    left = [total * one % whole for one in ratio]
+    ### BEGIN VARIANT experts
+    order = sorted(range(len(ratio)), key=lambda rank: (-left[rank], rank))
+    ### END VARIANT
+    ### BEGIN VARIANT ring
+    order = sorted(range(len(ratio)), key=lambda rank: (-left[rank], -rank))
+    ### END VARIANT
+    ### BEGIN VARIANT pipeline
+    order = sorted(range(len(ratio)), key=lambda rank: (-left[rank], -ratio[rank], rank))
+    ### END VARIANT
+    for rank in order[: total - sum(sizes)]:
         sizes[rank] += 1
     return [[sum(sizes[:rank]), size] for rank, size in enumerate(sizes)]
     ### END SOLUTION
@@ -200,7 +202,7 @@ def shards(model: dict, ratio: list[int]) -> list[dict]:
     group, found = model["heads"] // model["kv_heads"], []
     parts = [split(model[name], ratio) for name in ("heads", "ffn", "vocab")]
     for heads, ffn, vocab in zip(*parts, strict=True):
-        read = [head // group for head in range(heads[0], sum(heads))]
+        read = [head // group for head in within(heads)]
         kv = sorted(set(read))
         kv_of = [kv.index(head) for head in read]
         found.append({"heads": heads, "kv": kv, "kv_of": kv_of, "ffn": ffn, "vocab": vocab})
@@ -211,37 +213,29 @@ def shards(model: dict, ratio: list[int]) -> list[dict]:
 def cut(name: str, weight: np.ndarray, model: dict, shard: dict) -> np.ndarray:
     """Return what the rank of `shard` keeps of a weight of the model."""
     ### BEGIN SOLUTION
-    size, hidden, ffn = model["head_size"], model["hidden"], model["ffn"]
+    check_weight(name, weight, model)
+    size, ffn = model["head_size"], model["ffn"]
     q, k = model["heads"] * size, model["kv_heads"] * size
-
-    def places(units, width=1):
-        return [unit * width + i for unit in units for i in range(width)]
-
-    own = {key: range(shard[key][0], sum(shard[key])) for key in ("heads", "ffn", "vocab")}
-    queries, keys = places(own["heads"], size), places(shard["kv"], size)
-    qkv = [*queries, *(q + i for i in keys), *(q + k + i for i in keys)]
+    queries, keys = numbers(within(shard["heads"]), size), numbers(shard["kv"], size)
+    middle = numbers(within(shard["ffn"]))
+    qkv = np.concatenate([queries, q + keys, q + k + keys])
     ### BEGIN VARIANT experts
-    gate_up = [*own["ffn"], *(ffn + i for i in own["ffn"])]
+    gate_up = np.concatenate([middle, ffn + middle])
     ### END VARIANT
     ### BEGIN VARIANT ring
-    gate_up = [*(2 * i for i in own["ffn"]), *(2 * i + 1 for i in own["ffn"])]
+    gate_up = np.concatenate([2 * middle, 2 * middle + 1])
     ### END VARIANT
     ### BEGIN VARIANT pipeline
-    gate_up = [*(ffn + i for i in own["ffn"]), *own["ffn"]]
+    gate_up = np.concatenate([ffn + middle, middle])
     ### END VARIANT
-    table = {
-        "qkv_proj": ((q + 2 * k, hidden), 0, qkv), "qkv_bias": ((q + 2 * k,), 0, qkv),
-        "o_proj": ((hidden, q), 1, queries), "down_proj": ((hidden, ffn), 1, own["ffn"]),
-        "gate_up_proj": ((2 * ffn, hidden), 0, gate_up), "gate_up_bias": ((2 * ffn,), 0, gate_up),
-        "embedding": ((model["vocab"], hidden), 0, own["vocab"]),
-        "query_norm": ((q,), 0, queries), "key_norm": ((k,), 0, keys),
-        "head_norm": ((size,), 0, range(size)),
-        **dict.fromkeys(("o_bias", "down_bias", "layer_norm"), ((hidden,), 0, range(hidden))),
+    kept = {
+        "qkv_proj": qkv, "qkv_bias": qkv, "gate_up_proj": gate_up, "gate_up_bias": gate_up,
+        "o_proj": queries, "query_norm": queries, "key_norm": keys, "down_proj": middle,
+        "embedding": numbers(within(shard["vocab"])),
     }  # fmt: skip
-    if name not in table or weight.shape != table[name][0]:
-        raise ValueError(f"{name} of the shape {weight.shape} is no weight of this model")
-    _, axis, kept = table[name]
-    return np.take(weight, np.array(kept, np.int64), axis)
+    if name not in kept:
+        return weight.copy()
+    return np.take(weight, kept[name], 1 if name in ("o_proj", "down_proj") else 0)
     ### END SOLUTION
 
 
@@ -312,22 +306,19 @@ labkit.check("shards")
 # - A part without numbers is neither sent nor received.
 # - It asks for `Send` and `Receive` alone. `Send` waits until the other rank receives. The ranks
 #   must not come to a standstill, whatever their number and the parts. In which order a rank sends
-#   and receives within a step is up to you.
+#   and receives within a step is up to you; *What goes wrong* in the chapter has a remedy.
 # - Every rank returns the sum of all ranks' `x`, as an array of its own; its `x` stays as it is. A
-#   single rank has no steps.
+#   single rank has no steps, and returns a copy.
 # - Parts that do not add up to the length of `x` are refused with `ValueError`, and so is a size
 #   below 0.
 #
-# *Section of the chapter:* *What a sum costs*.
+# *Sections of the chapter:* *What a sum costs*, *What goes wrong*.
 #
 # *Deliverable:* `all_reduce`; its check passes.
 
 
 # %% task="ring"
 # task: ring
-from collections.abc import Generator
-
-import numpy as np
 
 
 def all_reduce(rank: int, x: np.ndarray, parts: list[int]) -> Generator:
@@ -336,7 +327,7 @@ def all_reduce(rank: int, x: np.ndarray, parts: list[int]) -> Generator:
     if sum(parts) != len(x) or min(parts) < 0:
         raise ValueError(f"parts {parts} of {len(x)} numbers")
     total, n = x.copy(), len(parts)
-    ends = np.cumsum(parts)
+    pieces = np.split(total, np.cumsum(parts)[:-1])  # views of it
     ### BEGIN VARIANT experts pipeline
     to, source = (rank + 1) % n, (rank - 1) % n
     ### END VARIANT
@@ -353,15 +344,12 @@ def all_reduce(rank: int, x: np.ndarray, parts: list[int]) -> Generator:
         ### BEGIN VARIANT pipeline
         out, into = (rank - step - 1) % n, (rank - step - 2) % n
         ### END VARIANT
-        sent = total[ends[out] - parts[out] : ends[out]]
-        place = total[ends[into] - parts[into] : ends[into]]
         for is_sending in (rank % 2 == 0, rank % 2 == 1):
             if is_sending and parts[out] > 0:
-                yield Send(to, sent.copy())
+                yield Send(to, pieces[out].copy())
             elif not is_sending and parts[into] > 0:
-                received = yield Receive(source, place.shape)
-        if parts[into] > 0:
-            place[:] = place + received if step < n - 1 else received
+                received = yield Receive(source, (parts[into],))
+                pieces[into][:] = pieces[into] + received if step < n - 1 else received
     return total
     ### END SOLUTION
 
@@ -399,6 +387,7 @@ labkit.check("ring")
 # - The weights are the sigmoids `1 / (1 + exp(-logit))` of the chosen logits, divided by their sum,
 #   so that a token's weights add up to 1. Logits lie between -500 and 500.
 # ### END VARIANT
+# - There may be no tokens: a rank without requests calls `top`, too.
 # - A `k` below 1 or above the number of experts is refused with `ValueError`.
 #
 # A *choice* is a list `[request, position, place, expert, weight]`: which token it is, whether this
@@ -436,7 +425,8 @@ labkit.check("ring")
 # - It asks once for an `AllGather`, so that every rank knows all choices, and for nothing else.
 # - An expert serves at most `capacity` choices, those of all ranks taken together, in *one order*:
 # ### BEGIN VARIANT experts
-#   the larger weight first, then the smaller request, then the smaller position.
+#   the larger weight first, then the smaller request, then the smaller position. Weights are
+#   compared as they are, not rounded.
 # ### END VARIANT
 # ### BEGIN VARIANT ring
 #   the smaller place first, then the smaller request, then the smaller position.
@@ -444,7 +434,7 @@ labkit.check("ring")
 # ### BEGIN VARIANT pipeline
 #   the smaller position first, then the smaller request.
 # ### END VARIANT
-#   A token never chooses an expert twice.
+#   A token never chooses an expert twice. The capacity may be 0.
 # - Which rank has a token, and in which order a rank lists its choices, changes nothing.
 # ### BEGIN VARIANT experts pipeline
 # - A choice that is served keeps its weight, even if others of its token are dropped.
@@ -465,22 +455,18 @@ labkit.check("ring")
 
 # %% task="router"
 # task: router
-from collections.abc import Generator
-
-import numpy as np
 
 
 def top(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return experts and weights [tokens, k] of logits [tokens, experts]."""
     ### BEGIN SOLUTION
-    experts = logits.shape[1]
-    if not 1 <= k <= experts:
-        raise ValueError(f"k={k} of {experts} experts")
+    if not 1 <= k <= logits.shape[1]:
+        raise ValueError(f"k={k} of {logits.shape[1]} experts")
     ### BEGIN VARIANT experts pipeline
     chosen = np.argsort(-logits, 1, kind="stable")[:, :k]
     ### END VARIANT
     ### BEGIN VARIANT ring
-    chosen = experts - 1 - np.argsort(-logits[:, ::-1], 1, kind="stable")[:, :k]
+    chosen = logits.shape[1] - 1 - np.argsort(-logits[:, ::-1], 1, kind="stable")[:, :k]
     ### END VARIANT
     values = np.take_along_axis(logits, chosen, 1)
     ### BEGIN VARIANT experts ring
@@ -497,44 +483,29 @@ def dispatch(choices: list[list], experts: list[int], capacity: int) -> Generato
     """Return `kept` and `dropped`; a choice is [request, position, place, expert, weight]."""
     ### BEGIN SOLUTION
     everyone = yield AllGather(choices)
-    begin, size = experts
     served, dropped = {}, []
-
-    def order(choice):
-        request, position, place, _, weight = choice
-        ### BEGIN VARIANT experts
-        return -weight, request, position
-        ### END VARIANT
-        ### BEGIN VARIANT ring
-        return place, request, position
-        ### END VARIANT
-        ### BEGIN VARIANT pipeline
-        return position, request
-        ### END VARIANT
-
-    for choice in sorted((one for own in everyone for one in own), key=order):
-        request, position, _, expert, _ = choice
+    every = [one for own in everyone for one in own]
+    ### BEGIN VARIANT experts
+    every.sort(key=lambda one: (-one[4], one[0], one[1]))
+    ### END VARIANT
+    ### BEGIN VARIANT ring
+    every.sort(key=lambda one: (one[2], one[0], one[1]))
+    ### END VARIANT
+    ### BEGIN VARIANT pipeline
+    every.sort(key=lambda one: (one[1], one[0]))
+    ### END VARIANT
+    for request, position, _, expert, weight in every:
         if len(served.setdefault(expert, [])) < capacity:
-            served[expert].append(choice)
+            served[expert].append([request, position, weight])
         else:
             dropped.append([request, position, expert])
     ### BEGIN VARIANT ring
     sums = {}
-    for request, position, _, _, weight in (one for own in served.values() for one in own):
+    for request, position, weight in (one for own in served.values() for one in own):
         sums[request, position] = sums.get((request, position), 0) + weight
+    served = {e: [[r, p, w / sums[r, p]] for r, p, w in own] for e, own in served.items()}
     ### END VARIANT
-
-    def answer(choice):
-        request, position, _, _, weight = choice
-        ### BEGIN VARIANT experts pipeline
-        return [request, position, weight]
-        ### END VARIANT
-        ### BEGIN VARIANT ring
-        return [request, position, weight / sums[request, position]]
-        ### END VARIANT
-
-    own = range(begin, begin + size)
-    kept = [[answer(choice) for choice in served.get(expert, [])] for expert in own]
+    kept = [served.get(expert, []) for expert in within(experts)]
     return {"kept": kept, "dropped": sorted(dropped)}
     ### END SOLUTION
 
@@ -573,13 +544,14 @@ labkit.check("router")
 #   as slots: for the expert whose replicas have the largest share, among equals the one of the
 #   smaller number.
 # - An expert has at most as many replicas as there are ranks with slots. One that has as many is
-#   passed over. If all have, the other slots stay empty.
+#   passed over. If all have, the other slots stay empty: the rank's list is shorter than the
+#   number of its slots.
 # - Replicas are placed one by one, the largest share first, among equals the expert of the smaller
 #   number. A replica goes to a rank with a free slot that does not have this expert yet. If there
 #   are only ranks that have it, it goes to one of these.
 # - Among the ranks that may have it, it is the one with the smallest load a slot: the shares placed
 #   there so far, over the number of all its slots. Among equals it is the smaller rank.
-# - Shares and loads are compared exactly, as fractions.
+# - Shares and loads are compared exactly, as fractions. Loads may be as large as int64 allows.
 #
 # What is exchanged:
 #
@@ -691,7 +663,8 @@ labkit.check("router")
 # What is exchanged; job `s * k + b` is step `s` of micro-batch `b`:
 #
 # - Every rank computes the jobs in the order of their numbers. Rank 0 sends an array [width] to
-#   rank 1, and so on; the last rank sends an array [1] with the token to rank 0.
+#   rank 1, and so on; the last rank sends an array [1] with the token's number to rank 0. The table
+#   may have thousands of rows.
 # - A rank other than 0 receives a job, computes it and sends it before it receives the next.
 # - With `n` ranks, before rank 0 sends job `j` it has received the tokens of all jobs up to `j -
 #   min(k, n - 1)`, and no others: it waits for a token if it needs it for this job, or if every
@@ -710,7 +683,7 @@ labkit.check("router")
 # At the edges:
 #
 # - `share` refuses with `ValueError` fewer layers than ranks.
-# - There may be more micro-batches than ranks, or a single one.
+# - There may be more micro-batches than ranks, or a single one. There is at least one step.
 # ### END VARIANT
 #
 # ### BEGIN VARIANT experts
@@ -728,13 +701,8 @@ labkit.check("router")
 
 # %% task="spread"
 # task: spread
-from collections.abc import Generator
-from fractions import Fraction
-from itertools import combinations, pairwise
-
-import numpy as np
-
 ### BEGIN VARIANT experts
+from fractions import Fraction
 
 
 def share(loads: np.ndarray, slots: list[int]) -> Generator:
@@ -777,8 +745,6 @@ def work(table: list[list[int]], tokens: list[list[int]]) -> list[list[list[list
 
 ### END VARIANT
 ### BEGIN VARIANT ring
-
-
 def share(total: int, ratio: list[int]) -> list[np.ndarray]:
     """Return for each rank its positions, in ascending order."""
     ### BEGIN SOLUTION
@@ -826,6 +792,8 @@ def work(
 
 ### END VARIANT
 ### BEGIN VARIANT pipeline
+from fractions import Fraction
+from itertools import combinations, pairwise
 
 
 def share(costs: list[int], head: int, speeds: list[int]) -> list[int]:
@@ -897,7 +865,7 @@ labkit.check("spread")
 # - `project` gets `x` of the shape [tokens, own inputs], `weight` [outputs, own inputs], as `cut`
 #   gives it, and `bias` [outputs] or None. It returns [tokens, outputs], on all ranks the same.
 # - It asks for an `AllReduce` of an array [tokens, outputs]: the rank's own term of the sum. The
-#   bias is added once, to the sum.
+#   bias is added once, to the sum. Some numbers of a bias may be 0.
 # - `norm` gets `x` [tokens, own numbers], `weight` [own numbers], the `width` of all ranks' numbers
 #   together, and `eps`. It returns the rank's own numbers of `x / sqrt(mean + eps) * weight`, where
 #   `mean` is the mean square; the mean is that over all ranks' numbers.
@@ -912,8 +880,11 @@ labkit.check("spread")
 # ### BEGIN VARIANT ring
 #   the larger number is taken, on whatever rank it is.
 # ### END VARIANT
+# - Logits are compared as they are, in float64, however close they are. They may be -∞, and in a
+#   row all may. The parts of the vocabulary may lie on the ranks in any order.
 # - `pick` asks for one `AllGather`. A rank gives at most two numbers a row to the others, in lists,
-#   not its logits.
+#   not its logits. What a rank without a part of the vocabulary gives is up to you; it may be
+#   nothing.
 # - A rank may have no inputs, no numbers or no part of the vocabulary. It takes part all the same.
 #
 # Two ranks with the logits `1 5` and `4 5 2` of one token, the second of which begins at 2: both
@@ -935,9 +906,6 @@ labkit.check("spread")
 
 # %% task="engine"
 # task: engine
-from collections.abc import Generator
-
-import numpy as np
 
 
 def project(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> Generator:
@@ -959,23 +927,20 @@ def norm(x: np.ndarray, weight: np.ndarray, width: int, eps: float) -> Generator
 def pick(logits: np.ndarray, begin: int) -> Generator:
     """Return for each token the number of its largest logit in the whole vocabulary."""
     ### BEGIN SOLUTION
-    tokens, size = logits.shape
-    own = []
-    if size > 0:
-        ### BEGIN VARIANT experts pipeline
-        best = logits.argmax(1)
-        ### END VARIANT
-        ### BEGIN VARIANT ring
-        best = size - 1 - logits[:, ::-1].argmax(1)
-        ### END VARIANT
-        own = [[float(row[b]), begin + int(b)] for row, b in zip(logits, best, strict=True)]
-    everyone = yield AllGather(own)
-    pairs = [[one[t] for one in everyone if one] for t in range(tokens)]
     ### BEGIN VARIANT experts pipeline
-    return [max(row, key=lambda pair: (pair[0], -pair[1]))[1] for row in pairs]
+    best = [int(row.argmax()) for row in logits if row.size > 0]
     ### END VARIANT
     ### BEGIN VARIANT ring
-    return [max(row)[1] for row in pairs]
+    best = [row.size - 1 - int(row[::-1].argmax()) for row in logits if row.size > 0]
+    ### END VARIANT
+    own = [[float(logits[t, place]), begin + place] for t, place in enumerate(best)]
+    everyone = yield AllGather(own)
+    rows = zip(*(one for one in everyone if one), strict=True)
+    ### BEGIN VARIANT experts pipeline
+    return [max(row, key=lambda pair: (pair[0], -pair[1]))[1] for row in rows]
+    ### END VARIANT
+    ### BEGIN VARIANT ring
+    return [max(row)[1] for row in rows]
     ### END VARIANT
     ### END SOLUTION
 
@@ -1002,12 +967,15 @@ labkit.check("engine")
 import json
 import shutil
 import tempfile
+import warnings
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # no widgets
 
 from quire import LLM, Components, SamplingParams
 from quire.models.loader import resolve_checkpoint
@@ -1217,6 +1185,8 @@ for proportion in ([1, 1, 1], RATIO, [1, 0, 0]):
     _, _, ends = on_ranks(RATIO, proportion)
     row = "".join(f"{end.sent.get('sums', 0):14,}{end.sent['tokens']:8,}" for end in ends)
     print(f"{proportion!s:10}{row}")
+print(f"\nnumbers in the `x` of all sums together: {sum(one.numel() for one in whole_sums):,}")
+print("tokens of the vocabulary on the ranks:", *(size for _, size in split(MODEL["vocab"], RATIO)))
 
 
 def halves(ratio):
@@ -1304,11 +1274,11 @@ for speeds in ([1, 1, 1], SPEEDS):
 # %% [markdown]
 # Explain what you measured, in six to ten sentences with your numbers.
 #
-# 1. What does a rank send for the sums, in numbers for each number of an `x`, with even parts? Why
-#    is it the same on all ranks, and why does it hardly depend on the proportion of the parts?
-#    What changes with all in one part?
+# 1. With even parts, how many numbers does a rank send for each number of an `x`? (Divide its bytes
+#    by 4 and by the numbers of all `x`.) Why is it the same on all ranks, and why does it hardly
+#    depend on the proportion of the parts? What changes with all in one part?
 # 2. How many bytes do the tokens cost a rank, and how many would it be if each rank sent its
-#    logits?
+#    logits, in 4 bytes each, to both others for each of the 48 tokens?
 # 3. How long is a step with the ratios `1 1 1` and `5 2 2`? Who is idle, and for how much of it?
 # 4. Why is somebody idle even where the ratio is that of the speeds? What would you change, in the
 #    model or in the cut?
@@ -1344,3 +1314,57 @@ for speeds in ([1, 1, 1], SPEEDS):
 # spare slot) down to 1.00 with one spare slot a rank, which is 6 % more memory for experts; a
 # second one buys nothing, so I would stop at one.
 # ### END SOLUTION
+
+# %% [markdown]
+# ## Task 6: a sum in one shot (frontier, a GPU, bonus)
+#
+# The sums of a decode step are small, so their number of bytes hardly counts (*What a sum costs* in
+# the chapter). In one shot a rank reads the terms of all ranks and adds them up itself. Then it has
+# the sum in registers, where it can add the residual and normalise before it writes anything.
+#
+# **Specification.** The Triton kernel `one_shot` gets the terms of four ranks, `term_0` to
+# `term_3`, and `residual`, all fp16 [tokens, width], and `weight`, fp16 [width]. It writes `stream`
+# and `normed`, fp16 [tokens, width], and nothing else. All arrays are contiguous.
+#
+# - `stream` is the sum in float32 of `residual`, `term_3`, `term_2`, `term_1` and `term_0`, added
+#   up in this order, which is not quire's, and rounded to fp16 once. Its bits are judged: every
+#   rank makes this sum by itself, and all must get the same.
+# - `normed` is `x / sqrt(mean + 1e-6) * weight`. Here `x` is that sum, before or after it is
+#   rounded, and `mean` is the mean of its squares over the token's row.
+# - `width` is a power of two; `tokens` is any number above 0.
+# - The kernel may take any of these eight pointers and `tokens` by name, in any order. `launch`
+#   gives the grid, a value for each other parameter (`constants`), `num_warps` and `num_stages`.
+#
+# Your instructor compiles it without a GPU and runs the result on fresh inputs of 1,021 tokens and
+# a width of 4,096. That is more than a decode step has; so few tokens would take too little time to
+# be told apart. The bonus is 10 points times its share of the reference kernel's speed, at most 10,
+# and nothing below half of that speed or if one number of one call is wrong. All terms lie in the
+# memory of one GPU and are there before the kernel starts. So neither the link is judged nor the
+# meeting of the ranks before they read.
+#
+# In a clone of the repository `python labs/parallelism/kernel.py NOTEBOOK --interpreted` says
+# whether a saved notebook's kernel is right, without a GPU; without `--interpreted` it says what it
+# earns on yours.
+#
+# *Deliverable:* kernel and `launch` in the cell with the line `# frontier: kernel`, without
+# helpers from other cells; `labkit.submit` hands it in, too. Your instructor judges it with
+# `kernel.py` of this lab's folder. Triton comes with torch on Linux; where it is not installed the
+# cell defines no kernel, and all cells run.
+
+# %%
+# frontier: kernel
+import importlib.util
+
+if importlib.util.find_spec("triton") is not None:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def one_shot(term_0, term_1, term_2, term_3, residual, weight, stream, normed):
+        """Begin here; with one program a token, say, whose number is this."""
+        tl.program_id(0)
+
+
+def launch(tokens: int, width: int) -> dict[str, object]:
+    """Return the dict `{"grid": (…,), "constants": {…}, "num_warps": …, "num_stages": …}`."""
+    raise NotImplementedError("write launch")

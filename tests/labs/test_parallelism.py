@@ -1,9 +1,13 @@
-"""The lab on parallelism, and that its tables are what the solutions return."""
+"""The lab on parallelism, its tables as the solutions return them, and its frontier's judge."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from fractions import Fraction
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,8 +15,11 @@ import pytest
 from lab_suite import LabSuite
 
 from labkit.author.build import build_notebook
+from labkit.gpu.frontier import KERNEL_MARK, cell_of, compile_cell
+from labkit.gpu.runner import Device
 from labkit.grading.cells import reference_cells
-from labkit.reader.lab import labs_folder, load_lab
+from labkit.reader.lab import import_folder, labs_folder, load_lab
+from labkit.reader.subject import Wrong
 
 VARIANTS = ("experts", "ring", "pipeline")
 FILES = ("master.py", "second.py")
@@ -77,7 +84,9 @@ def test_every_task_names_sections_that_the_chapter_has() -> None:
 def test_the_minutes_of_the_introduction_are_those_of_the_tasks() -> None:
     tasks = load_lab("parallelism").tasks
     intro = build_notebook(load_lab("parallelism"), None)["cells"][0]["source"]
-    assert [int(row[-1]) for row in _rows(intro)[1:]] == [task.minutes for task in tasks]
+    *rows, frontier = _rows(intro)[1:]
+    assert [int(row[-1]) for row in rows] == [task.minutes for task in tasks]
+    assert frontier[1:] == ["frontier", "bonus", "open"]
     assert sum(task.minutes for task in tasks) == 315
     assert "five hours and a quarter" in " ".join(intro.split())
 
@@ -226,3 +235,74 @@ def test_the_network_says_who_waits_for_whom() -> None:
     ):
         with pytest.raises(names["Stuck"], match=words):
             names["run"](name, calls)
+
+
+@pytest.fixture(scope="module")
+def frontier() -> ModuleType:
+    return import_folder(load_lab("parallelism").folder, "frontier_of_parallelism", "kernel")
+
+
+TOTAL = "old + fourth + third + second + first"
+# Kernels that are wrong, each by a replacement in the reference, and what their reader is told.
+KERNELS = {
+    "quire's order": (TOTAL, "first + second + third + fourth + old", "in different orders"),
+    "a tree": (TOTAL, "old + ((fourth + third) + (second + first))", "in different orders"),
+    "rounded on the way": (
+        "old + fourth",
+        "(old + fourth).to(tl.float16).to(tl.float32)",
+        "looked at `stream`|in different orders",
+    ),
+    "a rank is missing": (f"{TOTAL}", "old + fourth + third + second", "looked at `stream`"),
+    "the mean": (TOTAL, f"old + ({TOTAL} - old) / 4", "looked at `stream`"),
+    "no residual": (TOTAL, "fourth + third + second + first", "looked at `stream`"),
+    "the sum of squares": ("/ WIDTH", "", "looked at `normed`"),
+    "the norm of the terms": ("total * total", "(total - old) * (total - old)", "at `normed`"),
+    "no eps": ("mean + 1e-6", "mean", "looked at `normed`"),
+    "no weight": ("* scale)", ")", "looked at `normed`"),
+    "another row": ("term_3 + place", "term_3 + place + WIDTH", "out of bounds.*term_3"),
+    "one token too few": ('"grid": (tokens,)', '"grid": (max(tokens - 1, 1),)', "never written"),
+    "one token more": ('"grid": (tokens,)', '"grid": (tokens + 1,)', "out of bounds"),
+    "changes a term": ("normed + place", "term_0 + place", "never written|term_0"),
+}
+
+
+def test_the_kernel_of_the_judge_is_right(
+    frontier: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert frontier.judge(frontier.REFERENCE, seed=3, interpreted=True) == 0
+    said = capsys.readouterr().out
+    each = ", ".join(f"'{name}': {5 * 256 * 2}" for name in frontier.INPUTS)
+    assert f"(5, 256): right; bytes read: {{{each}}}" in said  # each number once
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_wrong_kernel_is_told_what_is_wrong(frontier: ModuleType, name: str) -> None:
+    old, new, words = KERNELS[name]
+    assert frontier.REFERENCE.count(old) == 1
+    with pytest.raises(Wrong, match=words):
+        frontier.judge(frontier.REFERENCE.replace(old, new), seed=3, interpreted=True)
+
+
+def test_the_kernels_cell_runs_without_triton_and_compiles_with_it(frontier: ModuleType) -> None:
+    lab = load_lab("parallelism")
+    cell = cell_of(lab.folder / f"{lab.slug}.ipynb", KERNEL_MARK)
+    without = f"import sys\n\nsys.modules['triton'] = None\n{cell}\nlaunch_is_there = launch\n"
+    done = subprocess.run([sys.executable, "-c", without], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    plan = '{"grid": (1,), "constants": {}, "num_warps": 4, "num_stages": 1}'
+    written = cell.replace('raise NotImplementedError("write launch")', f"return {plan}")
+    assert written != cell
+    hopper = Device("NVIDIA H100", 90, 232_448, 1024, (2**31 - 1, 65_535, 65_535), 50 << 20)
+    for source in (written, frontier.REFERENCE):
+        launch = compile_cell(source, frontier.NAME, frontier.arguments(), frontier.SIZES, hopper)
+        assert launch.entry == "one_shot"
+
+
+@pytest.mark.gpu
+@pytest.mark.whole_gpu  # times, which a neighbour would spoil
+def test_the_judge_times_a_right_kernel_and_refuses_another_order(frontier: ModuleType) -> None:
+    unsafe = shutil.which("bwrap") is None  # a GPU machine may be a container without namespaces
+    assert frontier.judge(frontier.REFERENCE, seed=4, unsafe_local=unsafe) > 7
+    tree = frontier.REFERENCE.replace(TOTAL, "first + second + third + fourth + old")
+    with pytest.raises(Wrong, match="in different orders"):
+        frontier.judge(tree, seed=4, unsafe_local=unsafe)

@@ -97,6 +97,13 @@ def shares(student: Any, rng: Any) -> None:
         ([10, 6, 11, 8, 4, 6], [4, 2, 2, 6]), ([11, 12, 3, 4, 9, 4], [6, 1, 3, 4]),
     ]  # fmt: skip
     _share(student, rng, *rng.choice(close), "loads that are equal, though not as floats")
+    big = 10**17  # a float does not know it from the next number
+    some = (
+        ([big, big + 1], [2, 1], "expert 1 has one token more, and gets the replica"),
+        ([big, big + 1], [1, 1], "expert 1 has one token more, and is placed first"),
+        ([big + 1, big, 1, 1], [2, 2], "rank 1 has one token less, and gets expert 2"),
+    )
+    _share(student, rng, *rng.choice(some))
 
 
 def exchange(student: Any, rng: Any) -> None:

@@ -56,17 +56,18 @@ def said(table: np.ndarray, layers: list[np.ndarray], first: int, steps: int) ->
         x = table[token]
         for layer in layers:
             x = np.tanh(x @ layer)
-        products = [float(np.dot(row, x)) for row in table]
+        products = (table * x).sum(1).tolist()
         token = products.index(max(products))
         found.append(token)
     return found
 
 
 def flow(
-    student: Any, rng: Any, size: int, k: int, steps: int, because: str = "", ties: bool = False
-) -> None:
+    student: Any, rng: Any, size: int, k: int, steps: int, because: str = "", ties: bool = False,
+    vocab: int = 0,
+) -> None:  # fmt: skip
     """Run `work`, judge the tokens and the order of everything that is sent."""
-    width, vocab = rng.randint(2, 5), rng.randint(2, 9)
+    width, vocab = rng.randint(2, 5), vocab or rng.randint(2, 9)
     numbers = np.random.default_rng(rng.randrange(10**6))
     while True:
         table = numbers.normal(size=(vocab, width))
@@ -161,6 +162,7 @@ def result(student: Any, rng: Any) -> None:
     """Tokens of several steps; equal rows of the table."""
     flow(student, rng, rng.randint(2, 4), rng.randint(1, 4), rng.randint(2, 4))
     flow(student, rng, 2, 2, 2, "each row of the table twice: the smaller number", ties=True)
+    flow(student, rng, 2, 2, 2, "more tokens than 16 bits can tell", vocab=4_099)
 
 
 def edges(student: Any, rng: Any) -> None:

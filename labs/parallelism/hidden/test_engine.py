@@ -27,12 +27,14 @@ def _random(rng, *shape):
 @example(number=1)
 @example(number=2)
 def test_project(student, variant, number):
-    """Terms of a sum on one to five ranks, some without inputs, with a bias and without."""
+    """Terms of a sum on one to five ranks, some without inputs; a bias with a 0, and none."""
     rng = random.Random(number)
     tokens, inputs, outputs = rng.randint(1, 4), rng.randint(0, 9), rng.randint(1, 5)
     x, weight = _random(rng, tokens, inputs), _random(rng, outputs, inputs)
     parts = _parts(rng, inputs)
-    for bias in (_random(rng, outputs), None):
+    some = _random(rng, outputs)
+    some[rng.randrange(outputs)] = 0.0
+    for bias in (some, None):
         calls = [(x[:, b : b + s], weight[:, b : b + s], bias) for b, s in parts]
         want = x @ weight.T + (0 if bias is None else bias)
         events = expect(student, "project", calls, [want] * len(parts), f"parts {parts}")
@@ -66,18 +68,18 @@ def test_norm(student, variant, number):
 @example(number=4)
 @example(number=5)
 def test_pick(student, variant, number):
-    """Equal logits on one rank and on several, ranks without a part, rows of -inf."""
+    """Equal logits on one rank and on several, close ones; no part of any, parts in any order."""
     rng = random.Random(number)
     rows, vocab = rng.randint(1, 4), rng.randint(1, 12)
-    logits = _random(rng, rows, vocab)
     few = np.array([[float(rng.randrange(3) - 5) for _ in range(vocab)] for _ in range(rows)])
     masked = np.where(_random(rng, rows, vocab) > 0, few, -np.inf)
-    for one in (logits, few, masked):
-        parts = _parts(rng, vocab)
-        calls = [(one[:, b : b + s], b) for b, s in parts]
+    close, low = 1 + few * 1e-14, few * 1e300
+    for one, first in ((few, 0), (masked, 0), (close, 150_000), (low, 0)):
+        parts = rng.sample(own := _parts(rng, vocab), len(own))
+        calls = [(one[:, b : b + s], first + b) for b, s in parts]
         want = []
         for row in one.tolist():
-            best = [token for token, value in enumerate(row) if value == max(row)]
+            best = [first + token for token, value in enumerate(row) if value == max(row)]
             want.append(best[-1] if variant == "ring" else best[0])
         events = expect(student, "pick", calls, [want] * len(parts), f"parts {parts}")
         said = words_of(student, "pick", calls)

@@ -56,6 +56,10 @@ def test_top(student, variant, number):
     _top(student, variant, rows, rng.randint(1, experts))
     rows = [[float(rng.randrange(3)) for _ in range(experts)] for _ in range(3)]
     _top(student, variant, rows, rng.randint(1, experts), "equal logits")
+    none, k = np.zeros((0, experts)), rng.randint(1, experts)
+    for name, one in zip(("experts", "weights"), student.call("top", none, k), strict=True):
+        words = f"{student.said('top', none, k)}, the shape of the {name}"
+        student.compare(words, list(np.shape(one)), [0, k], because="there are no tokens")
     for k in (0, -1, experts + 1):
         refused(student, "top", np.array(rows), k, because=f"k={k} of {experts} experts")
 
@@ -165,6 +169,9 @@ def test_one_order(student, variant, number):
     for is_split in (False, False, True):
         lists = _spread(rng, choices, ranks, is_split)
         _dispatch(student, variant, lists, parts, capacity, "another order on other ranks")
+    close = [[request, 5, 0, 0, 0.25 + request * 1e-13] for request in (1, 2, 3)]
+    lists = _spread(rng, close, 2, False)
+    _dispatch(student, variant, lists, [[0, 1], [1, 0]], 1, "weights that differ by little")
 
 
 @given(number=NUMBERS)

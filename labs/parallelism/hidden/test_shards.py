@@ -77,6 +77,10 @@ def test_kv_heads(student, variant, number):
     for ratio in ([1] * 8, [3, 1], [1, 6, 1], [5, 2, 1], [7, 1, 0]):
         want = shards(variant, model, ratio)
         pure(student, "shards", model, ratio, want=want, because="eight heads on two KV heads")
+    model |= {"kv_heads": rng.choice((12, 18, 36)), "heads": 36}
+    want = shards(variant, model, [2, 5, 5])
+    why = "so many KV heads that the order of a set is another than theirs"
+    pure(student, "shards", model, [2, 5, 5], want=want, because=why)
 
 
 def _weight(rng, size):
