@@ -31,11 +31,12 @@ from quire.analysis.collectives import (
     DIRECT_BYTES,
     LINKS,
     MEASURED_IN,
-    ONE_SHOT_BYTES,
+    NORMED_BYTES,
     Collective,
     find_link,
     fitted,
     measured_sums,
+    sums_in_norms,
 )
 from quire.analysis.layout_clock import LayoutClock, Machine, steady
 from quire.analysis.memory import router_parameters
@@ -70,6 +71,7 @@ from quire.attention.torch_backend import TorchAttention
 from quire.bench.engine import mix256, uniform_load
 from quire.bench.load import LENGTHS
 from quire.config import CacheOptions
+from quire.kernels.summed_norm import Mailbox
 from quire.kv.quantized import SCALE_BYTES
 from quire.models.config import ModelConfig
 from quire.models.decoder import Decoder
@@ -329,18 +331,18 @@ def test_a_step_of_experts_by_hand() -> None:
 
 
 def test_two_constants_say_what_an_all_reduce_takes() -> None:
-    """Of the kernels that need no library within 12 %; of NCCL, which changes its way, within 32.
+    """Of the kernels that need no library within 12 %; of NCCL, which changes its way, within 34.
 
-    The sums of a decode step, 8 KB a request of an 8B, within 1.
+    The sums of a decode step, 8 KB a request of an 8B, within 1.5.
     """
-    most = {"one-shot": 0.08, "two-shot": 0.12, "nccl": 0.32}
+    most = {"one-shot": 0.10, "two-shot": 0.12, "nccl": 0.34}
     sums = measured_sums()
     assert sums.keys() == most.keys()
     for name, points in sums.items():
         link = LINKS[name]
         errors = [link.reduce_seconds(size, 2) / taken - 1 for size, taken in points.items()]
         assert most[name] - 0.02 < max(map(abs, errors)) < most[name]
-        assert abs(errors[0]) < 0.01
+        assert abs(errors[0]) < 0.015
 
 
 @given(
@@ -354,16 +356,31 @@ def test_constants_are_found_again(alpha: float, rate: float, sizes: list[int]) 
     assert fitted(points) == Collective(alpha, pytest.approx(rate, rel=1e-3), measured_ranks=(2,))
 
 
-def test_the_engines_sums_change_over_where_it_does() -> None:
-    assert (ONE_SHOT_BYTES, DIRECT_BYTES) == (direct_comm.ONE_SHOT_BYTES, direct_comm.MOST_BYTES)
-    for size, way in (
-        (8192, "one-shot"),
-        (ONE_SHOT_BYTES, "one-shot"),
-        (ONE_SHOT_BYTES + 1, "two-shot"),
-        (DIRECT_BYTES, "two-shot"),
-        (DIRECT_BYTES + 1, "nccl"),
-    ):
-        assert DIRECT.reduce_seconds(size, 2) == LINKS[way].reduce_seconds(size, 2)
+def test_what_a_sum_adds_to_a_norm() -> None:
+    """Within 7 %, but for 128 KB: there the kernel passes from a count a number to one a row."""
+    points, link = sums_in_norms(), LINKS["direct"]
+    assert points.keys() == {kb << 10 for kb in (8, 32, 128, 256, 512, 2048)}
+    off = {size: link.reduce_seconds(size, 2) / taken - 1 for size, taken in points.items()}
+    assert -0.40 < off.pop(128 << 10) < -0.30
+    assert 0.05 < max(map(abs, off.values())) < 0.08
+    sums = measured_sums()
+    assert all(taken < min(way[size] for way in sums.values()) for size, taken in points.items())
+
+
+def test_the_engine_sums_on_the_way_into_a_norm_as_far_as_the_planner_says() -> None:
+    assert NORMED_BYTES == direct_comm.MOST_ROWS * 4096 * 2
+    of_two = Mailbox.num_bytes(2, direct_comm.FEW_ROWS, direct_comm.MOST_ROWS, 4096)
+    assert of_two <= direct_comm.MAILBOX_BYTES + Mailbox.num_bytes(2, direct_comm.FEW_ROWS, 0, 4096)
+    assert DIRECT_BYTES == direct_comm.MOST_BYTES
+    normed, two, nccl = LINKS["direct"].reduces
+    assert [most for most, _ in (normed, two, nccl)] == [NORMED_BYTES, DIRECT_BYTES, None]
+    assert (two[1], nccl[1]) == (LINKS["two-shot"].reduces[0][1], LINKS["nccl"].reduces[0][1])
+    for size in (2, 4, 8):  # the engine's rule and the planner's change over at one place, nearly
+        rule = direct_comm.SPARED_BYTES * size / ((size - 1) * (size - 2)) if size > 2 else 2**24
+        for num_bytes, way in ((rule * 0.7, normed[1]), (rule * 1.4, two[1])):
+            if num_bytes <= DIRECT_BYTES:
+                seconds = DIRECT.reduce_seconds(num_bytes, size)
+                assert seconds == way.reduce_seconds(num_bytes, size), (size, num_bytes)
     assert DIRECT.reduce_seconds(8192, 1) == 0
 
 
@@ -692,6 +709,7 @@ def measured() -> Iterator[Case]:
     yield from runs_of("engine-h100", "h100")
     yield from runs_of("peers-h200", "h200")
     yield from runs_of("quantization-runs-h200", "h200")
+    yield from runs_of("experts-h200", "h200")
     yield from runs_of_layouts()
     yield from served("load-qwen3-8b-h200", "Qwen3-8B")
 
@@ -739,19 +757,19 @@ def test_every_measurement_is_within_15_per_cent_or_an_exception() -> None:
 # added up over NCCL alone and its sums were slower; then what the model says today.
 ON_RECORD: dict[Layout, dict[str, tuple[float, float]]] = {
     Layout(2): {
-        "batch1": (3.823, 2.939),
-        "64x512x256": (9_098, 10_317),
-        "mix256": (15_183, 16_751),
+        "batch1": (3.823, 2.534),
+        "64x512x256": (9_098, 11_305),
+        "mix256": (15_183, 17_934),
     },
     Layout(4): {
-        "batch1": (2.946, 2.070),
-        "64x512x256": (12_152, 14_423),
-        "mix256": (21_261, 24_555),
+        "batch1": (2.946, 1.660),
+        "64x512x256": (12_152, 15_322),
+        "mix256": (21_261, 25_045),
     },
     Layout(8): {
-        "batch1": (2.507, 1.650),
-        "64x512x256": (14_604, 18_006),
-        "mix256": (26_582, 31_988),
+        "batch1": (2.507, 1.229),
+        "64x512x256": (14_604, 17_961),
+        "mix256": (26_582, 32_160),
     },
     Layout(pipeline=2): {
         "batch1": (10.20, 10.154),
@@ -764,11 +782,12 @@ ON_RECORD: dict[Layout, dict[str, tuple[float, float]]] = {
         "mix256": (16_138, 16_138),
     },
 }
-# The error of the first predictions where a run has judged them. The sums were too dear by 12 µs.
+# The error of the first predictions where a run has judged them: of sums that took 18 µs, and were
+# no part of a norm.
 JUDGED = {
-    (Layout(2), "batch1"): ("qwen3-8b-tp2-batch1", 0.20),
-    (Layout(2), "mix256"): ("qwen3-8b-tp2-mix256", 0.00),
-    (Layout(data=2), "batch1"): ("qwen3-8b-dp2-batch1", -0.01),
+    (Layout(2), "batch1"): ("qwen3-8b-tp2-batch1", 0.41),
+    (Layout(2), "mix256"): ("qwen3-8b-tp2-mix256", -0.08),
+    (Layout(data=2), "batch1"): ("qwen3-8b-dp2-batch1", 0.00),
 }
 
 
@@ -923,7 +942,7 @@ def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert two["memory"]["block"] == 16 * share.kv_bytes_per_token("fp8")
     assert two["in_time"] is True
     assert set(shown["best"]) == {"latency", "throughput", "SLO"}
-    assert [most for most, _ in shown["link"]["reduces"]] == [ONE_SHOT_BYTES, DIRECT_BYTES, None]
+    assert [most for most, _ in shown["link"]["reduces"]] == [NORMED_BYTES, DIRECT_BYTES, None]
     assert all(way["measured_ranks"] == [2] for _, way in shown["link"]["reduces"])
 
 

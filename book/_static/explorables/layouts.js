@@ -109,8 +109,9 @@ export function rankMemory(share, device, engine) {
 
 /** Seconds of a sum over `size` ranks, and until each has what every other has. */
 export function reduceSeconds({ reduces }, bytes, size) {
-  const [, { alpha_s: alpha, bytes_per_s: rate, algorithm }] = reduces.find(([most]) => most === null || bytes <= most);
-  return size === 1 ? 0 : alpha + (algorithm === "one-shot" ? size - 1 : 2 * (size - 1) / size) * bytes / rate;
+  const crossings = (algorithm) => (algorithm === "one-shot" ? size - 1 : 2 * (size - 1) / size);
+  const ways = reduces.filter(([most]) => most === null || bytes <= most).map(([, way]) => way);
+  return size === 1 ? 0 : Math.min(...ways.map((way) => way.alpha_s + crossings(way.algorithm) * bytes / way.bytes_per_s));
 }
 export const gatherSeconds = ({ alpha_s: alpha, bytes_per_s: rate }, bytes, size) => (size === 1 ? 0
   : alpha + (size - 1) * bytes / rate);

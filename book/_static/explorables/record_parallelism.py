@@ -58,11 +58,11 @@ def layout_planner(model: str) -> dict[str, Any]:
     assert config is not None
     machine = Machine(reachable(find_hardware("h200")), LINKS["direct"])
     one, two = (steady(config, Layout(tensor), machine, 1, 512) for tensor in (1, 2))
-    assert 0.65 < two.decode.seconds / one.decode.seconds < 0.75
+    assert 0.55 < two.decode.seconds / one.decode.seconds < 0.65
     copies, shared = (
         steady(config, Layout(*sizes), machine, 512, 512) for sizes in ((1, 1, 2), (2,))
     )
-    assert copies.tokens_per_s > 1.1 * shared.tokens_per_s
+    assert copies.tokens_per_s > 1.05 * shared.tokens_per_s
     return {
         "models": model_rows(catalog_json()),
         "devices": {key: device_row(reachable(find_hardware(key))) for key in DEVICES},

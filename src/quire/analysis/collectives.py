@@ -58,9 +58,9 @@ class Collective:
 class Link:
     """How the devices of one machine are joined, and how their ranks add up.
 
-    `reduces` carries the sums of tensor parallelism: up to so many bytes by this collective, in
-    rising order; the last has no limit. The exchanges that nobody has timed here, all-gather and
-    send, have NCCL's constants: an assumption, and `assumed` says so.
+    `reduces` carries the sums of tensor parallelism: the collectives to choose from, each with the
+    bytes up to which it serves; one has no limit. The exchanges that nobody has timed here,
+    all-gather and send, have NCCL's constants: an assumption, and `assumed` says so.
     """
 
     name: str
@@ -71,14 +71,18 @@ class Link:
 
     def reduce_seconds(self, num_bytes: float, size: int) -> float:
         """Return the seconds of a sum over `size` ranks of `num_bytes` each; of one rank 0."""
-        way = next(way for most, way in self.reduces if most is None or num_bytes <= most)
-        return way.reduce_seconds(num_bytes, size)
+        return min(
+            way.reduce_seconds(num_bytes, size)
+            for most, way in self.reduces
+            if most is None or num_bytes <= most
+        )
 
 
 MEASURED_IN = "parallel-h200-x2"  # two H200, NVLink 4, multicast off, bf16, in a CUDA graph
 
-# Where the engine changes over: `quire.parallel.direct_comm`.
-ONE_SHOT_BYTES = 128 << 10
+# What sums over peers' memory serve, see `quire.parallel.direct_comm`: those on the way into a norm
+# as many rows as these are of 4,096 numbers of 16 bits, and those in two shots.
+NORMED_BYTES = 128 << 20
 DIRECT_BYTES = 16 << 20
 
 
@@ -89,6 +93,21 @@ def measured_sums() -> dict[str, dict[int, float]]:
         if row["case"].startswith("all-reduce-"):
             way = row["case"].partition("kb-")[2]
             found.setdefault(way, {})[row["parameters"]["kilobytes"] * 1024] = row["value"] * 1e-6
+    return found
+
+
+def sums_in_norms() -> dict[int, float]:
+    """Return the seconds that a sum of two ranks adds to the norm behind it, by its bytes.
+
+    One kernel does both. What the norm takes alone is what it adds to the fastest sum.
+    """
+    sums, found = measured_sums(), {}
+    for row in load_measurement(MEASURED_IN)["rows"]:
+        size = row["parameters"].get("kilobytes", 0) * 1024
+        apart = [ways[size] for ways in sums.values() if size in ways]
+        if row["case"].startswith("sum-norm-") and apart:
+            norm = row["baselines"]["apart"] * 1e-6 - min(apart)
+            found[size] = row["value"] * 1e-6 - norm
     return found
 
 
@@ -109,13 +128,14 @@ def _links() -> dict[str, Link]:
     sums = measured_sums()
     nccl, two = fitted(sums["nccl"]), fitted(sums["two-shot"])
     one = fitted(sums["one-shot"], "one-shot")
-    direct = ((ONE_SHOT_BYTES, one), (DIRECT_BYTES, two), (None, nccl))
+    normed = fitted(sums_in_norms(), "one-shot")
+    direct = ((NORMED_BYTES, normed), (DIRECT_BYTES, two), (None, nccl))
     assumed = (
         "all-reduce of more than 2 ranks (the constants of 2)",
         "all-gather and send (NCCL's all-reduce)",
     )
     return {
-        "direct": Link("NVLink 4, quire's sums", direct, nccl, 11e-6, assumed),
+        "direct": Link("NVLink 4, quire's sums in norms", direct, nccl, 11e-6, assumed),
         "nccl": Link("NVLink 4, NCCL", ((None, nccl),), nccl, 50e-6, assumed),
         "one-shot": Link("NVLink 4, one-shot", ((None, one),), nccl, 11e-6, assumed),
         "two-shot": Link("NVLink 4, two-shot", ((None, two),), nccl, 11e-6, assumed),
