@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from labkit.reader.subject import Subject, Wrong
+from labkit.reader.subject import Subject, Wrong, answer_of
+from labkit.reader.values import describe
 
 from . import given
 
@@ -121,28 +122,13 @@ def sent_by(sent: list[tuple[int, int, Any]], rank: int) -> list[list[Any]]:
     return [[to, x] for source, to, x in sent if source == rank]
 
 
-def refused(student: Subject, name: str, *args: Any, because: str) -> None:
-    """Call a function and expect ValueError."""
-    try:
-        got = repr(student.call(name, *args))
-    except Wrong as wrong:
-        if "\ngot ValueError" in str(wrong):
-            return
-        raise
-    said = student.said(name, *args)
-    student.fail(f"called {said}\nexpected ValueError  ({because})\ngot {got[:160]}")
-
-
 def refuses(student: Subject, name: str, *args: Any, because: str) -> None:
     """Start a generator and expect ValueError before its first wish."""
     try:
-        got = student.new("Rank", name, *args).call("step", None)
+        got = describe(student.new("Rank", name, *args).call("step", None))
     except Wrong as wrong:
-        if "\ngot ValueError" in str(wrong):
-            return
-        raise
-    said = words_of(student, name, [args])
-    student.fail(f"called {said}\nexpected ValueError  ({because})\ngot {got!r:.160}")
+        got = answer_of(wrong)
+    student.require_error("ValueError", lambda: words_of(student, name, [args]), got, because)
 
 
 def pure(student: Subject, name: str, *args: Any, want: Any, because: str = "") -> None:
@@ -311,16 +297,16 @@ def whole_weights(student: Subject, variant: str) -> None:
 def shards_refused(student: Subject, variant: str) -> None:
     """What is refused."""
     for ratio in ([], [0, 0], [2, -1]):
-        refused(student, "split", 4, ratio, because=f"the ratio {ratio}")
+        student.refuses("split", 4, ratio, because=f"the ratio {ratio}")
     why = "there is no such name"
-    refused(student, "cut", "o_projection", _weight(2, 8), MODEL, KEPT[0], because=why)
+    student.refuses("cut", "o_projection", _weight(2, 8), MODEL, KEPT[0], because=why)
     for name, weight in (
         ("o_proj", _weight(8, 2)), ("o_proj", _weight(3, 8)), ("qkv_proj", _weight(18, 2)),
         ("gate_up_proj", _weight(3, 2)), ("o_bias", _weight(3)), ("embedding", _weight(4, 2)),
         ("head_norm", _weight(4)),
     ):  # fmt: skip
         why = f"{name} does not have the shape {weight.shape}"
-        refused(student, "cut", name, weight, MODEL, KEPT[0], because=why)
+        student.refuses("cut", name, weight, MODEL, KEPT[0], because=why)
 
 
 # ---- ring
@@ -411,7 +397,7 @@ def chosen(student: Subject, variant: str) -> None:
     _top(student, _array([0.0, 7, 7, 0]), 3, want, "equal logits 7 and equal logits 0")
     for k in (0, 4):
         why = f"k is {k} of 3 experts"
-        refused(student, "top", _array([1.0, 2, 3]), k, because=why)
+        student.refuses("top", _array([1.0, 2, 3]), k, because=why)
 
 
 def _top(student: Subject, logits: Array, k: int, want: Any, because: str) -> None:
@@ -739,9 +725,9 @@ def edges(student: Subject, variant: str) -> None:
         _ring(student, *spoilt, [[1], [0], [2]], "rank 0 has only padding", padding=(1,))
         _ring(student, q, k, v, [[], [0, 1, 2]], "rank 0 has no tokens")
         _ring(student, q, k, v, [[2, 0, 1]], "one rank, positions in any order")
-        refused(student, "share", 4, [0, 0], because="what split refuses")
+        student.refuses("share", 4, [0, 0], because="what split refuses")
     else:
-        refused(student, "share", [1, 1], 0, [1, 1, 1], because="two layers for three ranks")
+        student.refuses("share", [1, 1], 0, [1, 1, 1], because="two layers for three ranks")
         _flow(student, 1, 2, 3, "one rank sends nothing")
         _flow(student, 3, 1, 1, "one micro-batch, one step")
         _flow(student, 2, 6, 2, "six micro-batches on two ranks")

@@ -18,12 +18,11 @@ from labkit.author.build import build_notebook
 from labkit.gpu.frontier import KERNEL_MARK, cell_of, compile_cell
 from labkit.gpu.runner import Device
 from labkit.grading.cells import reference_cells
-from labkit.reader.lab import import_folder, labs_folder, load_lab
+from labkit.reader.lab import import_folder, load_lab
 from labkit.reader.subject import Wrong
 
 VARIANTS = ("experts", "ring", "pipeline")
 FILES = ("master.py", "second.py")
-CHAPTER = labs_folder().parent / "chapters" / "parallelism.md"
 
 
 class TestParallelism(LabSuite):
@@ -66,19 +65,6 @@ def _table(text: str, head: str) -> list[list[str]]:
 
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"-?\d+", text)]
-
-
-@pytest.mark.skipif(not CHAPTER.is_file(), reason="the chapter is not written yet")
-def test_every_task_names_sections_that_the_chapter_has() -> None:
-    headings = re.findall(r"^## (.+)$", CHAPTER.read_text("utf8"), re.M)
-    for variant in VARIANTS:
-        for number in range(1, 6):
-            text = _task_text(number, variant)
-            line = re.search(r"^\*Sections? of the chapter:\* (.*)\.?$", text, re.M)
-            assert line, number
-            named = re.findall(r"\*([^*]+)\*", line[1])
-            assert named
-            assert set(named) <= set(headings)
 
 
 def test_the_minutes_of_the_introduction_are_those_of_the_tasks() -> None:

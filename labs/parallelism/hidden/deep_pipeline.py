@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .driving import expect, messages, refused, sent_by, words_of
+from .driving import expect, messages, sent_by, words_of
 
 
 def _cuts(layers: int, ranks: int) -> Iterator[list[int]]:
@@ -173,4 +173,4 @@ def edges(student: Any, rng: Any) -> None:
     student.expect("share", [5, 1, 1], 2, [1, 1, 1], want=[1, 1, 1], because="a layer each")
     for layers, ranks in ((1, 2), (3, 4), (0, 1)):
         why = f"{layers} layers for {ranks} ranks"
-        refused(student, "share", [1] * layers, 0, [1] * ranks, because=why)
+        student.refuses("share", [1] * layers, 0, [1] * ranks, because=why)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .driving import Events, expect, messages, refused, sent_by, words_of
+from .driving import Events, expect, messages, sent_by, words_of
 from .shards_oracle import random_ratio, split
 
 
@@ -134,4 +134,4 @@ def edges(student: Any, rng: Any) -> None:
     mixed = [np.array(order[::2], np.int64), np.array(order[1::2], np.int64)]
     attend(student, q, k, v, gaps, mixed, "positions with gaps, in any order")
     for ratio in ([], [0, 0], [1, -1]):
-        refused(student, "share", 5, ratio, because=f"split refuses {ratio}")
+        student.refuses("share", 5, ratio, because=f"split refuses {ratio}")

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from .driving import asked, expect, refused, words_of
+from .driving import asked, expect, words_of
 
 NUMBERS = st.integers(0, 10_000)
 
@@ -61,7 +61,7 @@ def test_top(student, variant, number):
         words = f"{student.said('top', none, k)}, the shape of the {name}"
         student.compare(words, list(np.shape(one)), [0, k], because="there are no tokens")
     for k in (0, -1, experts + 1):
-        refused(student, "top", np.array(rows), k, because=f"k={k} of {experts} experts")
+        student.refuses("top", np.array(rows), k, because=f"k={k} of {experts} experts")
 
 
 @given(number=NUMBERS)

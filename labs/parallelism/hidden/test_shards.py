@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from .driving import pure, refused
+from .driving import pure
 from .shards_oracle import (
     COLUMNS,
     ROWS,
@@ -128,11 +128,11 @@ def test_refuses(student, variant, number):
     """Ratios that are none, names that are not in the table, shapes that are others."""
     rng = random.Random(number)
     for ratio in ([], [0], [0, 0, 0], [3, -1], [-1, -1], [2, -2]):
-        refused(student, "split", rng.randint(0, 9), ratio, because=f"the ratio {ratio}")
+        student.refuses("split", rng.randint(0, 9), ratio, because=f"the ratio {ratio}")
     model = {"hidden": 3, "heads": 4, "kv_heads": 2, "head_size": 2, "ffn": 5, "vocab": 7}
     shard = shards(variant, model, [2, 1])[rng.randrange(2)]
     for name in ("q_proj", "qkv"):
-        refused(student, "cut", name, np.zeros((8, 3)), model, shard, because="no such name")
+        student.refuses("cut", name, np.zeros((8, 3)), model, shard, because="no such name")
     for name in rng.sample((*ROWS, *COLUMNS, *WHOLE), 3):
         whole = shape(variant, name, model)
         others = [(whole[0] + 1, *whole[1:]), (whole[0] - 1, *whole[1:]), (*whole, 1)]
@@ -140,4 +140,4 @@ def test_refuses(student, variant, number):
             others += [whole[::-1], (whole[0], whole[1] + 1), (whole[0] * whole[1],)]
         for other in others:
             why = f"the whole has the shape {whole}"
-            refused(student, "cut", name, np.zeros(other), model, shard, because=why)
+            student.refuses("cut", name, np.zeros(other), model, shard, because=why)
