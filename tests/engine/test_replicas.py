@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import checkpoints
 import faulty_parts
 import pytest
 
-from quire import LLM, InvalidRequestError, QuireError, SamplingParams, Trace
+from quire import LLM, InvalidRequestError, QuireError, RequestOutput, SamplingParams, Trace
 from quire.executor import QueuedStep
 from quire.messages import SchedulerOutput
 from quire.parallel.replicas import ReplicatedEngine
@@ -149,6 +151,32 @@ def test_the_replica_whose_step_has_ended_is_advanced(folder: Path) -> None:
         assert all(len(each._in_flight) > 0 for each in replicas.engines if each is not replica)
     for step in steps.values():
         step.is_done = True
+
+
+def test_a_replica_that_stands_still_keeps_nobody_else_waiting(folder: Path) -> None:
+    """Its process is stopped in the middle of its text, while the other's text is finished."""
+    llm = LLM(folder, device="cpu", data_parallel_size=2, distributed_executor_backend="mp")
+    replicas = engine(llm)
+    for number in range(2):
+        replicas.add_request(str(number), [1, 2, 3 + number], PARAMS)
+    replicas.step()
+    (stopped,) = replicas.engines[0].executor.ranks._processes  # type: ignore[attr-defined]
+    os.kill(stopped.pid, signal.SIGSTOP)
+    try:
+        grown = [output for _ in range(40) for output in one_step(replicas)]
+    finally:
+        os.kill(stopped.pid, signal.SIGCONT)
+    assert any(output.finished for output in grown if output.request_id == "1")
+    assert not any(output.finished for output in grown if output.request_id == "0")
+    while replicas.has_requests:
+        grown += replicas.step()
+    assert sum(output.finished for output in grown) == 2
+    replicas.shutdown()
+
+
+def one_step(replicas: ReplicatedEngine) -> list[RequestOutput]:
+    """Advance the second replica, as long as it has work: the first cannot go on."""
+    return replicas.step() if replicas.engines[1].has_requests else []
 
 
 def test_requests_are_known_by_their_names(folder: Path) -> None:

@@ -48,6 +48,8 @@ class RankProcesses:
         self._ends: list[connection.Connection] = []
         self._processes: list[ForkServerProcess] = []
         self._number = -1  # of the last command
+        # By the number of a command that was begun and not finished, what ranks have answered.
+        self._answers: dict[int, dict[int, Answer]] = {}
         self.failure: str | None = None
         for rank, device in enumerate(devices):
             own, its = self._context.Pipe()
@@ -73,11 +75,16 @@ class RankProcesses:
             RankError: a rank has died, or failed alone.
             Exception: what all ranks have raised alike.
         """
-        number = self._tell(command)
-        return self._answers(number, command) if is_answered(command) else []
+        number = self.begin(command)
+        return self.finish(number, command) if is_answered(command) else []
 
-    def _tell(self, command: Command) -> int:
-        """Send every rank a command; return its number."""
+    def begin(self, command: Command) -> int:
+        """Send every rank a command; return its number, to `finish` it by if it is answered.
+
+        Raises:
+            QuireError: the command holds what cannot be sent to another process.
+            RankError: a rank has died.
+        """
         if self.failure is not None:
             raise RankError(self.failure)
         try:
@@ -94,11 +101,25 @@ class RankProcesses:
                 end.send_bytes(message)
             except OSError:
                 raise self._fail(rank, self._death(rank), command) from None
+        if is_answered(command):
+            self._answers[self._number] = {}
         return self._number
 
-    def _answers(self, number: int, command: Command) -> list[object]:
-        """Return every rank's answer to the command of that number."""
-        found: dict[int, Answer] = {}
+    def has_answered(self, number: int) -> bool:
+        """Whether `finish` would not wait: every rank has said something, or one has died."""
+        if self.failure is not None or not all(process.is_alive() for process in self._processes):
+            return True
+        found = self._answers[number]
+        return all(end.poll() for rank, end in enumerate(self._ends) if rank not in found)
+
+    def finish(self, number: int, command: Command) -> list[object]:
+        """Wait for every rank's answer to the command of that number; see `ask`."""
+        try:
+            return self._wait_for_answers(self._answers[number], command)
+        finally:
+            del self._answers[number]
+
+    def _wait_for_answers(self, found: dict[int, Answer], command: Command) -> list[object]:
         deadline: float | None = None
         while len(found) < len(self._ends):
             missing = [rank for rank in range(len(self._ends)) if rank not in found]
@@ -108,8 +129,9 @@ class RankProcesses:
                 raise self._fail(failed, _described(found[failed]), command)
             for rank in ready:
                 answer = self._receive(rank, command)
-                if answer.number == number:  # else of a step that was given up
-                    found[rank] = answer
+                # Else of a step that was given up.
+                if answer.number in self._answers:
+                    self._answers[answer.number][rank] = answer
             if deadline is None and any(answer.error is not None for answer in found.values()):
                 deadline = time.monotonic() + GRACE
         errors = {rank: answer.error for rank, answer in found.items() if answer.error is not None}

@@ -7,9 +7,9 @@ the engine's own (`quire.parallel.processes`), one to those of torchrun (`quire.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from quire.components import Components
 from quire.config import EngineConfig
@@ -45,6 +45,23 @@ class Line(Protocol):
 
     def close(self) -> None:
         """Let the ranks end; no command may follow."""
+        ...
+
+
+@runtime_checkable
+class PatientLine(Line, Protocol):
+    """A `Line` on which a command can be begun now and finished later."""
+
+    def begin(self, command: Command) -> int:
+        """Send every rank a command; return its number."""
+        ...
+
+    def has_answered(self, number: int) -> bool:
+        """Whether `finish` would not wait."""
+        ...
+
+    def finish(self, number: int, command: Command) -> list[object]:
+        """Return the ranks' answers, or raise as `ask` does."""
         ...
 
 
@@ -123,7 +140,19 @@ class RemoteStep:
     ticket: int
     line: Line
     output_ranks: list[int]
-    is_done = True  # as far as the engine knows: ranks answer in their turn
+    _begun: int | None = field(default=None, init=False)  # the number of its `Wait`
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every rank has answered, as far as can be told.
+
+        From the first call on the ranks wait for the step, and queue nothing behind it any more.
+        """
+        if not isinstance(self.line, PatientLine):
+            return True
+        if self._begun is None and self.line.failure is None:
+            self._begun = self.line.begin(self._command)
+        return self._begun is None or self.line.has_answered(self._begun)
 
     def wait(self) -> StepResult:
         """Return what the first rank of the last stage chose.
@@ -132,5 +161,12 @@ class RemoteStep:
             RankError: a rank has died, or failed alone.
             QuireError: what all ranks raised; another rank chose otherwise.
         """
-        answers = self.line.ask(Wait(self.ticket, self.output.step))
+        if self._begun is None or not isinstance(self.line, PatientLine):
+            answers = self.line.ask(self._command)
+        else:
+            answers = self.line.finish(self._begun, self._command)
         return agreed(answers, self.output_ranks, self.output.step)
+
+    @property
+    def _command(self) -> Wait:
+        return Wait(self.ticket, self.output.step)

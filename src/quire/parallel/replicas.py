@@ -27,8 +27,7 @@ class ReplicatedEngine:
     """Answers the calls of an `LLMEngine`; each request is one replica's business.
 
     Every replica has steps queued, and the one whose step has ended is advanced: a long prompt
-    keeps nobody waiting but those who share its replica. A step of ranks in other processes cannot
-    be asked whether it has ended; such replicas are advanced in turn.
+    keeps nobody waiting but those who share its replica.
     """
 
     def __init__(self, engines: Sequence[LLMEngine]) -> None:
