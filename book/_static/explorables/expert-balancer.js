@@ -21,6 +21,7 @@ class ExpertBalancer extends Explorable {
     svg text { font-size: 11px; } .one { fill: var(--c1); } .copy { fill: var(--c3); }
     .part { stroke: var(--paper); stroke-width: 1; } .mean { stroke: var(--ink); stroke-dasharray: 3 3; }
     svg .inside { fill: var(--paper); }
+    @container (max-width: 30rem) { svg text { font-size: 14px; } } /* the chart shrinks there, its words must not */
     .slots { display: flex; flex-wrap: wrap; gap: .3rem; justify-content: flex-start; }
     .slots button { min-width: 2.6rem; padding: .2rem .4rem; touch-action: none; user-select: none; }
     .slots .copied { border-color: var(--c3); border-width: 2px; }

@@ -24,6 +24,7 @@ class LayoutPlanner extends Explorable {
     .controls b { float: right; color: var(--ink); }
     .chart { max-width: 44rem; }
     svg text { font-size: 11px; } .axis { stroke: var(--rule); } .part { stroke: var(--paper); stroke-width: .5; }
+    @container (max-width: 30rem) { svg text { font-size: 14px; } } /* the chart shrinks there, its words must not */
     .keys { display: flex; flex-wrap: wrap; gap: .3rem 1rem; font-size: .875rem; }
     .check { display: flex; gap: .5rem; align-items: center; }
     .check input { min-height: 0; width: 1.1rem; height: 1.1rem; margin: 0; }

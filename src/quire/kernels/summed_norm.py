@@ -206,6 +206,7 @@ def _summed_norm_kernel(
     peers: tl.constexpr = num_ranks - 1
     words: tl.constexpr = 2 * peers * few_rows * half  # of 64 bits, in front of the rows
     pairs: tl.constexpr = 2 * words + 2 * peers * most_rows * half  # of 32, in front of the flags
+    # docs: counts begin
     mark = count.to(tl.uint32, bitcast=True).to(tl.uint64) << 32
     for peer in tl.static_range(num_ranks):
         if peer != rank:
@@ -225,6 +226,7 @@ def _summed_norm_kernel(
                 flag = _box(owners[peer], tl.int32) + pairs
                 flag += (turn * peers + here) * most_rows + row
                 tl.atomic_xchg(flag, count, sem="release", scope="sys")
+    # docs: counts end
     before = tl.load(_pairs(residual) + at, inside, other=0)
     low = tl.zeros((block,), tl.float32)
     high = tl.zeros((block,), tl.float32)
