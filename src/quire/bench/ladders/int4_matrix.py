@@ -1,9 +1,9 @@
 """The INT4 ladder's step on matrix units, with codes in the order of checkpoints.
 
 Here the codes of a word follow one another, so that after unpacking the compiler moves them
-between threads, through shared memory. At its own tile, 16 × 64 in 4 warps, that is all that
-differs from `quire.kernels.int4`. The engine's launch for one row has another tile, 8 × 32 in one
-warp, and more splits (`tile_for`), so the ladder's last step changes more than the packing.
+between threads, through shared memory. More differs from `quire.kernels.int4`: how scale and zero
+are stored, the early start and, for one row, tile and splits (8 × 32 in one warp, `tile_for`, where
+this has 16 × 64 in 4). So the ladder's last step changes more than the packing.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
