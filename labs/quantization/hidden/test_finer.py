@@ -152,7 +152,7 @@ def _sorted_file(rng, rows, columns, group, own_groups, gaps=False):
 @example(number=2)
 @example(number=3)
 def test_choice(student, variant, number):
-    """What is chosen: widths by cost, steps by cost, the order of visits and the groups."""
+    """What `write` chooses, beside the same rules in fractions."""
     if variant == "dense":
         _write(student, _dense, oracle.write_dense, number)
         _write(student, lambda rng: _dense(rng, 8, 4, 3), oracle.write_dense, number)
@@ -170,7 +170,7 @@ def test_choice(student, variant, number):
 @example(number=1)
 @example(number=2)
 def test_storage(student, variant, number):
-    """What is stored: the bits of a row, the codes that go with the steps, the groups' columns."""
+    """What `write` stores, number by number, in files with more groups."""
     if variant == "dense":
         make = lambda rng: _dense(rng, rng.randint(9, 24), rng.randint(2, 6), 3)  # noqa: E731
         _write(student, make, oracle.write_dense, number)

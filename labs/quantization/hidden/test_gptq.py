@@ -145,6 +145,14 @@ def test_dead(student, variant, number, columns, damp):
 
     judge(student, variant, small, number, "only a column with 0 is dead: small inputs kill none")
 
+    def one_small(rng):
+        hessian, scale = hessian_of(rng, columns), np.ones(columns)
+        scale[rng.randrange(columns)] = 2.0**-18
+        weights = weights_of(rng, 2, columns)
+        return weights, hessian * np.outer(scale, scale), 3, columns, [1.0], damp
+
+    judge(student, variant, one_small, number, "a column whose inputs are small is live")
+
 
 @given(number=NUMBERS)
 @example(number=1)
