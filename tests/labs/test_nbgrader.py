@@ -13,11 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from labkit.author.build import build_notebook, nbgrader_source
+from labkit.author.build import build_notebook, nbgrader_source, notebook_text
 from labkit.course.gradebook import NBGRADER
 from labkit.reader.lab import Lab
 from labkit.reader.work import untouched
@@ -69,7 +68,7 @@ def test_run_all_goes_on_behind_every_code_cell_that_fails(notebook: Any) -> Non
 def test_run_all_hands_in_what_an_unfinished_notebook_holds(lab: Lab, folder: Path) -> None:
     """The starter in a kernel: no task is written, every check fails, and the file is there."""
     starter = build_notebook(lab)
-    nbformat.write(starter, folder / f"{lab.slug}.ipynb")
+    (folder / f"{lab.slug}.ipynb").write_text(notebook_text(starter), "utf8")
     NotebookClient(starter, timeout=120, kernel_name="python3").execute(cwd=str(folder))
     code = [cell for cell in starter.cells if cell.cell_type == "code"]
     failed = [cell for cell in code if any(out.output_type == "error" for out in cell.outputs)]
