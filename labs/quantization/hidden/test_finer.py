@@ -16,6 +16,7 @@ from .test_gptq import hessian_of, killed, weights_of
 
 NUMBERS = st.integers(0, 10_000)
 LADDER = [1.0, 0.875, 0.75]
+LADDERS = (LADDER, [0.75, 0.875])
 
 
 def _write(student, make, writes, number, because=""):
@@ -45,9 +46,10 @@ def _dense(rng, columns=None, group=None, rows=None):
     importance = _importance(rng, columns)
     part = [Fraction(w) for w in weights[0, :group]]
     h = [Fraction(value) for value in importance[:group]]
-    cost = cost_of("dense", part, h, search_row("dense", part, h, 3, LADDER), 3)
+    ladder, small = rng.choice(LADDERS), rng.choice((1.0, 2.0**-40))
+    cost = cost_of("dense", part, h, search_row("dense", part, h, 3, ladder), 3)
     limit = rng.choice((float(cost) * rng.choice((0.5, 0.9, 1.2)), 0.05, 0.2))
-    return weights, importance, group, LADDER, limit
+    return weights, importance * small, group, ladder, limit * small
 
 
 def _dense_file(rng, rows, columns, group, more=0, filler="0"):
@@ -118,8 +120,8 @@ def _sorted(rng, static, columns=None, group=None, dead=0, diagonal=None):
     if dead:
         hessian = killed(hessian, rng.sample(range(columns), min(dead, columns - 1)))
     weights = weights_of(rng, 2, columns)
-    group = group or rng.randint(1, columns)
-    return weights, hessian, rng.choice((2, 3)), group, LADDER, rng.choice((0.0625, 0.25)), static
+    group, ladder = group or rng.randint(1, columns), rng.choice(LADDERS)
+    return weights, hessian, rng.choice((2, 3)), group, ladder, rng.choice((0.0625, 0.25)), static
 
 
 def _sorted_file(rng, rows, columns, group, own_groups, gaps=False):

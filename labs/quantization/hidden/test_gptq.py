@@ -165,7 +165,8 @@ def test_any_layer(student, variant, number):
         if rng.random() < 0.3:
             hessian = killed(hessian, [rng.randrange(columns)])
         group, bits = rng.randint(1, columns + 2), rng.choice((1, 2, 3, 4, 8))
-        return weights_of(rng, 3, columns), hessian, bits, group, LADDER, rng.choice((0.01, 0.3))
+        ladder, damp = rng.choice((LADDER, [0.75, 0.875])), rng.choice((0.01, 0.3))
+        return weights_of(rng, 3, columns), hessian, bits, group, ladder, damp
 
     def case(number):
         args = make(random.Random(number))
