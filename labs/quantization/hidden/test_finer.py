@@ -87,7 +87,8 @@ def _doubled(rng, columns=None, group=None, block=None, steep=1.0):
          for _ in range(rows)]
     )  # fmt: skip
     block = block or rng.randint(1, groups)
-    return weights, _importance(rng, columns), scales, zeros, bits, group, block
+    importance = _importance(rng, columns) * rng.choice((1.0, 2.0**-40))
+    return weights, importance, scales, zeros, bits, group, block
 
 
 def _doubled_file(rng, rows, columns, group, block):
