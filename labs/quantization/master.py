@@ -37,9 +37,9 @@
 # of int64. What you return may have any integer dtype for codes, zeros and words, and any
 # floating-point dtype for scales and weights: the numbers are judged. No function of tasks 1 to 4
 # changes its arguments. `bits` is 1 to 8. The caller promises at least one row and one column, at
-# least one shard, and scales that fit into float16. Loops over columns and groups are fast enough;
-# a loop over rows *and* columns is slow on the layers of task 5, save where task 4 asks for a
-# stream of bits.
+# least one shard, finite numbers, and scales that fit into float16. Loops over columns and groups
+# are fast enough; a loop over rows *and* columns is slow on the layers of task 5, save where task 4
+# asks for a stream of bits.
 
 # %%
 import importlib.util
@@ -663,7 +663,7 @@ labkit.check("gptq")
 # What is read:
 #
 # - With `g_idx` a column's group is what that says, and there may be groups without a column.
-#   Without it the groups are of `group` neighbours.
+#   Without it the groups are of `group` neighbours. `zeros` has the shape of `scales`.
 #
 # At the edges:
 #

@@ -224,11 +224,11 @@ def sums_of_float32(student: Subject, variant: str) -> None:
         words = _words("33333333 " * (group // 4))
         scales = _row(1025 / 1024, 1)
         x = np.zeros(2 * group)
-        x[[0, group]] = 64, -64
+        x[[0, -1]] = 64, -64  # in lanes of their own, whatever the tile
         grids = np.zeros(2) if variant == "rope" else np.array([_zero(variant, 0)])
         ran = _gemv(student, variant, x, words, scales, grids, group)
         why = f"groups of {group}, all codes stand for 3, the scales are 1025/1024 and 1; x is 64 "
-        why += "in the first column, -64 in the first of the second group: 192.1875 - 192"
+        why += "in the first column, -64 in the last: 192.1875 - 192"
         compare(student, ran, "y", _row(0.1875), 1e-4, why)
 
 

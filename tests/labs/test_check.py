@@ -14,6 +14,7 @@ import labkit
 from labkit.reader.lab import Lab, LabError
 from labkit.reader.subject import LATEST, Instance, Subject, Wrong, in_notebook
 from labkit.reader.values import difference
+from labkit.reader.work import SaveError
 
 
 class Agreeable:
@@ -182,6 +183,8 @@ def test_a_refusal_is_a_value_error() -> None:
 def test_the_words_stand_alone_in_a_notebook() -> None:
     failed = labkit.CheckFailed("sampler: 0 of 4")
     assert failed._render_traceback_() == ["sampler: 0 of 4"]
+    unfound = SaveError("which notebook? name its file")
+    assert unfound._render_traceback_() == ["which notebook? name its file"]
 
 
 def test_a_task_that_is_not_there_and_a_notebook_without_its_first_cell(lab: Lab) -> None:

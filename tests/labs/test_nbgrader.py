@@ -2,18 +2,21 @@
 
 nbgrader 0.9.6 itself was run on these notebooks: `generate_assignment` on the source,
 `autograde` on the solved notebook (95 of 100, the written answer by hand) and on the starter
-(0), `export`. The rules below are those that it checks on the way.
+(0), `export`; on the lab on quantization so again since code cells carry a tag. The rules below
+are those that it checks on the way.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from nbclient import NotebookClient
 
-from labkit.author.build import build_notebook, nbgrader_source
+from labkit.author.build import build_notebook, nbgrader_source, notebook_text
 from labkit.course.gradebook import NBGRADER
 from labkit.reader.lab import Lab
 from labkit.reader.work import untouched
@@ -51,6 +54,29 @@ def test_ids_are_unique_and_points_are_the_labs(notebook: Any, lab: Lab) -> None
     assert len(ids) == len(set(ids))
     points = [cell.metadata["nbgrader"].get("points", 0) for cell in notebook.cells]
     assert sum(points) == lab.automatic_points + lab.written_points
+
+
+def test_run_all_goes_on_behind_every_code_cell_that_fails(notebook: Any) -> None:
+    """Notebooks do not stop at a cell with this tag; a failing check raises, so the cell grades."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code[-1].source == "labkit.submit()"
+    assert "tags" not in code[-1].metadata
+    assert all(cell.metadata["tags"] == ["raises-exception"] for cell in code[:-1])
+    assert not any("tags" in cell.metadata for cell in notebook.cells if cell not in code)
+
+
+def test_run_all_hands_in_what_an_unfinished_notebook_holds(lab: Lab, folder: Path) -> None:
+    """The starter in a kernel: no task is written, every check fails, and the file is there."""
+    starter = build_notebook(lab)
+    (folder / f"{lab.slug}.ipynb").write_text(notebook_text(starter), "utf8")
+    NotebookClient(starter, timeout=120, kernel_name="python3").execute(cwd=str(folder))
+    code = [cell for cell in starter.cells if cell.cell_type == "code"]
+    failed = [cell for cell in code if any(out.output_type == "error" for out in cell.outputs)]
+    checks = [cell for cell in code if cell.source.startswith("labkit.check(")]
+    assert len(checks) == len(lab.tasks)
+    assert all(cell in failed for cell in checks)
+    assert code[-1] not in failed
+    assert (folder / f"{lab.slug}.submit.json").is_file()
 
 
 def test_each_check_follows_its_task(notebook: Any, lab: Lab) -> None:

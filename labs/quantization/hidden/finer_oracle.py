@@ -53,7 +53,7 @@ def write_dense(
             width = 3
             grid = search_row("dense", part, of_part, 3, ladder)
             cost = cost_of("dense", part, of_part, grid, 3)
-            if 0 < abs(cost - Fraction(limit)) < NEAR:
+            if 0 < abs(cost - Fraction(limit)) < NEAR * max(cost, Fraction(limit)):
                 raise TooClose
             if cost > Fraction(limit):
                 width = 4

@@ -16,6 +16,7 @@ from .test_gptq import hessian_of, killed, weights_of
 
 NUMBERS = st.integers(0, 10_000)
 LADDER = [1.0, 0.875, 0.75]
+LADDERS = (LADDER, [0.75, 0.875])
 
 
 def _write(student, make, writes, number, because=""):
@@ -45,9 +46,10 @@ def _dense(rng, columns=None, group=None, rows=None):
     importance = _importance(rng, columns)
     part = [Fraction(w) for w in weights[0, :group]]
     h = [Fraction(value) for value in importance[:group]]
-    cost = cost_of("dense", part, h, search_row("dense", part, h, 3, LADDER), 3)
+    ladder, small = rng.choice(LADDERS), rng.choice((1.0, 2.0**-40))
+    cost = cost_of("dense", part, h, search_row("dense", part, h, 3, ladder), 3)
     limit = rng.choice((float(cost) * rng.choice((0.5, 0.9, 1.2)), 0.05, 0.2))
-    return weights, importance, group, LADDER, limit
+    return weights, importance * small, group, ladder, limit * small
 
 
 def _dense_file(rng, rows, columns, group, more=0, filler="0"):
@@ -85,7 +87,8 @@ def _doubled(rng, columns=None, group=None, block=None, steep=1.0):
          for _ in range(rows)]
     )  # fmt: skip
     block = block or rng.randint(1, groups)
-    return weights, _importance(rng, columns), scales, zeros, bits, group, block
+    importance = _importance(rng, columns) * rng.choice((1.0, 2.0**-40))
+    return weights, importance, scales, zeros, bits, group, block
 
 
 def _doubled_file(rng, rows, columns, group, block):
@@ -118,8 +121,8 @@ def _sorted(rng, static, columns=None, group=None, dead=0, diagonal=None):
     if dead:
         hessian = killed(hessian, rng.sample(range(columns), min(dead, columns - 1)))
     weights = weights_of(rng, 2, columns)
-    group = group or rng.randint(1, columns)
-    return weights, hessian, rng.choice((2, 3)), group, LADDER, rng.choice((0.0625, 0.25)), static
+    group, ladder = group or rng.randint(1, columns), rng.choice(LADDERS)
+    return weights, hessian, rng.choice((2, 3)), group, ladder, rng.choice((0.0625, 0.25)), static
 
 
 def _sorted_file(rng, rows, columns, group, own_groups, gaps=False):
@@ -152,7 +155,7 @@ def _sorted_file(rng, rows, columns, group, own_groups, gaps=False):
 @example(number=2)
 @example(number=3)
 def test_choice(student, variant, number):
-    """What is chosen: widths by cost, steps by cost, the order of visits and the groups."""
+    """What `write` chooses, beside the same rules in fractions."""
     if variant == "dense":
         _write(student, _dense, oracle.write_dense, number)
         _write(student, lambda rng: _dense(rng, 8, 4, 3), oracle.write_dense, number)
@@ -170,7 +173,7 @@ def test_choice(student, variant, number):
 @example(number=1)
 @example(number=2)
 def test_storage(student, variant, number):
-    """What is stored: the bits of a row, the codes that go with the steps, the groups' columns."""
+    """What `write` stores, number by number, in files with more groups."""
     if variant == "dense":
         make = lambda rng: _dense(rng, rng.randint(9, 24), rng.randint(2, 6), 3)  # noqa: E731
         _write(student, make, oracle.write_dense, number)

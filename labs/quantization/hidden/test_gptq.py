@@ -145,6 +145,14 @@ def test_dead(student, variant, number, columns, damp):
 
     judge(student, variant, small, number, "only a column with 0 is dead: small inputs kill none")
 
+    def one_small(rng):
+        hessian, scale = hessian_of(rng, columns), np.ones(columns)
+        scale[rng.randrange(columns)] = 2.0**-18
+        weights = weights_of(rng, 2, columns)
+        return weights, hessian * np.outer(scale, scale), 3, columns, [1.0], max(damp, 0.1)
+
+    judge(student, variant, one_small, number, "a column whose inputs are small is live")
+
 
 @given(number=NUMBERS)
 @example(number=1)
@@ -157,7 +165,8 @@ def test_any_layer(student, variant, number):
         if rng.random() < 0.3:
             hessian = killed(hessian, [rng.randrange(columns)])
         group, bits = rng.randint(1, columns + 2), rng.choice((1, 2, 3, 4, 8))
-        return weights_of(rng, 3, columns), hessian, bits, group, LADDER, rng.choice((0.01, 0.3))
+        ladder, damp = rng.choice((LADDER, [0.75, 0.875])), rng.choice((0.01, 0.3))
+        return weights_of(rng, 3, columns), hessian, bits, group, ladder, damp
 
     def case(number):
         args = make(random.Random(number))

@@ -116,6 +116,12 @@ def test_importance(student, variant, number, bits, ladder):
 
     _search(student, variant, alone, number, "the costs of a ladder go up and down")
 
+    def hardly(rng):
+        weights, importance, _, _ = make(rng)
+        return weights, importance * 2.0**-40, bits, ladder
+
+    _search(student, variant, hardly, number, "the costs are small, and one is still the least")
+
 
 @functools.cache
 def _tied(variant, number):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from labkit.gpu.interpreted import ptx
@@ -95,5 +97,19 @@ def test_wide_loads(student, variant, seed):
     if not wide and "cp.async.cg" not in text:
         student.fail(
             "compiled the kernel of gemv_launch(n=4096, k=4096, group=128, words_stride=512) for "
-            "sm_90\nexpected ld.global.v4.b32 or cp.async.cg\ngot no load of 16 bytes"
+            "sm_90\nexpected ld.global.v4.b32 or cp.async.cg\ngot no load of 16 bytes: the widest "
+            f"is {_widest(lines)} (a thread loads 16 bytes if its warps' tile has 4 neighbouring "
+            "words for each thread: a larger tile, or fewer warps)"
         )
+
+
+def _widest(lines):
+    """The load of the most bytes among lines of PTX."""
+    found = [line.split("ld.global.")[1].split()[0] for line in lines if "ld.global." in line]
+
+    def size(kind):
+        parts = kind.split(".")
+        many = next((int(part[1:]) for part in parts if re.fullmatch(r"v\d", part)), 1)
+        return many * int(re.sub(r"\D", "", parts[-1]))
+
+    return f"ld.global.{max(found, key=size)}" if found else "none of global memory"

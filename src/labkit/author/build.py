@@ -26,6 +26,9 @@ SUBMIT_TEXT = """\
 
 The cell below writes one small file, says what is missing, and in Colab downloads it."""
 SUBMIT_CODE = "labkit.submit()"
+# "Run all" goes on behind a cell with this tag when it raises, as a check does that does not pass
+# and a measurement of what is not written yet. The exception stays: nbgrader grades by it.
+MAY_RAISE = "raises-exception"
 
 
 def build_notebook(lab: Lab, variant: str | None = None, *, solution: bool = False) -> Any:
@@ -33,6 +36,8 @@ def build_notebook(lab: Lab, variant: str | None = None, *, solution: bool = Fal
 
     Cells carry labkit's metadata and nbgrader's (schema 3): a task cell is a solution cell,
     its check a graded test cell with the task's points, a written answer is graded by hand.
+    Code cells carry the tag `raises-exception` besides, so that "Run all" reaches the last one,
+    which hands in, whatever fails before it.
     """
     return _notebook(lab, variant, lambda cell: cell.reference if solution else cell.starter)
 
@@ -85,6 +90,8 @@ def _metadata(lab: Lab, cell: Cell, identifier: str) -> dict[str, Any]:
         "task": False,
     }
     metadata: dict[str, Any] = {"nbgrader": nbgrader}
+    if not cell.markdown and identifier != "submit":
+        metadata["tags"] = [MAY_RAISE]
     if cell.kind == "task":
         nbgrader.update(solution=True, locked=False)
         metadata["labkit"] = {"task": lab.task(cell.name).name}

@@ -21,7 +21,13 @@ from labkit.reader.notebook import SUBMIT_FORMAT, Submission, find, parse
 
 
 class SaveError(LabError):
-    """The work cannot be found, read or written; the message says what to do."""
+    """The work cannot be found, read or written; the message says what to do.
+
+    Notebooks show the words alone, without a traceback.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
 
 
 @dataclass
