@@ -283,8 +283,8 @@ labkit.check("norm")
 # - Each word is read once.
 # - Compiled for a Hopper, the kernel reads 16 bytes with one instruction: its PTX has
 #   `ld.global.v4.b32`, or `cp.async.cg` where Triton copies ahead. This is tried with `n` and `k`
-#   4,096, `group` 128 and `words_stride` 512. A program has `32 * num_warps` threads. A thread loads
-#   16 bytes only if the tile of words has at least four words for each thread.
+#   4,096, `group` 128 and `words_stride` 512. A program has `32 * num_warps` threads. A thread
+#   loads 16 bytes only if the tile of words has at least four words for each thread.
 #
 # Where a code lies. Words, slots and columns of a group are counted from 0:
 #
