@@ -34,6 +34,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quire import LLM, CheckpointError, QuireError, SamplingParams, UnsupportedModelError
+from quire.bench.experts import torch_grouped
 from quire.config import EngineConfig
 from quire.kernels.expert_tiles import group_tiles, prefers_pairs, tile_changes
 from quire.kernels.experts import FEW_PAIRS, apply_experts_torch
@@ -68,6 +69,19 @@ MODELS = {
 Folder = Callable[[str], Path]
 Oracle = Callable[[str], PreTrainedModel]
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+
+
+def test_the_baseline_of_the_benchmark_computes_the_same() -> None:
+    """torch's grouped products, with experts that nobody chose and some that many did."""
+    generator = torch.Generator().manual_seed(0)
+    x, gate_up, down = (
+        torch.randn(*shape, generator=generator) for shape in ((9, 32), (6, 48, 32), (6, 32, 24))
+    )
+    ids = torch.rand(9, 4, generator=generator).topk(2).indices.int()  # of the first four
+    weights = torch.rand(9, 2, generator=generator)
+    slots = torch.arange(6, dtype=torch.int32)
+    expected = apply_experts_torch(x, ids, weights, slots, gate_up, down)
+    torch.testing.assert_close(torch_grouped(x, ids, weights, gate_up, down), expected)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 `layer-<tokens>` is the experts' part of a layer: what is chosen for each token is drawn evenly, and
 differs from call to call. Beside it stand the same in torch's grouped products ("torch_grouped")
-and the time that reading the touched experts takes ("read"). `<model>-step-<batch>` is a decode
+and the time that reading the touched experts takes at the rate of a copy ("read"), which a kernel
+that only reads can pass. `<model>-step-<batch>` is a decode
 step of so many requests, between two steps' tokens. The runs are those of `quire bench engine`.
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from quire.analysis import Hardware
 from quire.bench.engine import mix256, seconds_of, uniform_load
 from quire.bench.measurement import Row
+from quire.bench.timing import graph_seconds
 from quire.errors import QuireError
 from quire.kernels.experts import apply_experts
 from quire.llm import LLM
@@ -93,23 +95,12 @@ def torch_grouped(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down
 
 def _us(work: Callable[[int], object]) -> float:
     """Return the median microseconds of work in a captured graph that takes every choice once."""
-    for _ in range(2):
-        work(0)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+
+    def every_choice() -> None:
         for i in range(CHOICES):
             work(i)
-    taken = []
-    for _ in range(7):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        graph.replay()
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        taken.append(begin.elapsed_time(end) / CHOICES * 1e3)
-    return statistics.median(taken)
+
+    return graph_seconds(every_choice) / CHOICES * 1e6
 
 
 def _runs(model: ModelConfig, name: str, device: torch.device) -> list[Row]:

@@ -3,8 +3,9 @@
 A decode step sums a few rows after every half layer: 8 KB of an 8B model, which NVLink moves in
 tens of nanoseconds. What counts is how often the ranks must meet. In one shot every rank reads all
 ranks' numbers and adds them up itself. In two it adds up its share of them, and reads the others'
-sums then: that moves less, and meets once more. For both the numbers lie in memory that the peers
-can read (torch's symmetric memory).
+sums then: that moves less, and meets once more. On the way into a norm each rank writes its
+numbers to the peers instead, and the norm's kernel adds up (`quire.kernels.summed_norm`). For all
+three the numbers lie in memory that the peers can reach (torch's symmetric memory).
 """
 
 from __future__ import annotations

@@ -122,6 +122,8 @@ class RankProcesses:
     def _wait_for_answers(self, found: dict[int, Answer], command: Command) -> list[object]:
         deadline: float | None = None
         while len(found) < len(self._ends):
+            if deadline is None and any(answer.error is not None for answer in found.values()):
+                deadline = time.monotonic() + GRACE
             missing = [rank for rank in range(len(self._ends)) if rank not in found]
             ready = self._wait_for(missing, deadline)
             if not ready:
@@ -132,8 +134,6 @@ class RankProcesses:
                 # Else of a step that was given up.
                 if answer.number in self._answers:
                     self._answers[answer.number][rank] = answer
-            if deadline is None and any(answer.error is not None for answer in found.values()):
-                deadline = time.monotonic() + GRACE
         errors = {rank: answer.error for rank, answer in found.items() if answer.error is not None}
         if len(errors) == len(found):  # all alike: they are where they were before
             raise errors[0]
