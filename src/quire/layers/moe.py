@@ -15,7 +15,7 @@ from torch import Tensor
 from quire.errors import QuireError
 from quire.kernels.expert_tiles import tile_changes
 from quire.kernels.experts import apply_experts
-from quire.kernels.linear import linear
+from quire.kernels.linear import MAX_ROWS, linear
 from quire.kernels.router import choose_experts
 from quire.layers.expert_exchange import ExpertExchange
 from quire.layers.expert_routes import ExpertRoutes
@@ -195,11 +195,14 @@ class MoE(Layer):
     def warm_up(self) -> None:
         """Compile the kernels of any number of rows, which steps on the same tokens do not bring.
 
-        An exchange gives the experts a row a pair, as many as happen to come.
+        An exchange gives the router a rank's part of the rows, and the experts a row a pair, as
+        many as happen to come.
         """
         if self._exchange is None:
             return
         num_slots, _, hidden = self.experts.gate_up.shape
+        for number in range(1, MAX_ROWS + 2):
+            self.router(self.experts.gate_up.new_zeros(number, hidden))
         for number in (1, *tile_changes(1, num_slots)):
             rows = self.experts.gate_up.new_zeros(number, hidden)
             ids = torch.zeros(number, 1, dtype=torch.int32, device=rows.device)

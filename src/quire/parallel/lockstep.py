@@ -47,6 +47,7 @@ class _Rank(Generic[T]):
 
     number: int
     task: Callable[[], T]
+    device: int | None  # the GPU of who started it; threads begin with none
     turn: threading.Event = field(default_factory=threading.Event)
     call: _Call | None = None  # it waits in this
     answer: Any = None
@@ -77,7 +78,8 @@ class Lockstep:
             LockstepError: the ranks' calls do not fit together, or nobody can go on.
             BaseException: what a rank raised; the others' tasks are ended.
         """
-        self._ranks = [_Rank(number, task) for number, task in enumerate(tasks)]
+        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        self._ranks = [_Rank(number, task, device) for number, task in enumerate(tasks)]
         threads = [
             threading.Thread(target=self._work, args=(rank,), name=f"rank {rank.number}")
             for rank in self._ranks
@@ -120,6 +122,8 @@ class Lockstep:
         rank.turn.wait()
         rank.turn.clear()
         try:
+            if rank.device is not None:
+                torch.cuda.set_device(rank.device)
             if not rank.cancelled:
                 rank.result = rank.task()
         except _Cancelled:
