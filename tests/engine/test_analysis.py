@@ -143,6 +143,7 @@ def test_catalog_parameters_are_those_of_transformers(name: str) -> None:
 PUBLISHED = {
     "Qwen/Qwen3-0.6B": (600, 440),
     "Qwen/Qwen3-8B": (8_200, 6_950),
+    "Qwen/Qwen3-32B": (32_800, 31_200),
     "meta-llama/Llama-3.1-8B": (8_030, None),
     "meta-llama/Llama-3.1-70B": (70_600, None),
     "mistralai/Mistral-7B-v0.1": (7_240, None),

@@ -14,6 +14,7 @@ from quire.bench import (
     cache_compression,
     cache_offload,
     cache_prefix,
+    collectives,
     decode,
     divergence,
     engine,
@@ -65,7 +66,8 @@ TITLES = {
     "overlap": "A decode step with the host's work before it, and behind it",
     "peers": "quire and vLLM in turns on one GPU, on the same works",
     "load": "Goodput and latencies under Poisson arrivals, over their rate",
-    "parallel": "Sums of two GPUs by size, and whole runs of one, two and two times one",
+    "collectives": "What GPUs of one machine tell each other, by its size and the number of ranks",
+    "parallel": "Whole runs of a model laid out over the GPUs of one machine",
     "experts": "A mixture of experts on one GPU: a layer's experts alone, decode steps, whole runs",
     "divergence": "Greedy outputs that change with the batch a request is in",
 }
@@ -93,6 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-batch", type=int, default=256, help="steps: largest batch")
     parser.add_argument(
         "--vllm-python", help="peers: the Python of the environment that has vLLM (this one)"
+    )
+    parser.add_argument(
+        "--layouts",
+        type=lambda text: tuple(text.split(",")),
+        help=f"parallel: which, with commas between (those for which there are GPUs): "
+        f"{', '.join(parallel.LAYOUTS)}",
     )
     parser.add_argument("--commit", help="commit to record (default: asked of git)")
 
@@ -158,7 +166,10 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
         return quantization_runs.run(config, name.rpartition("/")[2].lower(), device)
     if args.name == "parallel":
         name = engine.MODELS[1] if args.model == DEFAULT_MODEL else args.model
-        return parallel.run(_catalogued(name), name.rpartition("/")[2].lower(), device)
+        case = name.rpartition("/")[2].lower()
+        return parallel.run(_catalogued(name), case, device, args.layouts)
+    if args.name == "collectives":
+        return collectives.run(device)
     if args.name == "experts":
         name = EXPERTS_MODEL if args.model == DEFAULT_MODEL else args.model
         hardware = _ceilings(device)

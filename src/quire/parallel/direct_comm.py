@@ -59,17 +59,23 @@ class DirectComm(TorchComm):
         num_rows, size = part.shape
         if part.dtype.itemsize != 2 or size % 2 or not serves(part):
             return add_rms_norm(self.all_reduce(part), residual, weight, eps)
-        if size not in self._mailboxes:
-            self._mailboxes[size] = self._mailbox(size)
-        mailbox = self._mailboxes[size]
+        mailbox = self.mailbox(size)
         # Every rank sends all of its rows to each peer, where two shots send 2 / size of them.
         more = part.nbytes * (self.size - 1) * (self.size - 2) // self.size
         if num_rows > mailbox.most_rows or more > SPARED_BYTES:
             return add_rms_norm(self.all_reduce(part), residual, weight, eps)
         return summed_add_rms_norm(part, residual, weight, eps, mailbox)
 
-    def _mailbox(self, columns: int) -> Mailbox:
-        """Share memory for rows of so many numbers; all ranks come here in the same step."""
+    def mailbox(self, columns: int) -> Mailbox:
+        """Return this rank's mailbox for rows of so many numbers.
+
+        Ranks make it, and share its memory, the first time; all come here in the same step.
+        """
+        if columns not in self._mailboxes:
+            self._mailboxes[columns] = self._new_mailbox(columns)
+        return self._mailboxes[columns]
+
+    def _new_mailbox(self, columns: int) -> Mailbox:
         most = min(MOST_ROWS, MAILBOX_BYTES // Mailbox.num_bytes(self.size, 0, 1, columns))
         count = Mailbox.num_bytes(self.size, FEW_ROWS, most, columns)
         memory = symm_mem.empty(count, dtype=torch.uint8, device=self._device).zero_()
