@@ -234,11 +234,6 @@ class EngineConfig:
                 f"pipeline_parallel_size={size} with speculative_config: what is guessed on the "
                 "last stage would have to be known on the first; use tensor_parallel_size"
             )
-        if self.model.cuda_graphs:
-            raise QuireError(
-                f"pipeline_parallel_size={size} with cuda_graphs=True: a stage's step is not "
-                "captured; leave cuda_graphs out"
-            )
 
     @classmethod
     def of(cls, **options: Any) -> EngineConfig:
@@ -285,7 +280,7 @@ class EngineConfig:
         """
         device = default_device(options.get("device"))
         overlap, graphs = options.get("overlap"), options.get("cuda_graphs")
-        pays = runs_triton(device) and options.get("pipeline_parallel_size", 1) == 1
+        pays = runs_triton(device)
         if options.get("expert_dispatch") == "all_to_all":
             pays = pays and options.get("tensor_parallel_size", 1) == 1
         resolved = {

@@ -7,6 +7,7 @@ import torch
 from sampling_rows import VOCAB, batch_of, gather, put
 
 from quire import SamplingParams
+from quire.messages import ScheduledEntry
 from quire.sampling import SamplingTensors
 
 PLAIN = SamplingParams()
@@ -36,6 +37,25 @@ def test_a_request_may_choose_several_tokens() -> None:
     assert [counts[3] for counts in tensors.penalties.output_counts.tolist()] == [0, 1, 0, 2, 2]
     assert [counts[5] for counts in tensors.penalties.output_counts.tolist()] == [0, 0, 0, 0, 1]
     assert tensors.penalties.prompt_counts.sum(1).tolist() == [2, 2, 1, 2, 2]
+
+
+def test_outputs_are_told_at_the_last_positions_of_entries() -> None:
+    """One, several and none: what stood elsewhere stays."""
+    batch = batch_of(([1, 2], [0, 0, 0], PLAIN), ([4], [0], PLAIN), ([5, 6], [7], PLAIN))
+    entries = [
+        ScheduledEntry("1", 1, 1, 1, True, token_ids=(3,)),
+        ScheduledEntry("0", 0, 1, 4, True, token_ids=(8, 9, 2)),
+        ScheduledEntry("2", 2, 1, 1, False),
+    ]
+    batch.tell(entries)
+    assert [batch.token_ids[row, :6].tolist() for row in range(3)] == [
+        [1, 2, 8, 9, 2, 0],
+        [4, 3, 0, 0, 0, 0],
+        [5, 6, 7, 0, 0, 0],
+    ]
+    before = batch.token_ids.clone()
+    batch.tell(entries[2:])
+    assert torch.equal(batch.token_ids, before)
 
 
 def test_drafts_count_for_min_tokens_and_bad_words() -> None:

@@ -179,10 +179,6 @@ def test_layers_are_split_by_what_a_stage_reads() -> None:
             },
             r"pipeline_parallel_size=2 with a scheduler of your own",
         ),
-        (
-            {"pipeline_parallel_size": 2, "cuda_graphs": True},
-            r"pipeline_parallel_size=2 with cuda_graphs=True",
-        ),
     ],
 )
 def test_what_a_pipeline_refuses(options: dict[str, Any], message: str) -> None:

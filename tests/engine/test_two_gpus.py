@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 import torch
 from runs import Run
 
-from quire import LLM, SamplingParams
+from quire import LLM, QuireError, SamplingParams
+from quire.components import Components
 from quire.parallel.processes import RankError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.two_gpus, pytest.mark.whole_gpu]
@@ -29,6 +31,13 @@ SIZES = {"max_model_len": 256, "max_num_seqs": 8, "num_blocks": 100}
 def tokens(llm: LLM) -> list[list[list[int]]]:
     prompts = ["def fibonacci(n):", "import os\n", "class A:"]
     return [[c.token_ids for c in o.outputs] for o in llm.generate(prompts, PARAMS)]
+
+
+def five(llm: LLM) -> list[list[int]]:
+    """Five requests; each has one sample, as a second one begins in a step without a prompt."""
+    prompts = checkpoints.random_prompts([40, 9, 23, 33, 8], seed=1)
+    params = [replace(own, n=1) for own in (*PARAMS, PARAMS[0], PARAMS[0])]
+    return [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
 
 
 @pytest.mark.parametrize("model", ["quire-mini", "quire-mini-moe"])
@@ -48,6 +57,53 @@ def test_two_gpus_say_what_one_says(options: dict[str, Any], model: str) -> None
     alone = tokens(LLM(model, dtype="float32", **SIZES))
     llm = LLM(model, dtype="float32", **SIZES, **options)
     assert tokens(llm) == alone
+    llm.engine.shutdown()
+
+
+@pytest.mark.parametrize("model", ["quire-mini", "quire-mini-moe"])
+def test_stages_replay_their_decode_steps(model: str) -> None:
+    """Five requests, three of them in one step: a graph of four rows, on both stages."""
+    from replayed_only import ReplayedOnly  # needs Triton
+
+    alone = five(LLM(model, dtype="float32", **SIZES))
+    parts = Components(attention=ReplayedOnly)
+    llm = LLM(model, dtype="float32", pipeline_parallel_size=2, components=parts, **SIZES)
+    assert five(llm) == alone
+    llm.engine.shutdown()
+
+
+def test_a_step_that_is_not_replayed_is_seen() -> None:
+    """What the test above relies on."""
+    from replayed_only import ReplayedOnly  # needs Triton
+
+    llm = LLM(
+        "quire-mini",
+        pipeline_parallel_size=2,
+        cuda_graphs=False,
+        components=Components(attention=ReplayedOnly),
+        **SIZES,
+    )
+    with pytest.raises(QuireError, match="a decode step of 1 requests was not replayed"):
+        llm.generate(["def fibonacci(n):"], PARAMS[0])
+    llm.engine.shutdown()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 4, reason="needs four GPUs")
+@pytest.mark.parametrize("model", ["quire-mini", "quire-mini-moe"])
+def test_two_stages_of_two_gpus_each(model: str) -> None:
+    """The sums of a stage's ranks lie in its graphs, and what it hands on outside."""
+    from replayed_only import ReplayedOnly  # needs Triton
+
+    alone = five(LLM(model, dtype="float32", **SIZES))
+    llm = LLM(
+        model,
+        dtype="float32",
+        tensor_parallel_size=2,
+        pipeline_parallel_size=2,
+        components=Components(attention=ReplayedOnly),
+        **SIZES,
+    )
+    assert five(llm) == alone
     llm.engine.shutdown()
 
 

@@ -45,7 +45,7 @@ class EngineRates:
     eager_step_s: float = 1e-3  # of a step without a graph, before its first kernel (steps-*)
     rank_step_s: float = 0.1e-3  # commands to ranks in processes: assumed, not measured
     rank_row_s: float = 4e-6  # and for each request: assumed, not measured
-    captures_stages: bool = False  # whether a pipeline's stages replay graphs; quire's do not
+    captures_stages: bool = True  # whether a pipeline's stages replay graphs, as quire's do
 
 
 # docs: rates end

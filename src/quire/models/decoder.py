@@ -182,19 +182,38 @@ class Decoder(Layer):
         A stage of a pipeline starts with what the one before it sends, the residual stream, and
         sends it on; the last one's hidden states are the model's.
         """
+        received = self.room_for_stream(len(token_ids))
+        self.place.receive(received)
+        hidden = self.compute(token_ids, storage, step, received)
+        self.place.hand_on(hidden)
+        return hidden
+
+    def room_for_stream(self, num_tokens: int) -> Tensor:
+        """Return room for what the stage before sends, [num_tokens, hidden_size].
+
+        The first stage gets nothing, and has no rows.
+        """
+        num_rows = 0 if self.place.is_first else num_tokens
+        return self.norm.weight.new_zeros(num_rows, self.config.hidden_size)
+
+    def compute(
+        self, token_ids: Tensor, storage: KVStorage, step: StepMetadata, received: Tensor
+    ) -> Tensor:
+        """Compute this stage's layers; nothing is said to other stages, so a graph may capture it.
+
+        Args:
+            received: `room_for_stream` with what the stage before sent; may be overwritten.
+
+        Returns:
+            what `forward` does, [num_tokens, hidden_size].
+        """
         step.rotation = self.rotary.at(step.positions)
-        pipeline = self.place.pipeline
+        x = self.vocabulary.embed(token_ids) if self.place.is_first else received
         residual = self.norm.weight.new_zeros(len(token_ids), self.config.hidden_size)
-        if self.place.is_first:
-            x = self.vocabulary.embed(token_ids)
-        else:
-            x = pipeline.receive(torch.empty_like(residual), pipeline.rank - 1)
         for layer, module in enumerate(self.layers):
             x, residual = module(x, residual, storage.layers[layer], step, layer)
         if not self.place.is_last:
-            stream = total(x) + residual
-            pipeline.send(stream, pipeline.rank + 1)
-            return stream
+            return total(x) + residual
         return self.norm.add(x, residual)[0]
 
     def lies_elsewhere(self, name: str) -> bool:

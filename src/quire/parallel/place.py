@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from quire.analysis.memory import count_parameters
 from quire.errors import QuireError
@@ -59,8 +60,11 @@ class Place:
 
     @property
     def graph_safe(self) -> bool:
-        """Whether a step of this rank can be captured, with what it tells the others."""
-        return self.pipeline.size == 1 and self.tensor.graph_safe and not self.exchanges_tokens
+        """Whether a step of this rank can be captured, with what it tells those of its stage.
+
+        What stages tell one another stays outside; see `queue`.
+        """
+        return self.tensor.graph_safe and not self.exchanges_tokens
 
     @property
     def exchanges_tokens(self) -> bool:
@@ -68,11 +72,44 @@ class Place:
         shared = self.expert_parallel and self.tensor.size > 1
         return shared and self.experts.dispatch == "all_to_all"
 
-    def queue(self, work: Callable[[], None], num_live_rows: int) -> None:
-        """Let `work` queue a padded step of which so many rows, from the first, are requests'."""
+    def receive(self, stream: Tensor) -> None:
+        """Fill `stream`, [num_tokens, hidden_size], with what the stage before sends; see `queue`.
+
+        The first stage gets nothing.
+        """
+        if not self.is_first:
+            received = self.pipeline.receive(stream, self.pipeline.rank - 1)
+            if received is not stream:  # NCCL and gloo fill it in place; ranks in lockstep do not
+                stream.copy_(received)
+
+    def hand_on(self, stream: Tensor) -> None:
+        """Send `stream`, [num_tokens, hidden_size], to the next stage; the last one has none."""
+        if not self.is_last:
+            self.pipeline.send(stream, self.pipeline.rank + 1)
+
+    def queue(
+        self, work: Callable[[], None], num_live_rows: int, received: Tensor, handed_on: Tensor
+    ) -> None:
+        """Let `work` queue a padded step of which so many rows, from the first, are requests'.
+
+        The messages of stages stand around a captured step, not in it, though NCCL's could be
+        captured. A stage then captures without the others, and no two graphs must be replayed as
+        a pair. The price is two launches a step, which the host makes while devices compute. One
+        stream keeps the order: the next step's message overwrites `received` after this step has
+        read it, and the next step overwrites `handed_on` after it was sent.
+
+        Padded rows travel as well: each stage finds in them what the one before computed there,
+        as on a single GPU, and never what an earlier step left.
+
+        Args:
+            received: what `work` reads, [num_tokens, hidden_size]; no rows on the first stage.
+            handed_on: what `work` writes, [num_tokens, hidden_size]; on the last stage anything.
+        """
         live = self.experts.live_rows
+        self.receive(received)
         with nullcontext() if live is None else live.limited(num_live_rows):
             work()
+        self.hand_on(handed_on)
 
     def layers(self, config: ModelConfig) -> range:
         """Return which layers of a model are this stage's."""

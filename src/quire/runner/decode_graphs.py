@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from quire.kernels.step import DecodeInputs, begin_step
 from quire.messages import ScheduledEntry, SchedulerOutput
-from quire.runner.device import DeviceParts, captured
+from quire.runner.capture import capture
+from quire.runner.device import DeviceParts
 from quire.sampling.sampler import GraphSafeSampler, SamplerOutput
 from quire.speculation.coupled import num_accepted, toss
 
@@ -46,7 +48,8 @@ class DecodeGraphs:
     def __init__(self, parts: DeviceParts) -> None:
         """Capture every batch size and ending, the largest first.
 
-        Smaller graphs then fit into the memory of the larger ones.
+        Smaller graphs then fit into the memory of the larger ones. A stage that is not a
+        pipeline's last has one ending: it hands its hidden states on.
         """
         self._parts = parts
         self._sizes = batch_sizes(parts.config.scheduling.max_num_seqs)
@@ -61,19 +64,16 @@ class DecodeGraphs:
         )
         self._query_starts = {width: sequences * width for width in self._widths}
         self._graphs: dict[tuple[int, int, Ending], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._captures_sampling = isinstance(parts.sampler, GraphSafeSampler)
-        endings = [Ending.HIDDEN]
-        if self._captures_sampling:
-            endings += [Ending.GREEDY, Ending.SAMPLED]
+        is_last = parts.model.place.is_last
+        self._captures_sampling = is_last and isinstance(parts.sampler, GraphSafeSampler)
+        endings = list(Ending) if self._captures_sampling else [Ending.HIDDEN]
+        # Every graph of a stage reads what the stage before sends from the same place.
+        self._received = parts.model.room_for_stream(self._sizes[-1] * self._widths[-1])
         pool = torch.cuda.graph_pool_handle()
         for size, width, ending in product(reversed(self._sizes), reversed(self._widths), endings):
             inputs = self._put(size, width, [])
-            self._body(width, inputs, ending)  # compiles kernels, which a capture cannot
-            torch.cuda.synchronize(device)
-            graph = torch.cuda.CUDAGraph()
-            with captured(graph, pool):
-                result = self._body(width, inputs, ending)
-            self._graphs[size, width, ending] = graph, result
+            body = partial(self._body, width, inputs, ending)
+            self._graphs[size, width, ending] = capture(body, pool)
 
     def fits(self, output: SchedulerOutput) -> bool:
         """Whether a step is one that was captured: a token a request and drafts, none new."""
@@ -111,7 +111,8 @@ class DecodeGraphs:
         width = self.width(entries)
         self._put(size, width, entries)
         graph, result = self._graphs[size, width, ending]
-        self._parts.model.place.queue(graph.replay, len(entries) * width)
+        place, received = self._parts.model.place, self._received[: size * width]
+        place.queue(graph.replay, len(entries) * width, received, result.flatten(0, 1))
         return result[: len(entries)]
 
     def _put(self, size: int, width: int, entries: Sequence[ScheduledEntry]) -> DecodeInputs:
@@ -164,7 +165,7 @@ class DecodeGraphs:
             host=None,
             tokens_per_sequence=width,
         )
-        hidden = parts.model(tokens, parts.storage, step)
+        hidden = parts.model.compute(tokens, parts.storage, step, self._received[: len(tokens)])
         if ending is Ending.HIDDEN:
             return hidden.view(size, width, -1)
         sampler = parts.sampler

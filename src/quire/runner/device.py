@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,11 +109,3 @@ class Answers:
         if sampled.num_accepted is None:
             return SamplerOutput(fetched, None, sampled.logprobs), done
         return SamplerOutput(fetched[:, :-1], fetched[:, -1], sampled.logprobs), done
-
-
-def captured(graph: torch.cuda.CUDAGraph, pool: Any) -> torch.cuda.graph:
-    """Return the context in which kernels are captured into a graph, in the pool's memory.
-
-    NCCL has a thread that looks at events meanwhile, which is no fault of the capturing one.
-    """
-    return torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")

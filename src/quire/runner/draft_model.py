@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -25,8 +26,9 @@ from quire.kernels.noise import Purpose
 from quire.kernels.sampling import probabilities
 from quire.kv.batch import HostSequences
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
+from quire.runner.capture import capture
 from quire.runner.decode_graphs import batch_sizes
-from quire.runner.device import DeviceParts, captured
+from quire.runner.device import DeviceParts
 from quire.runner.staging import make_staging
 from quire.sampling.sampler import GraphSafeSampler, TorchSampler
 from quire.sampling.tensors import SamplingTensors
@@ -263,15 +265,11 @@ class DraftModel:
         return hidden.view(size, width, -1)[:, -1]
 
     def _capture(self) -> None:
-        device, pool = self._parts.config.model.device, torch.cuda.graph_pool_handle()
+        pool = torch.cuda.graph_pool_handle()
         for size, number, greedy in product(reversed(self._sizes), self._choices, (True, False)):
             rows = self._send([], size)
-            self._guess(rows, number, greedy)  # compiles kernels, which a capture cannot
-            torch.cuda.synchronize(device)
-            graph = torch.cuda.CUDAGraph()
-            with captured(graph, pool):
-                self._guess(rows, number, greedy)
-            self._graphs[size, number, greedy] = graph
+            guess = partial(self._guess, rows, number, greedy)
+            self._graphs[size, number, greedy], _ = capture(guess, pool)
 
 
 @dataclass(frozen=True)

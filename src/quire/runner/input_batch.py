@@ -118,11 +118,15 @@ class InputBatch:
         return [np.array(triples, dtype=np.int64).reshape(-1, 3).T for triples in changed]
 
     def tell(self, entries: Sequence[ScheduledEntry]) -> None:
-        """Write the outputs that entries bring to their rows."""
-        for entry in entries:
-            if entry.token_ids:
-                end, tokens = entry.start + entry.num_tokens, torch.tensor(entry.token_ids)
-                self.token_ids[entry.row, end - len(tokens) : end] = self._send(tokens)
+        """Write the outputs that entries bring to their rows, all in one copy."""
+        told = [
+            (entry.row, entry.start + entry.num_tokens - behind, entry.token_ids[-behind])
+            for entry in entries
+            for behind in range(len(entry.token_ids), 0, -1)
+        ]
+        if told:
+            rows, positions, tokens = self._send(torch.tensor(told).T.contiguous())
+            self.token_ids[rows, positions] = tokens
 
     def apply(self, changes: list[Tensor]) -> None:
         """Bring the device's tables up to date with int64 [3, n] updates, one a group."""

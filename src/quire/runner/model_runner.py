@@ -25,6 +25,7 @@ from quire.runner.draft_model import DraftModel
 from quire.runner.input_batch import InputBatch, TableUpdate
 from quire.runner.pending import PendingStep, PromptScores
 from quire.runner.staging import make_staging
+from quire.sampling.bias import send
 from quire.sampling.drafts import Drafts
 from quire.sampling.sampler import Sampler, SamplerOutput, TorchSampler
 from quire.sampling.scoring import score_tokens
@@ -150,18 +151,16 @@ class ModelRunner:
         pending = PendingStep(output, entries, check=self._check_values, drafting=self.drafting)
         ending = graphs.ending(entries)
         result = graphs.replay(entries, ending)
+        if not self._parts.model.place.is_last:
+            return PendingStep(output)
         if ending is Ending.HIDDEN:
             chosen = [
                 (i * result.shape[1] + token, entry.row, position)
                 for i, entry in enumerate(entries)
                 for token, position in enumerate(entry.chosen_positions)
             ]
-            tokens, rows, positions = (
-                torch.tensor(chosen)
-                .T.contiguous()
-                .pin_memory()
-                .to(self._parts.config.model.device, non_blocking=True)
-            )
+            numbers = torch.tensor(chosen).T.contiguous()
+            tokens, rows, positions = send(numbers, self._parts.config.model.device)
             self._sample(pending, result.flatten(0, 1)[tokens], rows, positions)
             return pending
         sampled = SamplerOutput(result)

@@ -1,0 +1,197 @@
+"""Steps that a GPU would replay, on a CPU: a graph's stand-in computes them again, in place.
+
+What stands in for a graph reads the memory that was there at its capture, and nothing else, and
+writes its answer to the same place each time. So a test sees what a replay would: the padded rows,
+the upload's fixed places, and which ranks must be there for a capture and a replay.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from quire import LLM
+from quire.attention.torch_backend import TorchAttention, TorchMetadata
+from quire.components import Components
+from quire.kernels.step import DecodeInputs
+from quire.kv.batch import AttentionBatch, HostBatch
+from quire.messages import ScheduledEntry
+from quire.parallel.lockstep import LockstepComm
+from quire.parallel.lockstep_executor import LockstepExecutor
+from quire.runner import decode_graphs, device, model_runner
+from quire.runner.decode_graphs import DecodeGraphs, Ending
+from quire.runner.staging import Staging
+from quire.sampling.sampler import SamplerOutput
+from quire.sampling.triton_sampler import TritonSampler
+
+
+class UnhostedAttention(TorchAttention):
+    """Torch's attention for steps of which the host's lists are not given."""
+
+    graph_safe = True
+
+    def build(self, batch: AttentionBatch, window: int | None) -> TorchMetadata:
+        if batch.host is None:
+            lengths = batch.lengths.clamp(min=1).tolist()  # a padded sequence sees the null block
+            host = HostBatch(
+                batch.query_starts.tolist(), lengths, batch.rows.tolist(), batch.block_table.numpy()
+            )
+            batch = replace(batch, host=host)
+        return super().build(batch, window)
+
+
+PARTS = Components(attention=UnhostedAttention, sampler=TritonSampler)  # its kernels' torch twins
+
+
+@dataclass
+class Seen:
+    """What happened in an engine whose decode steps are replayed."""
+
+    endings: Counter[Ending] = field(default_factory=Counter)  # of replayed steps, of each rank's
+    message_rows: list[int] = field(default_factory=list)  # of what stages sent one another
+
+
+class Stages:
+    """Engines of several stages whose ranks take turns, and what was seen in them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let captures work on a CPU until the test has ended."""
+        self.seen = Seen()
+        self._within = threading.local()  # whether this rank is in a capture or a replay
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+        monkeypatch.setattr(decode_graphs, "capture", self._capture)
+        monkeypatch.setattr(decode_graphs, "begin_step", _begin_step)
+        monkeypatch.setattr(model_runner, "make_staging", Staging)
+        monkeypatch.setattr(device.Answers, "fetch", _fetch)
+        self._watch(monkeypatch)
+
+    def engine(self, model: Any, **options: Any) -> LLM:
+        """Return a float32 engine in lockstep, with graphs on every rank.
+
+        Each stage captures while the ranks of the others have nothing to do.
+        """
+        llm = LLM(
+            model,
+            device="cpu",
+            dtype="float32",
+            distributed_executor_backend="lockstep",
+            components=PARTS,
+            **options,
+        )
+        executor = llm.engine.executor
+        assert isinstance(executor, LockstepExecutor)
+        size = llm.config.parallel.tensor_parallel_size
+        for first in range(0, len(executor.workers), size):
+            stage = range(first, first + size)
+            executor._world.run(
+                [
+                    self._capturing(worker.runner) if rank in stage else _nothing
+                    for rank, worker in enumerate(executor.workers)
+                ]
+            )
+        for worker in executor.workers:
+            for mixture in worker._mixtures().values():
+                mixture.routes.forget()
+        return llm
+
+    def _capturing(self, runner: model_runner.ModelRunner) -> Callable[[], None]:
+        @torch.inference_mode()
+        def work() -> None:
+            runner.graphs = DecodeGraphs(runner._parts)
+
+        return work
+
+    def _capture(self, work: Callable[[], Tensor], pool: None) -> tuple[_Graph, Tensor]:
+        graph = _Graph(work, self._is_within)
+        return graph, graph.result
+
+    @contextmanager
+    def _is_within(self) -> Iterator[None]:
+        self._within.graph = True
+        yield
+        self._within.graph = False
+
+    def _watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Note replays and messages; those out of place fail the test.
+
+        That is a message from within a graph, and a choice where no logits are.
+        """
+        pass_on, replay = LockstepComm._pass_on, DecodeGraphs.replay
+        sample = model_runner.ModelRunner._sample
+
+        def passed_on(
+            comm: LockstepComm, x: Tensor | None, like: Tensor, source: int, target: int
+        ) -> Tensor:
+            assert not getattr(self._within, "graph", False), "a graph waits for another stage"
+            if x is not None:
+                self.seen.message_rows.append(len(x))
+            return pass_on(comm, x, like, source, target)
+
+        def replayed(
+            graphs: DecodeGraphs, entries: Sequence[ScheduledEntry], ending: Ending
+        ) -> Tensor:
+            self.seen.endings[ending] += 1
+            return replay(graphs, entries, ending)
+
+        def sampled(runner: model_runner.ModelRunner, *args: Any) -> None:
+            assert runner._parts.model.place.is_last, "a stage before the last one samples"
+            sample(runner, *args)
+
+        monkeypatch.setattr(model_runner.ModelRunner, "_sample", sampled)
+        monkeypatch.setattr(LockstepComm, "_pass_on", passed_on)
+        monkeypatch.setattr(DecodeGraphs, "replay", replayed)
+
+
+class _Graph:
+    """Stands for a `torch.cuda.CUDAGraph`."""
+
+    def __init__(self, work: Callable[[], Tensor], within: Callable[[], Any]) -> None:
+        self._work, self._within = work, within
+        with within():
+            self.result = work()
+
+    def replay(self) -> None:
+        with self._within():
+            self.result.copy_(self._work())
+
+
+def _nothing() -> None:
+    """What a rank does whose stage does not capture."""
+
+
+def _fetch(answers: device.Answers, sampled: SamplerOutput) -> tuple[SamplerOutput, None]:
+    """Copy the tokens, as from a GPU: the next replay overwrites a graph's answer."""
+    return replace(sampled, tokens=sampled.tokens.clone()), None
+
+
+def _begin_step(
+    inputs: DecodeInputs,
+    token_ids: Tensor,
+    block_tables: list[Tensor],
+    block_size: int,
+    *,
+    tokens: Tensor,
+    positions: Tensor,
+    slots: list[Tensor],
+) -> None:
+    """Do what `quire.kernels.step.begin_step` does, for one token a request."""
+    rows, place = inputs.rows.long(), inputs.positions.long()
+    is_real = inputs.num_drafts >= 0
+    for group, table in enumerate(block_tables):
+        for row, first, new in zip(
+            rows.tolist(), inputs.first_new[group].tolist(), inputs.new_blocks[group], strict=True
+        ):
+            own = new[new > 0]
+            table[row, first : first + len(own)] = own
+        slot = table[rows, place // block_size].long() * block_size + place % block_size
+        slots[group].copy_(torch.where(is_real, slot, 0))
+    tokens.copy_(token_ids[rows, place])
+    positions.copy_(place)
