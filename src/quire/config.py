@@ -297,7 +297,10 @@ class EngineConfig:
         """Steps that may be queued on the devices at once."""
         if self.parallel.pipeline_parallel_size > 1:
             return self.parallel.pipeline_parallel_size
-        return 2 if self.scheduling.overlap else 1
+        if not self.scheduling.overlap:
+            return 1
+        # Ranks prepare a step when its command has come; the device has one more until then.
+        return 3 if self.parallel.tensor_parallel_size > 1 else 2
 
     @property
     def cache_dtype(self) -> torch.dtype:

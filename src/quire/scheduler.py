@@ -177,6 +177,8 @@ class TokenBudgetScheduler:
         block to each request behind it.
         """
         request = tracked.request
+        if self._num_lookahead == request.num_draft_tokens == 0:  # no guess needs room
+            return num_tokens, self._kv.reserve(request, num_tokens)
         num_known = request.num_known_unscheduled
         num_behind = max(0, len(self._running) - len(step.entries) - 1)
         if num_tokens > num_known:

@@ -34,9 +34,9 @@ class StepBuilder:
         Positions behind the tokens that are known hold drafts. Drafts that find no room in the
         step are dropped: the next ones are proposed for other positions.
         """
-        start = request.num_computed_tokens
-        num_drafts = max(0, num_tokens - request.num_known_unscheduled)
-        samples = num_tokens >= request.num_known_unscheduled
+        start, num_known = request.num_computed_tokens, request.num_known_unscheduled
+        num_drafts = max(0, num_tokens - num_known)
+        samples = num_tokens >= num_known
         self.entries[request.request_id] = ScheduledEntry(
             request.request_id, row, start, num_tokens, samples, new_block_ids, num_drafts
         )

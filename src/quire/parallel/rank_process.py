@@ -10,11 +10,13 @@ import os
 import signal
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from multiprocessing import connection, parent_process
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +24,7 @@ from quire.components import Components
 from quire.config import EngineConfig
 from quire.errors import QuireError
 from quire.kv.spec import CacheLayout
-from quire.messages import SchedulerOutput, StepResult
+from quire.messages import ScheduledEntry, SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
 from quire.parallel.place import Place
 from quire.parallel.torch_comm import join, world
@@ -50,12 +52,25 @@ class Allocate:
     num_blocks: int
 
 
+_fields = attrgetter(*(field.name for field in fields(ScheduledEntry)))
+
+
 @dataclass(frozen=True)
 class Execute:
     """Queue a step; not answered."""
 
     ticket: int  # names the step in the commands that follow
     output: SchedulerOutput
+
+    def __reduce__(self) -> tuple[Callable[..., Execute], tuple[object, ...]]:
+        """Be pickled with entries field by field: of 256 that takes a quarter of the time."""
+        columns = tuple(zip(*map(_fields, self.output.entries), strict=True))
+        return _execute, (self.ticket, replace(self.output, entries=()), columns)
+
+
+def _execute(ticket: int, output: SchedulerOutput, columns: tuple[tuple[Any, ...], ...]) -> Execute:
+    entries = map(ScheduledEntry, *columns) if columns else ()
+    return Execute(ticket, replace(output, entries=tuple(entries)))
 
 
 @dataclass(frozen=True)
