@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -142,9 +143,24 @@ class Experts(Layer):
         return takers
 
     def fill_random(self, generator: torch.Generator) -> None:
-        """Draw every element from a normal distribution."""
-        self.gate_up.normal_(0.0, RANDOM_STD, generator=generator)
-        self.down.normal_(0.0, RANDOM_STD, generator=generator)
+        """Draw every expert whole, by its layer and number, from a normal distribution.
+
+        So an expert has the same weights in any slot, in each of its copies and cut or not, and
+        what other layers draw does not depend on who holds what: loads that were recorded with
+        one placement are the loads of another.
+        """
+        own, takers = torch.Generator(generator.device), self.takes()
+        layer = crc32(f"{generator.initial_seed()} {self.prefix}".encode())
+        inner, outer = self.features.total, self._hidden.total
+        for expert in self.held:
+            own.manual_seed(layer + (expert << 32))
+            for name, shape in (
+                (self.names.gate, (inner, outer)),
+                (self.names.up, (inner, outer)),
+                (self.names.down, (outer, inner)),
+            ):
+                drawn = self.down.new_empty(shape).normal_(0.0, RANDOM_STD, generator=own)
+                takers[f"{self.prefix}.{expert}.{name}.weight"].take(drawn)
 
 
 # docs: moe begin
