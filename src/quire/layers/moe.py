@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from quire.errors import QuireError
-from quire.kernels.expert_tiles import tile_changes
-from quire.kernels.experts import apply_experts
+from quire.kernels.expert_tiles import chooses_in_pairs, tile_changes
+from quire.kernels.experts import apply_experts, route_experts
 from quire.kernels.linear import linear
 from quire.kernels.router import choose_experts
 from quire.layers.expert_exchange import ExpertExchange
@@ -54,7 +54,11 @@ class Router(Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return experts int32 [T, k] and weights float32 [T, k] of x [T, H]."""
-        return choose_experts(linear(x, self.weight, None), self.top_k, self.renormalize)
+        return choose_experts(self.logits(x), self.top_k, self.renormalize)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return a number for each expert, [T, E], of x [T, H]."""
+        return linear(x, self.weight, None)
 
     def takes(self) -> dict[str, Taker]:
         """One weight."""
@@ -122,6 +126,15 @@ class Experts(Layer):
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Return the sum of what experts `ids` [T, k] make of x, by `weights`, [T, H]."""
         return apply_experts(x, ids, weights, self.slots, self.gate_up, self.down)
+
+    def route(self, x: Tensor, router: Router) -> Tensor:
+        """Return the sum of what the experts that `router` chooses make of x [T, H], [T, H].
+
+        The choice may be a part of the products (`quire.kernels.experts.route_experts`).
+        """
+        top_k, renormalize = router.top_k, router.renormalize
+        logits = router.logits(x)
+        return route_experts(x, logits, top_k, renormalize, self.slots, self.gate_up, self.down)
 
     def takes(self) -> dict[str, Taker]:
         """Three weights an expert; those of an expert that is not held are left in the file."""
@@ -202,11 +215,20 @@ class MoE(Layer):
         """Apply to x, [num_tokens, hidden_size]."""
         if self._exchange is not None:
             return self._exchange(x)
-        ids, weights = self.router(x)
-        summed: Tensor = self.experts(x, self.routes(ids), weights)
+        summed: Tensor
+        if self._chooses_in_products(len(x)):
+            summed = self.experts.route(x, self.router)
+        else:
+            ids, weights = self.router(x)
+            summed = self.experts(x, self.routes(ids), weights)
         return summed if self._comm.size == 1 else PartialSum(summed, self._comm)
 
     # docs: moe end
+
+    def _chooses_in_products(self, num_tokens: int) -> bool:
+        """Whether the experts' kernels choose as well: nobody else asks what was chosen."""
+        few = chooses_in_pairs(num_tokens, self.router.top_k)
+        return few and isinstance(self.routes, ExpertRoutes) and self.routes.keep_ids
 
     def warm_up(self) -> None:
         """Compile the kernels of any number of rows, which steps on the same tokens do not bring.
