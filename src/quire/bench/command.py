@@ -17,6 +17,7 @@ from quire.bench import (
     decode,
     divergence,
     engine,
+    expert_ranks,
     experts,
     kernel_ladders,
     kernels,
@@ -67,6 +68,7 @@ TITLES = {
     "load": "Goodput and latencies under Poisson arrivals, over their rate",
     "parallel": "Sums of two GPUs by size, and whole runs of one, two and two times one",
     "experts": "A mixture of experts on one GPU: a layer's experts alone, decode steps, whole runs",
+    "expert-ranks": "A mixture of experts on several GPUs: its experts cut, placed and copied",
     "divergence": "Greedy outputs that change with the batch a request is in",
 }
 
@@ -93,6 +95,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-batch", type=int, default=256, help="steps: largest batch")
     parser.add_argument(
         "--vllm-python", help="peers: the Python of the environment that has vLLM (this one)"
+    )
+    parser.add_argument(
+        "--layouts",
+        type=lambda text: tuple(text.split(",")),
+        help="expert-ranks: which, with commas between (those of all GPUs, and some of two): "
+        f"{', '.join(expert_ranks.LAYOUTS)}",
+    )
+    parser.add_argument(
+        "--router-spread",
+        type=float,
+        default=expert_ranks.SPREAD,
+        help="expert-ranks: how unevenly the random router chooses; 0: as by chance (%(default)s)",
     )
     parser.add_argument("--commit", help="commit to record (default: asked of git)")
 
@@ -165,6 +179,10 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
         if hardware is None:
             raise QuireError(f"bench experts needs the ceilings of {device}, which quire lacks")
         return experts.run(_catalogued(name), name.rpartition("/")[2].lower(), device, hardware)
+    if args.name == "expert-ranks":
+        name = EXPERTS_MODEL if args.model == DEFAULT_MODEL else args.model
+        case = name.rpartition("/")[2].lower()
+        return expert_ranks.run(_catalogued(name), case, device, args.layouts, args.router_spread)
     if args.name in ("speculation-steps", "speculation-auto"):
         return _measure_speculation(args, device)
     if args.name == "speculation-acceptance":

@@ -50,6 +50,7 @@ class Router(Layer):
         super().__init__()
         self.name = f"{prefix}.gate.weight"
         self.top_k, self.renormalize = config.experts_per_token, config.renormalize
+        self.spread = config.router_spread
         self.weight = empty_parameter((config.num_experts, hidden_size), dtype, device)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,8 +66,16 @@ class Router(Layer):
         return {self.name: Taker(partial(copy_checked, self.weight))}
 
     def fill_random(self, generator: torch.Generator) -> None:
-        """Draw every element from a normal distribution."""
+        """Draw every element from a normal distribution; experts of low numbers may get more.
+
+        Where `router_spread` is s, the row of expert e is scaled by exp(s · (1 - (2e + 1) / E)): a
+        longer row's scores are further from zero, so that more of them are among the largest. It
+        is for measuring skew, which the chance of random rows gives little of.
+        """
         self.weight.normal_(0.0, RANDOM_STD, generator=generator)
+        number = torch.arange(len(self.weight), device=self.weight.device)
+        scale = torch.exp(self.spread * (1 - (2 * number + 1) / len(number)))
+        self.weight.mul_(scale[:, None].to(self.weight.dtype))
 
 
 class Experts(Layer):
@@ -163,10 +172,10 @@ class Experts(Layer):
         one placement are the loads of another.
         """
         own, takers = torch.Generator(generator.device), self.takes()
-        layer = crc32(f"{generator.initial_seed()} {self.prefix}".encode())
+        seed = generator.initial_seed()
         inner, outer = self.features.total, self._hidden.total
         for expert in self.held:
-            own.manual_seed(layer + (expert << 32))
+            own.manual_seed(crc32(f"{seed} {self.prefix}.{expert}".encode()))
             for name, shape in (
                 (self.names.gate, (inner, outer)),
                 (self.names.up, (inner, outer)),
