@@ -14,8 +14,8 @@ from kernel_checks import DTYPES, TOLERANCE, Check, draw, main
 from torch import Tensor
 
 from quire.kernels.expert_groups import tiled_experts
-from quire.kernels.expert_tiles import GroupTile, PairTile, group_tiles, pair_tile
-from quire.kernels.experts import paired_experts
+from quire.kernels.expert_pairs import paired_experts, routed_pairs
+from quire.kernels.expert_tiles import GroupTile, PairTile, group_tiles, pair_tiles
 from quire.kernels.grouping import AT_ONCE, group_pairs_torch, group_pairs_triton
 from quire.kernels.router import choose_experts_torch, choose_experts_triton
 from quire.kernels.routes import count_pairs, limit_pairs, live_rows, pair_limit, spread_pairs
@@ -182,12 +182,36 @@ def cases(device: str, dtype: torch.dtype) -> list[Case]:
 def pairs(device: str) -> None:
     for dtype in DTYPES:
         for i, case in enumerate(cases(device, dtype)):
-            _, hidden, size = case[5].shape
-            itemsize, top_k = dtype.itemsize, case[1].shape[1]
-            chosen = pair_tile(2, hidden, itemsize), pair_tile(1, top_k * size, itemsize)
+            chosen = pair_tiles(case[1].shape[1], case[5])
             tiles_of = [PAIR_TILES, (chosen,), *[PAIR_TILES[:1]] * 3]
             for tiles in tiles_of[i] if device == "cpu" else (*PAIR_TILES, chosen):
                 check(paired_experts(*case, *tiles), case)
+
+
+def pairs_that_choose(device: str) -> None:
+    """The router's choice and the products in one: the experts and weights of its twin.
+
+    Of logits in steps of a half many are equal, and of each token one is NaN or minus infinity.
+    """
+    for dtype in DTYPES:
+        for shape in (
+            ((5, 3, 24, 20),) if device == "cpu" else ((16, 4, 1000, 200), (128, 8, 256, 64))
+        ):
+            num_experts, top_k = shape[:2]
+            for num_tokens, num_slots in ((1, None), (2, num_experts // 2)):
+                logits = (draw(device, num_tokens, num_experts, dtype=dtype) * 4).round() / 2
+                logits[0, 1], logits[-1, 0] = -0.0, -INF
+                for renormalize in (True, False):
+                    ids, weights = choose_experts_torch(logits, top_k, renormalize)
+                    case = routed(device, num_tokens, dtype, shape, ids, num_slots)
+                    x, _, _, *rest = case
+                    for tiles in (PAIR_TILES[0], pair_tiles(top_k, case[5])):
+                        out = routed_pairs(x, logits, top_k, renormalize, *rest, *tiles)
+                        check(out, (x, ids, weights, *rest))
+    logits[0, 2] = torch.nan
+    out = routed_pairs(x, logits, top_k, True, *rest, *PAIR_TILES[0])
+    assert out[0].isnan().all()
+    assert num_tokens == 1 or not out[1:].isnan().any()
 
 
 def groups(device: str) -> None:
@@ -216,7 +240,8 @@ def alone_or_together(device: str) -> None:
 
 
 CHECKS: dict[str, Check] = {
-    check.__name__: check for check in (choose, group, routes, pairs, groups, alone_or_together)
+    check.__name__: check
+    for check in (choose, group, routes, pairs, pairs_that_choose, groups, alone_or_together)
 }
 
 if __name__ == "__main__":

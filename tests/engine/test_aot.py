@@ -63,6 +63,12 @@ INT4_TILE = {
     "block_rows": 16, "block_outputs": 64, "split": 4,
 }  # fmt: skip
 EXPERTS = {"hidden": 2048, "size": 768, "num_slots": 128, "top_k": 8}
+# Of pairs by ids and by logits: what is chosen from, and how many logits a token has.
+CHOICES: tuple[tuple[str, dict[str, object]], ...] = (
+    (INT, {"num_experts": 0, "block_experts": 1}),
+    (HALF, {"num_experts": 128, "block_experts": 128}),
+    (FLOAT, {"num_experts": 8, "block_experts": 8}),
+)
 GROUPED = {"hidden": 2048, "size": 768, "block_rows": 16, "block_outputs": 64, "block_depth": 64}
 GATE_UP_TILES = (
     ({"block_depth": 128}, {"num_warps": 4, "num_stages": 3}),
@@ -226,20 +232,29 @@ def expert_kernels() -> list[Served]:
             {"block": 2048},
             {"num_warps": 8},
         ),
-        Served(
-            "experts._pair_gate_up_kernel",
-            {"x": HALF, "ids": INT, "slots": INT, "gate_up": HALF, "hidden_states": HALF},
-            {**EXPERTS, "block_outputs": 1, "block_depth": 1024},
-            {"num_warps": 2},
+        *(
+            Served(
+                "expert_pairs._pair_gate_up_kernel",
+                {"x": HALF, "choices": of, "slots": INT, "gate_up": HALF, "hidden_states": HALF},
+                {**EXPERTS, **routing, "block_outputs": 1, "block_depth": 1024},
+                {"num_warps": 2},
+            )
+            for of, routing in CHOICES
         ),
-        Served(
-            "experts._pair_down_kernel",
-            {
-                "hidden_states": HALF, "ids": INT, "weights": FLOAT, "slots": INT, "down": HALF,
-                "out": HALF,
-            },
-            {**EXPERTS, "block_outputs": 2, "block_depth": 256},
-            {"num_warps": 2},
+        *(
+            Served(
+                "expert_pairs._pair_down_kernel",
+                {
+                    "hidden_states": HALF, "choices": of, "weights": FLOAT if of == INT else of,
+                    "slots": INT, "down": HALF, "out": HALF,
+                },
+                {
+                    **EXPERTS, **routing, "renormalize": of != INT, "block_outputs": 2,
+                    "block_depth": 256,
+                },
+                {"num_warps": 2},
+            )
+            for of, routing in CHOICES
         ),
         *(
             Served(

@@ -36,7 +36,8 @@ from transformers import PreTrainedModel
 from quire import LLM, CheckpointError, QuireError, SamplingParams, UnsupportedModelError
 from quire.bench.experts import torch_grouped
 from quire.config import EngineConfig
-from quire.kernels.expert_tiles import group_tiles, prefers_pairs, tile_changes
+from quire.kernels import expert_tiles
+from quire.kernels.expert_tiles import chooses_in_pairs, group_tiles, prefers_pairs, tile_changes
 from quire.kernels.experts import FEW_PAIRS, apply_experts_torch
 from quire.kernels.grouping import group_pairs_torch
 from quire.kernels.router import choose_experts_torch
@@ -46,6 +47,7 @@ from quire.models.config import ModelConfig
 from quire.models.decoder import Decoder, GatedMLP
 from quire.models.loader import initialize_random
 from quire.models.moe_config import MoEConfig
+from quire.parallel.expert_plan import ExpertPlan
 from quire.parallel.place import Place
 from quire.runner.warm_up import _steps_by_experts, warm_up
 
@@ -316,6 +318,47 @@ def test_kernel_on_a_gpu(name: str) -> None:
     kernel_checks.run(name, "cuda", expert_checks.CHECKS)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 5, 6])
+def test_choice_and_products_together_are_both_in_turn(
+    num_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twins, whether or not a GPU's kernels would choose: 5 tokens have 10 pairs."""
+    moe = filled(MoE(tiny(), 16, "mlp", torch.float32, CPU, Place()))
+    x = torch.randn(num_tokens, 16, generator=torch.Generator().manual_seed(1))
+    ids, weights = moe.router(x)
+    expected = dense(moe.experts, x, ids, weights)
+    for most_pairs in (0, 10):
+        monkeypatch.setattr(expert_tiles, "CHOICE_PAIRS", most_pairs)
+        assert chooses_in_pairs(num_tokens, 2) is (num_tokens * 2 <= most_pairs)
+        torch.testing.assert_close(moe(x).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_who_counts_or_limits_pairs_is_still_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products may choose only where nobody else looks at the choice."""
+    monkeypatch.setattr(expert_tiles, "CHOICE_PAIRS", 16)
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
+    place = Place(experts=ExpertPlan(records_loads=True))
+    moe = filled(MoE(tiny(), 16, "mlp", torch.float32, CPU, place))
+    moe(x)
+    assert moe.routes.loads is not None
+    assert int(moe.routes.loads.sum()) == 6
+    limited = MoE(
+        tiny(), 16, "mlp", torch.float32, CPU, Place(experts=ExpertPlan(capacity_factor=0.1))
+    )
+    limited.load_state_dict(moe.state_dict())
+    assert not torch.allclose(limited(x), moe(x))
+    plain = filled(MoE(tiny(), 16, "mlp", torch.float32, CPU, Place()))
+    asked: list[Tensor] = []
+
+    def watched(ids: Tensor) -> Tensor:
+        asked.append(ids)
+        return ids
+
+    plain.routes = watched
+    assert torch.equal(plain(x), moe(x))
+    assert len(asked) == 1
+
+
 # --- checkpoints that are wrong ----------------------------------------------
 
 
@@ -448,6 +491,27 @@ def test_serving_compiles_nothing(options: dict[str, Any], folder: Folder) -> No
             prompts = random_prompts([lengths.randint(1, 90) for _ in range(count)])
             llm.generate(prompts, replace(GREEDY, max_tokens=12), use_tqdm=False)
     assert names == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [True, False])
+def test_products_that_choose_say_what_the_router_says(
+    graphs: bool, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole answers in float32, in steps of 1 to 6 tokens of 2 experts, and nothing compiled."""
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("no Triton kernels serve here")
+    prompts = random_prompts([1, 33, 9, 2, 70, 5])
+    params = [replace(GREEDY, max_tokens=20 + 3 * n) for n in range(len(prompts))]
+    found = []
+    for most_pairs in (0, 16):
+        monkeypatch.setattr(expert_tiles, "CHOICE_PAIRS", most_pairs)
+        llm = LLM(folder("mixtral"), dtype="float32", num_blocks=400, cuda_graphs=graphs)
+        with compilations() as names:
+            outputs = llm.generate(prompts, params, use_tqdm=False)
+        assert names == []
+        found.append([output.outputs[0].token_ids for output in outputs])
+    assert found[0] == found[1]
 
 
 @pytest.mark.gpu

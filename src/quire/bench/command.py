@@ -18,6 +18,7 @@ from quire.bench import (
     decode,
     divergence,
     engine,
+    expert_ranks,
     experts,
     kernel_ladders,
     kernels,
@@ -69,6 +70,7 @@ TITLES = {
     "collectives": "What GPUs of one machine tell each other, by its size and the number of ranks",
     "parallel": "Whole runs of a model laid out over the GPUs of one machine",
     "experts": "A mixture of experts on one GPU: a layer's experts alone, decode steps, whole runs",
+    "expert-ranks": "A mixture of experts on several GPUs: its experts cut, placed and copied",
     "divergence": "Greedy outputs that change with the batch a request is in",
 }
 
@@ -99,8 +101,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layouts",
         type=lambda text: tuple(text.split(",")),
-        help=f"parallel: which, with commas between (those for which there are GPUs): "
-        f"{', '.join(parallel.LAYOUTS)}",
+        help=f"parallel, of {', '.join(parallel.LAYOUTS)}, and expert-ranks, of "
+        f"{', '.join(expert_ranks.LAYOUTS)}: which, with commas between (those for which there "
+        "are GPUs)",
+    )
+    parser.add_argument(
+        "--router-spread",
+        type=float,
+        default=expert_ranks.SPREAD,
+        help="expert-ranks: how unevenly the random router chooses; 0: as by chance (%(default)s)",
     )
     parser.add_argument("--commit", help="commit to record (default: asked of git)")
 
@@ -176,6 +185,10 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
         if hardware is None:
             raise QuireError(f"bench experts needs the ceilings of {device}, which quire lacks")
         return experts.run(_catalogued(name), name.rpartition("/")[2].lower(), device, hardware)
+    if args.name == "expert-ranks":
+        name = EXPERTS_MODEL if args.model == DEFAULT_MODEL else args.model
+        case = name.rpartition("/")[2].lower()
+        return expert_ranks.run(_catalogued(name), case, device, args.layouts, args.router_spread)
     if args.name in ("speculation-steps", "speculation-auto"):
         return _measure_speculation(args, device)
     if args.name == "speculation-acceptance":

@@ -27,9 +27,9 @@ VOCABULARY = 150_000  # ids are drawn below this
 Load = tuple[list[list[int]], list[SamplingParams]]
 
 
-def mix256() -> Load:
-    """256 requests, prompts and outputs of 100 to 1,024 tokens each."""
-    generator = random.Random(0)
+def mix256(seed: int = 0) -> Load:
+    """256 requests, prompts and outputs of 100 to 1,024 tokens each; others by another seed."""
+    generator = random.Random(seed)
     prompts, params = [], []
     for _ in range(256):
         length = generator.randint(100, 1024)

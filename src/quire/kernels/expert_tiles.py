@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 # Pairs of token and expert up to which each is multiplied by itself. With 8 experts a token, one
 # token takes 22 us by pairs; eight take 146 by pairs and 124 in groups, with the best tile of
 # pairs. Four were compared with an earlier tile only: 103 and 77.
 MOST_PAIRS = 16
+# Pairs up to which their programs find a token's experts themselves, which spares the router's
+# kernel: at most MOST_PAIRS, and 0 for never. It was not measured whether that is faster: each of
+# several thousand programs takes up to 8 maxima of 128 keys before its loads.
+CHOICE_PAIRS = 0
 MEANS = (12, 32, 96)  # pairs of a group, up to which a tile of `group_tiles` serves
 REGISTER_BYTES = 96 * 4  # of weights that a thread may hold
 
@@ -43,6 +49,11 @@ def prefers_pairs(num_tokens: int, top_k: int) -> bool:
     return num_tokens * top_k <= MOST_PAIRS
 
 
+def chooses_in_pairs(num_tokens: int, top_k: int) -> bool:
+    """Whether the products by pairs choose a token's experts as well."""
+    return prefers_pairs(num_tokens, top_k) and num_tokens * top_k <= CHOICE_PAIRS
+
+
 def pair_tile(outputs: int, columns: int, itemsize: int) -> PairTile:
     """Return the tile of a product by pairs.
 
@@ -62,6 +73,13 @@ def pair_tile(outputs: int, columns: int, itemsize: int) -> PairTile:
     while num_warps < 8 and rows * row > num_warps * a_warp:
         num_warps *= 2
     return PairTile(rows, depth, num_warps)
+
+
+def pair_tiles(top_k: int, down: Tensor) -> tuple[PairTile, PairTile]:
+    """Return the tiles of gate and up, and of down, [S, H, I], by pairs."""
+    _, hidden, size = down.shape
+    itemsize = down.dtype.itemsize
+    return pair_tile(2, hidden, itemsize), pair_tile(1, top_k * size, itemsize)
 
 
 def group_tiles(

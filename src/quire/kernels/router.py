@@ -67,20 +67,41 @@ def _choose_kernel(
     renormalize: tl.constexpr,
     early: tl.constexpr,
 ):
-    """One program a token: k rounds of taking the largest that is left.
-
-    A round is one maximum over keys: a logit's bits, made to rise with it, above a number that
-    falls with the expert's, so that of equal logits the lower expert goes first. A logit that is
-    NaN is chosen last and makes every weight NaN, as it does in torch.
-    """
+    """One program a token: k rounds of taking the largest that is left."""
     token = tl.program_id(0).to(tl.int64)
-    expert = tl.arange(0, block)
-    inside = expert < num_experts
     if early:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    logit = tl.load(logits + token * num_experts + expert, inside, other=float("-inf"))
-    logit = logit.to(tl.float32)
+    key, logit = ranked_keys(logits, token, num_experts, block)
+    place = tl.arange(0, padded_k)
+    best_keys = tl.zeros((padded_k,), key.dtype)
+    for j in tl.static_range(top_k):
+        best = tl.max(key)
+        best_keys = tl.where(place == j, best, best_keys)
+        key = without_key(key, best)
+    largest = largest_logit(logit)
+    value = tl.exp(logit_of(best_keys, logits) - largest) / tl.sum(tl.exp(logit - largest))
+    value = tl.where(place < top_k, value, 0.0)
+    if renormalize:
+        value = value / tl.sum(value)
+    stored = place < top_k
+    tl.store(ids + token * top_k + place, expert_of(best_keys, logits), stored)
+    tl.store(weights + token * top_k + place, value, stored)
+
+
+@jit
+def ranked_keys(logits, token, num_experts: tl.constexpr, block: tl.constexpr):
+    """Return the keys [block] of a token's experts, and its logits as float32 [block].
+
+    A key is a logit's bits, made to rise with it, above a number that falls with the expert's, so
+    that the largest key is the largest logit's, and of equal logits that of the lower expert. A
+    logit that is NaN is chosen last and makes every weight NaN, as it does in torch. Logits are
+    read past the first-level cache, which may hold an earlier layer's.
+    """
+    expert = tl.arange(0, block)
+    inside = expert < num_experts
+    place = logits + token * num_experts + expert
+    logit = tl.load(place, inside, other=float("-inf"), cache_modifier=".cg").to(tl.float32)
     dtype: tl.constexpr = logits.dtype.element_ty
     width: tl.constexpr = dtype.primitive_bitwidth  # of a logit; a key has twice as many bits
     bits: tl.constexpr = tl.int16 if width == 16 else tl.int32
@@ -90,22 +111,36 @@ def _choose_kernel(
     rising = number.to(dtype).to(bits, bitcast=True)
     rising = tl.where(rising < 0, rising ^ signless, rising).to(keys)
     key = (rising << width) | (signless - expert).to(keys)
-    least: tl.constexpr = -(2 ** (2 * width - 1))
-    key = tl.where(inside, key, least)
-    place = tl.arange(0, padded_k)
-    best_keys = tl.zeros((padded_k,), keys)
-    for j in tl.static_range(top_k):
-        best = tl.max(key)
-        best_keys = tl.where(place == j, best, best_keys)
-        key = tl.where(key == best, least, key)
-    chosen = (signless - (best_keys & (2**width - 1))).to(tl.int32)
-    rising = (best_keys >> width).to(bits)
-    value = tl.where(rising < 0, rising ^ signless, rising).to(dtype, bitcast=True).to(tl.float32)
-    largest = tl.max(number)
-    value = tl.exp(value - largest) / tl.sum(tl.exp(logit - largest))
-    value = tl.where(place < top_k, value, 0.0)
-    if renormalize:
-        value = value / tl.sum(value)
-    stored = place < top_k
-    tl.store(ids + token * top_k + place, chosen, stored)
-    tl.store(weights + token * top_k + place, value, stored)
+    return tl.where(inside, key, -(2 ** (2 * width - 1))), logit
+
+
+@jit
+def without_key(key, taken):
+    """Return the keys with the least possible one in place of one that was taken."""
+    least: tl.constexpr = -(2 ** (key.dtype.primitive_bitwidth - 1))
+    return tl.where(key == taken, least, key)
+
+
+@jit
+def largest_logit(logit):
+    """Return the largest of a token's logits that is a number."""
+    return tl.max(tl.where(logit == logit, logit, float("-inf")))
+
+
+@jit
+def expert_of(key, logits):
+    """Return the number of the expert that a key of `logits` belongs to, int32."""
+    width: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth
+    return (2 ** (width - 1) - 1 - (key & (2**width - 1))).to(tl.int32)
+
+
+@jit
+def logit_of(key, logits):
+    """Return the logit of a key of `logits`, float32."""
+    dtype: tl.constexpr = logits.dtype.element_ty
+    width: tl.constexpr = dtype.primitive_bitwidth
+    bits: tl.constexpr = tl.int16 if width == 16 else tl.int32
+    signless: tl.constexpr = 2 ** (width - 1) - 1
+    rising = (key >> width).to(bits)
+    rising = tl.where(rising < 0, rising ^ signless, rising)
+    return rising.to(dtype, bitcast=True).to(tl.float32)

@@ -82,6 +82,11 @@ class ExpertRoutes:
             ids = spread_pairs(ids, *self._copies, first_row)
         return ids
 
+    @property
+    def keep_ids(self) -> bool:
+        """Whether what a router chose is given back as it is: nothing is counted or copied."""
+        return self._live is None and self._copies is None
+
     def forget(self) -> None:
         """Begin to count anew."""
         if self.loads is not None:

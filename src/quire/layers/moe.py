@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from quire.errors import QuireError
-from quire.kernels.expert_tiles import tile_changes
-from quire.kernels.experts import apply_experts
+from quire.kernels.expert_tiles import chooses_in_pairs, tile_changes
+from quire.kernels.experts import apply_experts, route_experts
 from quire.kernels.linear import MAX_ROWS, linear
 from quire.kernels.router import choose_experts
 from quire.layers.expert_exchange import ExpertExchange
@@ -49,19 +50,32 @@ class Router(Layer):
         super().__init__()
         self.name = f"{prefix}.gate.weight"
         self.top_k, self.renormalize = config.experts_per_token, config.renormalize
+        self.spread = config.router_spread
         self.weight = empty_parameter((config.num_experts, hidden_size), dtype, device)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return experts int32 [T, k] and weights float32 [T, k] of x [T, H]."""
-        return choose_experts(linear(x, self.weight, None), self.top_k, self.renormalize)
+        return choose_experts(self.logits(x), self.top_k, self.renormalize)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return a number for each expert, [T, E], of x [T, H]."""
+        return linear(x, self.weight, None)
 
     def takes(self) -> dict[str, Taker]:
         """One weight."""
         return {self.name: Taker(partial(copy_checked, self.weight))}
 
     def fill_random(self, generator: torch.Generator) -> None:
-        """Draw every element from a normal distribution."""
+        """Draw every element from a normal distribution; experts of low numbers may get more.
+
+        Where `router_spread` is s, the row of expert e is scaled by exp(s · (1 - (2e + 1) / E)): a
+        longer row's scores are further from zero, so that more of them are among the largest. It
+        is for measuring skew, which the chance of random rows gives little of.
+        """
         self.weight.normal_(0.0, RANDOM_STD, generator=generator)
+        number = torch.arange(len(self.weight), device=self.weight.device)
+        scale = torch.exp(self.spread * (1 - (2 * number + 1) / len(number)))
+        self.weight.mul_(scale[:, None].to(self.weight.dtype))
 
 
 class Experts(Layer):
@@ -122,6 +136,15 @@ class Experts(Layer):
         """Return the sum of what experts `ids` [T, k] make of x, by `weights`, [T, H]."""
         return apply_experts(x, ids, weights, self.slots, self.gate_up, self.down)
 
+    def route(self, x: Tensor, router: Router) -> Tensor:
+        """Return the sum of what the experts that `router` chooses make of x [T, H], [T, H].
+
+        The choice may be a part of the products (`quire.kernels.experts.route_experts`).
+        """
+        top_k, renormalize = router.top_k, router.renormalize
+        logits = router.logits(x)
+        return route_experts(x, logits, top_k, renormalize, self.slots, self.gate_up, self.down)
+
     def takes(self) -> dict[str, Taker]:
         """Three weights an expert; those of an expert that is not held are left in the file."""
         takers = {}
@@ -142,9 +165,24 @@ class Experts(Layer):
         return takers
 
     def fill_random(self, generator: torch.Generator) -> None:
-        """Draw every element from a normal distribution."""
-        self.gate_up.normal_(0.0, RANDOM_STD, generator=generator)
-        self.down.normal_(0.0, RANDOM_STD, generator=generator)
+        """Draw every expert whole, by its layer and number, from a normal distribution.
+
+        So an expert has the same weights in any slot, in each of its copies and cut or not, and
+        what other layers draw does not depend on who holds what: loads that were recorded with
+        one placement are the loads of another.
+        """
+        own, takers = torch.Generator(generator.device), self.takes()
+        seed = generator.initial_seed()
+        inner, outer = self.features.total, self._hidden.total
+        for expert in self.held:
+            own.manual_seed(crc32(f"{seed} {self.prefix}.{expert}".encode()))
+            for name, shape in (
+                (self.names.gate, (inner, outer)),
+                (self.names.up, (inner, outer)),
+                (self.names.down, (outer, inner)),
+            ):
+                drawn = self.down.new_empty(shape).normal_(0.0, RANDOM_STD, generator=own)
+                takers[f"{self.prefix}.{expert}.{name}.weight"].take(drawn)
 
 
 # docs: moe begin
@@ -186,11 +224,20 @@ class MoE(Layer):
         """Apply to x, [num_tokens, hidden_size]."""
         if self._exchange is not None:
             return self._exchange(x)
-        ids, weights = self.router(x)
-        summed: Tensor = self.experts(x, self.routes(ids), weights)
+        summed: Tensor
+        if self._chooses_in_products(len(x)):
+            summed = self.experts.route(x, self.router)
+        else:
+            ids, weights = self.router(x)
+            summed = self.experts(x, self.routes(ids), weights)
         return summed if self._comm.size == 1 else PartialSum(summed, self._comm)
 
     # docs: moe end
+
+    def _chooses_in_products(self, num_tokens: int) -> bool:
+        """Whether the experts' kernels choose as well: nobody else asks what was chosen."""
+        few = chooses_in_pairs(num_tokens, self.router.top_k)
+        return few and isinstance(self.routes, ExpertRoutes) and self.routes.keep_ids
 
     def warm_up(self) -> None:
         """Compile the kernels of any number of rows, which steps on the same tokens do not bring.

@@ -21,6 +21,7 @@ class MoEConfig:
     renormalize: bool  # whether the weights of the k are scaled to a sum of 1
     layers: tuple[int, ...]  # those that have experts, rising; the others have a gated MLP
     names: ExpertNames = field(default_factory=ExpertNames)
+    router_spread: float = 0.0  # of random weights alone: see `quire.layers.moe.Router.fill_random`
 
     def __post_init__(self) -> None:
         if not 1 <= self.experts_per_token <= self.num_experts:
