@@ -7,11 +7,15 @@ under Triton's interpreter.
 from __future__ import annotations
 
 import itertools
+from functools import partial
+from unittest.mock import patch
 
 import torch
 from kernel_checks import Check, draw, main, sizes
 from torch import Tensor
 
+from quire.attention.triton_backend import TritonAttention
+from quire.bench import ring
 from quire.kernels.part_attention import (
     attend_part_torch,
     attend_part_triton,
@@ -19,7 +23,7 @@ from quire.kernels.part_attention import (
     merge_triton,
 )
 from quire.kernels.prefill import prefill, tokens_per_tile
-from quire.kernels.tuning import PrefillTuning, tuning
+from quire.kernels.tuning import DecodeTuning, PrefillTuning, Tuning, tuning
 from quire.kv.batch import AttentionBatch
 
 # The interpreter's tl.dot takes bfloat16 for integers.
@@ -166,8 +170,21 @@ def slices(device: str) -> None:
         assert_part((y[5:], lse[5:]), (expected, both), torch.float32)
 
 
+def whole_prompt(device: str) -> None:
+    """What the benchmark takes for one GPU's attention is the causal one."""
+    decode = DecodeTuning(tile=16, warps=1, stages=2, programs=16, min_keys=32)
+    small = partial(TritonAttention, Tuning(decode, SMALL))
+    dtype, size = (torch.float32, 16) if device == "cpu" else (torch.bfloat16, 128)
+    q, k, v = (x.contiguous() for x in inputs(device, 70, 70, (4, 2), size, dtype))
+    with patch.object(ring, "TritonAttention", small if device == "cpu" else TritonAttention):
+        found = ring.whole(q, k, v)()
+    expected, _ = oracle(q, k, v, size**-0.5, True)
+    assert (found.double() - expected).norm() <= TOLERANCE[dtype] * expected.norm()
+
+
 CHECKS: dict[str, Check] = {
-    check.__name__: check for check in (part, several, asked_for_nothing, merges, slices)
+    check.__name__: check
+    for check in (part, several, asked_for_nothing, merges, slices, whole_prompt)
 }
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from quire.bench import (
     quantization_quality,
     quantization_runs,
     quantization_speed,
+    ring,
     speculation_acceptance,
     speculation_auto,
     speculation_steps,
@@ -66,6 +67,7 @@ TITLES = {
     "peers": "quire and vLLM in turns on one GPU, on the same works",
     "load": "Goodput and latencies under Poisson arrivals, over their rate",
     "parallel": "Sums of two GPUs by size, and whole runs of one, two and two times one",
+    "ring": "Attention of one long prompt, on one GPU and on rings of several",
     "experts": "A mixture of experts on one GPU: a layer's experts alone, decode steps, whole runs",
     "divergence": "Greedy outputs that change with the batch a request is in",
 }
@@ -159,6 +161,9 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
     if args.name == "parallel":
         name = engine.MODELS[1] if args.model == DEFAULT_MODEL else args.model
         return parallel.run(_catalogued(name), name.rpartition("/")[2].lower(), device)
+    if args.name == "ring":
+        name = engine.MODELS[1] if args.model == DEFAULT_MODEL else args.model
+        return ring.run(_catalogued(name), device)
     if args.name == "experts":
         name = EXPERTS_MODEL if args.model == DEFAULT_MODEL else args.model
         hardware = _ceilings(device)
