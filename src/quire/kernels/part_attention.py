@@ -27,7 +27,7 @@ def attend_part(
     """Attend with queries to one part of their keys.
 
     Args:
-        q: [num_queries, num_heads, head_size].
+        q: [num_queries, num_heads, head_size]; tokens may be strided.
         k: [num_keys, num_kv_heads, head_size]; tokens may be strided. There may be no key.
         v: the same shape and strides.
         scale: of the scores.
@@ -64,9 +64,8 @@ def attend_part_torch(
     if causal:
         later = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).triu(1)
         scores.masked_fill_(later, -torch.inf)
-    return (scores.softmax(-1) @ values).transpose(0, 1).contiguous(), scores.logsumexp(
-        -1
-    ).T.contiguous()
+    y, lse = scores.softmax(-1) @ values, scores.logsumexp(-1)
+    return y.transpose(0, 1).contiguous(), lse.T.contiguous()
 
 
 def attend_part_triton(
@@ -87,8 +86,8 @@ def attend_part_triton(
         settings = tuning(q.device, head_size, q.dtype.itemsize).prefill
     size = tokens_per_tile(num_heads // k.shape[1], settings)
     # All lists are made on the device: a copy from the host would wait for what is queued.
-    last = (num_queries - 1) // size * size
-    first = torch.arange(last, -1, -size, dtype=torch.int32, device=q.device)  # longest rows first
+    last = (num_queries - 1) // size * size  # comes first: under a mask it sees the most keys
+    first = torch.arange(last, -1, -size, dtype=torch.int32, device=q.device)
     starts, key_starts = (
         torch.arange(0, 2 * len(x), len(x), dtype=torch.int32, device=q.device) for x in (q, k)
     )
