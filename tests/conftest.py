@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Their files take minutes, so they come first: no worker waits at the end for another. The site
 # is built meanwhile.
 LONGEST = ("notebooks", "labs", "site")
+SEVERAL_GPUS = {"two_gpus": 2, "four_gpus": 4}  # markers
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; one thread each keeps them from waiting on one another. Other
     # conftest files import torch, which looks once.
@@ -52,15 +53,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     items.sort(key=place)
     if config.getoption("--require-gpu"):
-        _leave_out_two_gpus(config, items)
+        _leave_out_several_gpus(config, items)
 
 
-def _leave_out_two_gpus(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With one GPU those tests are left out and counted: to fail would fault a whole machine."""
+def _leave_out_several_gpus(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With too few GPUs those tests are left out and counted: to fail would fault a machine."""
     import torch
 
-    wanting = [item for item in items if item.get_closest_marker("two_gpus")]
-    if torch.cuda.device_count() < 2 and wanting:
+    count = torch.cuda.device_count()
+    needed = {name: number for name, number in SEVERAL_GPUS.items() if number > count}
+    wanting = [item for item in items if any(item.get_closest_marker(name) for name in needed)]
+    if wanting:
         config.hook.pytest_deselected(items=wanting)
         items[:] = [item for item in items if item not in wanting]
 

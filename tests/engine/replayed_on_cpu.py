@@ -124,16 +124,16 @@ class Stages:
 
         That is a message from within a graph, and a choice where no logits are.
         """
-        pass_on, replay = LockstepComm._pass_on, DecodeGraphs.replay
+        deliver, replay = LockstepComm._deliver, DecodeGraphs.replay
         sample = model_runner.ModelRunner._sample
 
-        def passed_on(
+        def delivered(
             comm: LockstepComm, x: Tensor | None, like: Tensor, source: int, target: int
         ) -> Tensor:
             assert not getattr(self._within, "graph", False), "a graph waits for another stage"
             if x is not None:
                 self.seen.message_rows.append(len(x))
-            return pass_on(comm, x, like, source, target)
+            return deliver(comm, x, like, source, target)
 
         def replayed(
             graphs: DecodeGraphs, entries: Sequence[ScheduledEntry], ending: Ending
@@ -146,7 +146,7 @@ class Stages:
             sample(runner, *args)
 
         monkeypatch.setattr(model_runner.ModelRunner, "_sample", sampled)
-        monkeypatch.setattr(LockstepComm, "_pass_on", passed_on)
+        monkeypatch.setattr(LockstepComm, "_deliver", delivered)
         monkeypatch.setattr(DecodeGraphs, "replay", replayed)
 
 

@@ -87,8 +87,10 @@ PREFILL_TILES = {
     "TILE": 64,
     "STAGES": 3,
 }
-PREFILL = {**PREFILL_TILES, "window": None, "sinks": None}
+WHOLE = {"lse": None, "key_starts": None}  # not a part of a sequence
+PREFILL = {**PREFILL_TILES, **WHOLE, "window": None, "sinks": None}
 DESCRIPTOR = "tensordesc<bf16[64, 128]>"
+FRESH = {**ATTENDED, "tiles": INT, "key": DESCRIPTOR, "value": DESCRIPTOR}
 
 
 def few_rows(rows: int, depth: int, tile: tuple[int, int, int], adds_bias: bool) -> Served:
@@ -378,9 +380,23 @@ SERVED = [
     ),
     Served(
         "prefill._prefill",
-        {**ATTENDED, "tiles": INT, "key": DESCRIPTOR, "value": DESCRIPTOR},
+        FRESH,
         {**PREFILL, **UNSCALED, "PAGE": None},
         {"num_warps": 4},
+    ),
+    *(
+        Served(
+            "prefill._prefill",
+            {**FRESH, "output": FLOAT, "lse": FLOAT, **starts},
+            {**PREFILL_TILES, **UNSCALED, "PAGE": None, "window": None, "sinks": None, **none},
+            {"num_warps": 4},
+        )
+        for starts, none in (({}, {"key_starts": None}), ({"key_starts": INT}, {}))
+    ),
+    Served(
+        "part_attention._merge_kernel",
+        {**dict.fromkeys(("y", "lse", "part", "part_lse"), FLOAT), "num_rows": "i32"},
+        {"size": 128, "block": 128, "rows": 16},
     ),
     Served(
         "paged_decode._paged_decode",
@@ -397,7 +413,7 @@ SERVED = [
     Served(
         "prefill._prefill",
         {**ATTENDED, "tiles": INT, "window": "i32", "sinks": "i32"},
-        {**PREFILL_TILES, **UNSCALED, "PAGE": 16},
+        {**PREFILL_TILES, **WHOLE, **UNSCALED, "PAGE": 16},
         {"num_warps": 4},
     ),
     *(served for name in CODES for served in code_kernels(name)),

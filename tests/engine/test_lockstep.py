@@ -80,6 +80,26 @@ def test_what_is_sent_arrives_at_the_one_who_receives() -> None:
     assert run(first, second, third) == [8, None, 7]
 
 
+def test_a_ring_passes_on_what_each_has() -> None:
+    """Twice round, of other lengths; what is read too soon is no number."""
+
+    def work(comm: LockstepComm) -> list[Tensor]:
+        before = (comm.rank - 1) % 3
+        held, like = torch.full((2, comm.rank), comm.rank + 1.0), torch.zeros(2, before)
+        arrival = comm.pass_on(held, like)
+        assert like.isnan().all()
+        held.neg_()  # a mistake, and it shows: the exchange is when both wait
+        first = arrival.wait()
+        assert first is like
+        second = comm.pass_on(first, torch.empty(2, (comm.rank - 2) % 3, dtype=first.dtype))
+        return [first.clone(), second.wait()]
+
+    for rank, (first, second) in enumerate(run(work, work, work)):
+        before, second_before = (rank - 1) % 3, (rank - 2) % 3
+        assert first.tolist() == [[-(before + 1.0)] * before] * 2
+        assert second.tolist() == [[-(second_before + 1.0)] * second_before] * 2
+
+
 def test_groups_of_a_world_work_apart() -> None:
     """Pairs (0, 1) and (2, 3) sum alone, then (0, 2) and (1, 3)."""
     world = Lockstep(4)
@@ -129,6 +149,17 @@ MISTAKES: dict[str, tuple[list[Task], str]] = {
     "rows that nobody sends": (
         [lambda comm: comm.all_to_all([torch.ones(1, 2)] * 2, [1, 2])] * 2,
         r"rank 0 expected \[1, 2\] rows of the ranks in all_to_all, and they sent \[1, 1\]",
+    ),
+    "another length than the neighbour's": (
+        [lambda comm: comm.pass_on(torch.ones(comm.rank + 1), torch.empty(2)).wait()] * 2,
+        r"rank 1 expected \(float32, \[2\]\) of rank 0 in pass_on, and \(float32, \[1\]\) came",
+    ),
+    "an arrival that only one waits for": (
+        [
+            lambda comm: comm.pass_on(torch.ones(1), torch.ones(1)),
+            lambda comm: comm.pass_on(torch.ones(1), torch.ones(1)).wait(),
+        ],
+        r"nobody can go on: rank 0 has returned, rank 1 waits in pass_on\(float32\)",
     ),
     "a circle": (
         [receives(2), receives(0), receives(1)],

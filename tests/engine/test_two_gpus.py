@@ -88,7 +88,7 @@ def test_a_step_that_is_not_replayed_is_seen() -> None:
     llm.engine.shutdown()
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 4, reason="needs four GPUs")
+@pytest.mark.four_gpus
 @pytest.mark.parametrize("model", ["quire-mini", "quire-mini-moe"])
 def test_two_stages_of_two_gpus_each(model: str) -> None:
     """The sums of a stage's ranks lie in its graphs, and what it hands on outside."""

@@ -32,6 +32,7 @@ from quire.bench import (
     quantization_quality,
     quantization_runs,
     quantization_speed,
+    ring,
     speculation_acceptance,
     speculation_auto,
     speculation_steps,
@@ -69,6 +70,7 @@ TITLES = {
     "load": "Goodput and latencies under Poisson arrivals, over their rate",
     "collectives": "What GPUs of one machine tell each other, by its size and the number of ranks",
     "parallel": "Whole runs of a model laid out over the GPUs of one machine",
+    "ring": "Attention of one long prompt, on one GPU and on rings of several",
     "experts": "A mixture of experts on one GPU: a layer's experts alone, decode steps, whole runs",
     "expert-ranks": "A mixture of experts on several GPUs: its experts cut, placed and copied",
     "divergence": "Greedy outputs that change with the batch a request is in",
@@ -179,6 +181,9 @@ def _measure(args: argparse.Namespace, device: torch.device) -> list[Row]:
         return parallel.run(_catalogued(name), case, device, args.layouts)
     if args.name == "collectives":
         return collectives.run(device)
+    if args.name == "ring":
+        name = engine.MODELS[1] if args.model == DEFAULT_MODEL else args.model
+        return ring.run(_catalogued(name), device)
     if args.name == "experts":
         name = EXPERTS_MODEL if args.model == DEFAULT_MODEL else args.model
         hardware = _ceilings(device)

@@ -6,6 +6,9 @@ running (FlashAttention, Dao et al. 2022). Rows are pairs of token and query hea
 KV head, so that even a short chunk fills a tile. Only tiles that the diagonal or the edge of
 a window crosses pay for a mask. Keys come from the step's own tensors where the sequence
 starts in this step, else from its blocks.
+
+Of a long prompt cut by positions a launch attends to one part of the keys. It then also gives
+the logarithm of each softmax's sum, by which parts are merged (`quire.kernels.part_attention`).
 """
 
 from __future__ import annotations
@@ -104,6 +107,8 @@ def _prefill(
     scale,  # of the scores, in units of log 2
     window,  # positions a query sees; None: all
     sinks,  # positions from the first on that it sees as well; None: none
+    lse,  # float32 [num_tokens, num_heads], contiguous; None: not stored
+    key_starts,  # of fresh keys that all queries of a sequence see; None: the mask is causal
     query_stride,
     block_stride,
     head_stride,
@@ -124,13 +129,19 @@ def _prefill(
     first_token = tl.load(tiles + tile * 2 + 1)
     query_start = tl.load(query_starts + sequence)
     num_new = tl.load(query_starts + sequence + 1) - query_start
+    first_key = query_start
     length = num_new if PAGE is None else tl.load(lengths + sequence)
+    if key_starts is not None:
+        first_key = tl.load(key_starts + sequence)
+        length = tl.load(key_starts + sequence + 1) - first_key
     past = 0 if PAGE is None else length - num_new
 
     row = tl.arange(0, ROWS)
     token = first_token + row // GROUP
     used = ((row < ROWS // GROUP * GROUP) & (token < num_new))[:, None]
     positions = past + token
+    if key_starts is not None:  # each query stands at the last key
+        positions = tl.zeros([ROWS], tl.int32) + length - 1
     heads = (kv_head * GROUP + row % GROUP)[:, None] * HEAD_SIZE + tl.arange(0, HEAD_SIZE)[None, :]
     step_token = (query_start + token).to(tl.int64)[:, None]
     q = tl.load(query + step_token * query_stride + heads, mask=used, other=0.0)
@@ -144,6 +155,9 @@ def _prefill(
     first = past + first_token
     last = tl.minimum(first + ROWS // GROUP, length)
     whole = (first + 1) // TILE * TILE
+    if key_starts is not None:
+        last = length
+        whole = length // TILE * TILE
     edge = 0
     maximum = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -155,28 +169,34 @@ def _prefill(
         if sinks is not None:
             maximum, total, mixed = _attend(
                 q, maximum, total, mixed, key, value, key_scale, value_scale, table, 0,
-                tl.minimum(sinks, begin), length, query_start, kv_head, num_kv_heads, positions,
+                tl.minimum(sinks, begin), length, first_key, kv_head, num_kv_heads, positions,
                 window, sinks, scale, block_stride, offset_stride,
                 True, HEAD_SIZE, PAGE, TILE, 1,
             )  # fmt: skip
         maximum, total, mixed = _attend(
             q, maximum, total, mixed, key, value, key_scale, value_scale, table, begin, edge,
-            length, query_start, kv_head, num_kv_heads, positions, window, sinks, scale,
+            length, first_key, kv_head, num_kv_heads, positions, window, sinks, scale,
             block_stride, offset_stride, True, HEAD_SIZE, PAGE, TILE, 1,
         )  # fmt: skip
     maximum, total, mixed = _attend(
         q, maximum, total, mixed, key, value, key_scale, value_scale, table, edge, whole,
-        length, query_start, kv_head, num_kv_heads, positions, window, sinks, scale, block_stride,
+        length, first_key, kv_head, num_kv_heads, positions, window, sinks, scale, block_stride,
         offset_stride, False, HEAD_SIZE, PAGE, TILE, STAGES,
     )  # fmt: skip
     maximum, total, mixed = _attend(
         q, maximum, total, mixed, key, value, key_scale, value_scale, table,
-        tl.maximum(edge, whole), last, length, query_start, kv_head, num_kv_heads, positions,
+        tl.maximum(edge, whole), last, length, first_key, kv_head, num_kv_heads, positions,
         window, sinks, scale, block_stride, offset_stride, True, HEAD_SIZE, PAGE, TILE, 1,
     )  # fmt: skip
     out = output + step_token * num_kv_heads * GROUP * HEAD_SIZE + heads
-    mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]
+    total = tl.where(total > 0, total, 1.0)  # 0: no key was seen, and `maximum` is -inf
+    mixed = mixed / total[:, None]
     tl.store(out, mixed.to(output.dtype.element_ty), mask=used)
+    if lse is not None:
+        head = kv_head * GROUP + row[:, None] % GROUP
+        place = lse + step_token * num_kv_heads * GROUP + head
+        row_lse = (maximum + tl.log2(total)) * 0.6931471805599453  # log 2
+        tl.store(place, row_lse[:, None], mask=used)
 
 
 def tokens_per_tile(group: int, tuning: PrefillTuning) -> int:
@@ -193,6 +213,8 @@ def prefill(
     scale: float,
     window: int | None,
     tuning: PrefillTuning,
+    lse: Tensor | None = None,
+    key_starts: Tensor | None = None,
 ) -> None:
     """Write the attention of chunks of new tokens into their places of `output`.
 
@@ -202,8 +224,21 @@ def prefill(
         source: the cache; or the step's own keys and values, [num_tokens, num_kv_heads,
             head_size] with equal strides, where all the tiles' sequences start in this step.
         tiles: int32 [number of tiles, 2]: sequence and first token in its chunk.
+        lse: float32 [num_tokens, num_heads], contiguous: written with the natural logarithm
+            of the sum of each row's exponentials, -inf of no key at all. None: not stored.
+        key_starts: int32 [sequences + 1]: sequence i sees the tokens [key_starts[i],
+            key_starts[i + 1]) of a pair `source`, without a mask; `source` has as many tokens as
+            it likes, at least one. None: causal.
+
+    Raises:
+        ValueError: `key_starts` with the cache or a window.
     """
     num_heads, head_size = query.shape[1:]
+    if key_starts is not None and (isinstance(source, LayerKV) or window is not None):
+        raise ValueError(
+            f"queries see all of a part only of fresh keys and without a window, not window "
+            f"{window} and keys from {type(source).__name__}: leave key_starts out"
+        )
     if isinstance(source, LayerKV):
         key, value, page = source.key, source.value, batch.block_size
         scales = source.key_scale, source.value_scale
@@ -229,6 +264,8 @@ def prefill(
         scale * LOG2_E,
         window,
         batch.sinks if window is not None and batch.sinks > 0 else None,
+        lse,
+        key_starts,
         query.stride(0),
         *strides,
         batch.block_table.stride(0),

@@ -12,6 +12,17 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 
+class Arrival(Protocol):
+    """A tensor on its way to this rank, while the rank computes."""
+
+    def wait(self) -> Tensor:
+        """Return it once it is here, and what this rank sent is on its way no more.
+
+        On a GPU the current stream waits, not the host.
+        """
+        ...
+
+
 class Comm(Protocol):
     """Swap point: one rank's end of a group."""
 
@@ -46,6 +57,19 @@ class Comm(Protocol):
 
     def receive(self, like: Tensor, source: int) -> Tensor:
         """Return what a rank sends, of the shape and dtype of `like`, which may be overwritten."""
+        ...
+
+    def pass_on(self, x: Tensor, like: Tensor) -> Arrival:
+        """Begin to send x to the next rank in the ring and to receive the one before's.
+
+        After the last rank comes the first one. Every rank of the group calls this, and computes
+        what it likes before it waits for the arrival. Until then x must not be changed, and `like`
+        must not be used.
+
+        Args:
+            x: what goes out, contiguous.
+            like: contiguous, of the shape and dtype that come in; may be overwritten.
+        """
         ...
 
 
@@ -84,6 +108,17 @@ def total(x: Tensor | PartialSum) -> Tensor:
     return x.total() if isinstance(x, PartialSum) else x
 
 
+@dataclass(frozen=True)
+class Arrived:
+    """An `Arrival` that is here."""
+
+    tensor: Tensor
+
+    def wait(self) -> Tensor:
+        """There is nothing to wait for."""
+        return self.tensor
+
+
 class Solo:
     """A group of one: nobody to talk to."""
 
@@ -114,3 +149,7 @@ class Solo:
     def receive(self, like: Tensor, source: int) -> Tensor:
         """Nobody is there."""
         raise ValueError(f"a group of one has no rank {source} to receive from")
+
+    def pass_on(self, x: Tensor, like: Tensor) -> Arrival:
+        """What this rank has: it is its own neighbour."""
+        return Arrived(x)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from quire.errors import QuireError
+from quire.parallel.comm import Arrival
 
 T = TypeVar("T")
 
@@ -37,8 +38,7 @@ class _Call:
     finish: Callable[[list[Any]], list[Any]]  # the members' values → what each is answered
 
     def __str__(self) -> str:
-        details = ", ".join(str(part) for part in self.form)
-        return f"{self.name}({details})"
+        return f"{self.name}({_text(self.form)})"
 
 
 @dataclass
@@ -232,13 +232,34 @@ class LockstepComm:
 
     def send(self, x: Tensor, target: int) -> None:
         """Wait until the target receives."""
-        self._pass_on(x, x, self.rank, target)
+        self._deliver(x, x, self.rank, target)
 
     def receive(self, like: Tensor, source: int) -> Tensor:
         """Wait until the source sends."""
-        return self._pass_on(None, like, source, self.rank)
+        return self._deliver(None, like, source, self.rank)
 
-    def _pass_on(self, x: Tensor | None, like: Tensor, source: int, target: int) -> Tensor:
+    def pass_on(self, x: Tensor, like: Tensor) -> Arrival:
+        """Exchange at the worst moment: `like` is overwritten at once, x is read in the wait."""
+        if like.is_floating_point():
+            like.fill_(torch.nan)
+        return _Awaited(self, x, like)
+
+    def take_turn_in_ring(self, x: Tensor, like: Tensor) -> Tensor:
+        """Wait until all ranks of the group wait; fill `like` with what the one before sent."""
+
+        def turn(values: list[Tensor]) -> list[Tensor]:
+            return [values[rank - 1].clone() for rank in range(len(values))]
+
+        received: Tensor = self._collective("pass_on", x, _form(x)[:1], turn)
+        if _form(received) != _form(like):
+            before = self._members[self.rank - 1]
+            raise LockstepError(
+                f"rank {self._number} expected ({_text(_form(like))}) of rank {before} in pass_on, "
+                f"and ({_text(_form(received))}) came"
+            )
+        return like.copy_(received)
+
+    def _deliver(self, x: Tensor | None, like: Tensor, source: int, target: int) -> Tensor:
         pair = (self._members[source], self._members[target])
 
         def copy(values: list[Tensor | None]) -> list[Tensor]:
@@ -257,6 +278,23 @@ class LockstepComm:
         finish: Callable[[list[Any]], list[Any]],
     ) -> Any:
         return self._world.wait_in(self._number, _Call(name, self._members, value, form, finish))
+
+
+@dataclass(frozen=True)
+class _Awaited:
+    """An `Arrival` whose exchange takes place when it is waited for."""
+
+    comm: LockstepComm
+    sent: Tensor
+    like: Tensor
+
+    def wait(self) -> Tensor:
+        """Wait until all ranks of the group wait."""
+        return self.comm.take_turn_in_ring(self.sent, self.like)
+
+
+def _text(form: tuple[object, ...]) -> str:
+    return ", ".join(str(part) for part in form)
 
 
 def _form(x: Tensor) -> tuple[object, ...]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from quire.parallel.comm import Comm, Solo
+from quire.parallel.comm import Arrival, Comm, Solo
 
 # A rank that waits longer for the others takes them for lost, and raises.
 PATIENCE = timedelta(seconds=60)
@@ -45,6 +46,21 @@ def world(rank: int, size: int, rendezvous: str, device: torch.device) -> Iterat
         yield
     finally:
         dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class _Underway:
+    """An `Arrival` that torch's works bring."""
+
+    sent: Tensor  # kept alive until it is gone
+    received: Tensor
+    works: list[dist.Work]
+
+    def wait(self) -> Tensor:
+        """Let NCCL's stream be waited for by the current one; over gloo, wait."""
+        for work in self.works:
+            work.wait()
+        return self.received
 
 
 class TorchComm:
@@ -90,6 +106,17 @@ class TorchComm:
         """Receive in place."""
         dist.recv(like, group=self._group, group_src=source)
         return like
+
+    def pass_on(self, x: Tensor, like: Tensor) -> Arrival:
+        """Send and receive at once, in one launch of NCCL on a stream of its own."""
+        after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        works = dist.batch_isend_irecv(
+            [
+                dist.P2POp(dist.isend, x, group=self._group, group_peer=after),
+                dist.P2POp(dist.irecv, like, group=self._group, group_peer=before),
+            ]
+        )
+        return _Underway(x, like, works)
 
 
 def join(groups: list[list[int]], make: Callable[[dist.ProcessGroup], Comm] | None = None) -> Comm:
