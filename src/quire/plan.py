@@ -176,7 +176,11 @@ def _lines(
     yield ""
     yield from _choices(forecasts, slo)
     yield ""
-    assumed = [*machine.link.assumed, "the commands to ranks", "the bytes that CUDA and NCCL keep"]
+    assumed = [
+        *machine.link.assumed,
+        "what a command to ranks takes for each request",
+        "the bytes that CUDA and NCCL keep",
+    ]
     if config.moe is not None:
         assumed.append("an even choice of experts; their products, as others of as many rows")
     yield f"Link: {machine.link.name}. Assumed, not measured: {'; '.join(assumed)}."

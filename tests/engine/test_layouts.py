@@ -30,12 +30,11 @@ from quire.analysis import (
 from quire.analysis.collectives import (
     DIRECT_BYTES,
     LINKS,
-    MEASURED_IN,
     NORMED_BYTES,
     Collective,
     find_link,
     fitted,
-    measured_sums,
+    measured_times,
     sums_in_norms,
 )
 from quire.analysis.layout_clock import LayoutClock, Machine, steady
@@ -330,41 +329,87 @@ def test_a_step_of_experts_by_hand() -> None:
 # ---- what ranks say to one another
 
 
-def test_two_constants_say_what_an_all_reduce_takes() -> None:
-    """Of the kernels that need no library within 12 %; of NCCL, which changes its way, within 34.
+@pytest.mark.parametrize(
+    ("size", "most"),
+    [
+        (2, {"one-shot": 0.09, "two-shot": 0.13, "nccl": 0.39}),
+        (4, {"one-shot": 0.09, "two-shot": 0.23, "nccl": 0.21}),
+    ],
+)
+def test_two_constants_say_what_an_all_reduce_takes(size: int, most: dict[str, float]) -> None:
+    """Of one shot within 9 %, of two within 23; of NCCL, which changes its way, within 39.
 
     The sums of a decode step, 8 KB a request of an 8B, within 1.5.
     """
-    most = {"one-shot": 0.10, "two-shot": 0.12, "nccl": 0.34}
-    sums = measured_sums()
+    sums = measured_times("all-reduce", size)
     assert sums.keys() == most.keys()
     for name, points in sums.items():
         link = LINKS[name]
-        errors = [link.reduce_seconds(size, 2) / taken - 1 for size, taken in points.items()]
-        assert most[name] - 0.02 < max(map(abs, errors)) < most[name]
+        errors = [link.reduce_seconds(n, size) / taken - 1 for n, taken in points.items()]
+        assert most[name] - 0.03 < max(map(abs, errors)) < most[name], name
         assert abs(errors[0]) < 0.015
 
 
 @given(
     alpha=st.floats(1e-6, 1e-4),
     rate=st.floats(1e9, 1e12),
-    sizes=st.lists(st.integers(12, 28), min_size=2, unique=True),
+    size=st.integers(2, 8),
+    algorithm=st.sampled_from(["ring", "one-shot"]),
+    bits=st.lists(st.integers(12, 28), min_size=2, unique=True),
 )
-def test_constants_are_found_again(alpha: float, rate: float, sizes: list[int]) -> None:
+def test_constants_are_found_again(
+    alpha: float, rate: float, size: int, algorithm: Any, bits: list[int]
+) -> None:
     """Points of a line, the first of which are no bytes, give its two constants."""
-    points = {0: alpha, **{2**n: alpha + 2**n / rate for n in sizes}}
-    assert fitted(points) == Collective(alpha, pytest.approx(rate, rel=1e-3), measured_ranks=(2,))
+    known = Collective(alpha, rate, algorithm, measured_ranks=(size,))
+    points = {n: known.reduce_seconds(n, size) for n in (0, *(2**n for n in bits))}
+    found = fitted(points, size, algorithm)
+    assert found == replace(known, bytes_per_s=pytest.approx(rate, rel=1e-3))
 
 
-def test_what_a_sum_adds_to_a_norm() -> None:
-    """Within 7 %, but for 128 KB: there the kernel passes from a count a number to one a row."""
-    points, link = sums_in_norms(), LINKS["direct"]
-    assert points.keys() == {kb << 10 for kb in (8, 32, 128, 256, 512, 2048)}
+@pytest.mark.parametrize("size", [2, 4])
+def test_an_all_gather_takes_what_was_measured(size: int) -> None:
+    """Each rank has a part of what all have in the end."""
+    points = measured_times("all-gather", size)["nccl"]
+    errors = [
+        LINKS["nccl"].gather_seconds(n / size, size) / taken - 1 for n, taken in points.items()
+    ]
+    assert abs(errors[0]) < 0.015
+    assert 0.17 < max(map(abs, errors)) < 0.26
+
+
+def test_groups_that_were_not_measured_have_the_constants_of_the_next_smaller() -> None:
+    link = LINKS["one-shot"]
+    for size, of in ((2, 2), (3, 2), (4, 4), (6, 4), (8, 4)):
+        ((_, way),) = link.reduces[of]
+        assert link.reduce_seconds(1e6, size) == way.reduce_seconds(1e6, size)
+        assert link.gather_seconds(1e6, size) == link.gathers[of].gather_seconds(1e6, size)
+    assert link.reduce_seconds(1e6, 1) == link.gather_seconds(1e6, 1) == 0
+
+
+def test_what_a_sum_of_two_adds_to_a_norm() -> None:
+    """Within 15 % up to 2 MB, but for 128 KB: from there on the kernel has one count a row."""
+    points, link = sums_in_norms(2), LINKS["direct"]
+    assert points.keys() == {kb << 10 for kb in (8, 32, 128, 256, 512, 1024, 2048, 8192)}
     off = {size: link.reduce_seconds(size, 2) / taken - 1 for size, taken in points.items()}
-    assert -0.40 < off.pop(128 << 10) < -0.30
-    assert 0.05 < max(map(abs, off.values())) < 0.08
-    sums = measured_sums()
-    assert all(taken < min(way[size] for way in sums.values()) for size, taken in points.items())
+    assert -0.50 < off.pop(128 << 10) < -0.40
+    assert off.pop(8 << 20) > 0.5  # of prompts' sums the model says too much
+    assert 0.12 < max(map(abs, off.values())) < 0.15
+    sums = measured_times("all-reduce", 2)
+    for num_bytes, taken in points.items():
+        assert taken < min(way[num_bytes] for way in sums.values() if num_bytes in way)
+
+
+def test_a_sum_of_four_gains_in_a_norm_up_to_512_kilobytes() -> None:
+    """Each rank sends all of its rows to three peers."""
+    sums = measured_times("all-reduce", 4)
+    gains = {
+        n: min(way[n] for way in sums.values() if n in way) - taken
+        for n, taken in sums_in_norms(4).items()
+    }
+    assert [n for n, gain in gains.items() if gain > 0] == [
+        kb << 10 for kb in (8, 32, 128, 256, 512)
+    ]
 
 
 def test_the_engine_sums_on_the_way_into_a_norm_as_far_as_the_planner_says() -> None:
@@ -372,10 +417,14 @@ def test_the_engine_sums_on_the_way_into_a_norm_as_far_as_the_planner_says() -> 
     of_two = Mailbox.num_bytes(2, direct_comm.FEW_ROWS, direct_comm.MOST_ROWS, 4096)
     assert of_two <= direct_comm.MAILBOX_BYTES + Mailbox.num_bytes(2, direct_comm.FEW_ROWS, 0, 4096)
     assert DIRECT_BYTES == direct_comm.MOST_BYTES
-    normed, two, nccl = LINKS["direct"].reduces
-    assert [most for most, _ in (normed, two, nccl)] == [NORMED_BYTES, DIRECT_BYTES, None]
-    assert (two[1], nccl[1]) == (LINKS["two-shot"].reduces[0][1], LINKS["nccl"].reduces[0][1])
-    for size in (2, 4, 8):  # the engine's rule and the planner's change over at one place, nearly
+    for size in (2, 4):
+        normed, two, nccl = LINKS["direct"].reduces[size]
+        assert [most for most, _ in (normed, two, nccl)] == [NORMED_BYTES, DIRECT_BYTES, None]
+        assert (two, nccl) == (
+            (DIRECT_BYTES, LINKS["two-shot"].reduces[size][0][1]),
+            LINKS["nccl"].reduces[size][0],
+        )
+        # The engine's rule and the planner's change over at one place, nearly.
         rule = direct_comm.SPARED_BYTES * size / ((size - 1) * (size - 2)) if size > 2 else 2**24
         for num_bytes, way in ((rule * 0.7, normed[1]), (rule * 1.4, two[1])):
             if num_bytes <= DIRECT_BYTES:
@@ -397,8 +446,9 @@ def test_links_by_name() -> None:
     t4, h100 = find_hardware("t4"), find_hardware("h100")
     assert find_link("two-shot", h100) is LINKS["two-shot"]
     own = find_link("20us:25.5GBps", t4)
-    assert own.reduces == ((None, own.other),)
-    assert own.other == Collective(20e-6, 25.5e9)
+    assert own.reduces == {2: ((None, own.sends),)}
+    assert own.gathers == {2: own.sends}
+    assert own.sends == Collective(20e-6, 25.5e9)
     assert own.assumed == ("all of it",)
     with pytest.raises(QuireError, match=r"NVLink 4, which NVIDIA T4 lacks"):
         find_link("nccl", t4)
@@ -437,14 +487,15 @@ def test_a_step_by_hand() -> None:
     assert parts.rows == pytest.approx((4 * 5 * widths + 4 * 97) * 2 / bandwidth)
     products = 21 * (1.9e-6 + 2 * 0.5e-6)
     assert parts.launches == pytest.approx(products + 5 * 9.2e-6 + 20e-6)
-    alpha, rate = NCCL.other.alpha_s, NCCL.other.bytes_per_s
-    reduces = 11 * (alpha + 4 * 64 * 2 / rate)
-    gather = alpha + 4 * 8 / rate
+    ((_, way),), gathers = NCCL.reduces[2], NCCL.gathers[2]
+    reduces = 11 * (way.alpha_s + 4 * 64 * 2 / way.bytes_per_s)
+    gather = gathers.alpha_s + 4 * 8 / gathers.bytes_per_s
     assert parts.exchange == pytest.approx(reduces + gather)
-    assert parts.host == pytest.approx(0.1e-3 + 4 * 5.5e-6 + 0.1e-3 + 4 * 4e-6)
+    assert parts.host == pytest.approx(0.1e-3 + 4 * 5.5e-6 + 1.0e-3 + 4 * 11e-6)
     assert parts.begin == 0
     device = sum(getattr(parts, name) for name in DEVICE_PARTS)
-    assert parts.seconds == device > parts.host
+    assert parts.device == device
+    assert parts.seconds == max(device, parts.host)
 
 
 def test_a_prompt_by_hand() -> None:
@@ -574,7 +625,7 @@ def test_stages_wait_for_one_another() -> None:
     """Three stages, one group of requests or as many as stages; every number on paper."""
     stages = shares(tiny(), Layout(1, 3))
     clock = LayoutClock(stages, Machine(H200, NCCL))
-    send = NCCL.other.send_seconds(2 * 64 * 2)
+    send = NCCL.sends.send_seconds(2 * 64 * 2)
     load = Load.decode(2, 50)
 
     def passage(*parts: StepParts) -> float:
@@ -593,7 +644,7 @@ def test_stages_wait_for_one_another() -> None:
     parts = [clock.parts(share, load) for share in stages]
     assert clock.time_of(load) == passage(*parts)
     full = replace(clock, num_groups=3)
-    assert full.time_of(load) == 3 * max(part.seconds for part in parts)
+    assert full.time_of(load) == 3 * max(part.busy for part in parts)
     assert [part.exchange for part in parts] == [0, 0, 0]  # no tensor ranks
 
 
@@ -605,7 +656,7 @@ def test_stages_that_replay_graphs_wait_for_the_token() -> None:
     )
     assert eager.host > eager.device
     assert graph.host == 0
-    assert graph.begin == pytest.approx(0.1e-3 + 5.5e-6 + 0.1e-3 + 4e-6)
+    assert graph.begin == pytest.approx(0.1e-3 + 5.5e-6 + 1.0e-3 + 11e-6)
     assert graph.device == eager.device
 
 
@@ -655,17 +706,26 @@ def runs_of(measurement: str, gpu: str) -> Iterator[Case]:
         yield f"{measurement}/{row['case']}", row["value"], value
 
 
-RUNS_OF_LAYOUTS = {"one": Layout(), "tp2": Layout(2), "dp2": Layout(data=2)}
+RUNS_OF_LAYOUTS = {
+    "one": Layout(),
+    "tp2": Layout(2),
+    "pp2": Layout(pipeline=2),
+    "dp2": Layout(data=2),
+    "tp4": Layout(4),
+    "tp2pp2": Layout(2, 2),
+    "ep2": Layout(2, 1, 1, 2),
+    "ep2-copies": Layout(2, 1, 1, 2),  # of which the model knows nothing
+}
+RUNS = "parallel-h200-x4"
 
 
-def runs_of_layouts() -> Iterator[Case]:
-    """Whole runs of Qwen3-8B: qwen3-8b-<layout>-<work>."""
-    for row in load_measurement(MEASURED_IN)["rows"]:
-        if row["case"].startswith("qwen3-8b-"):
-            _, _, name, work = row["case"].split("-")
-            work = "2xmix256" if (name, work) == ("dp2", "mix256") else work
-            value = predicted("Qwen3-8B", work, "h200", None, RUNS_OF_LAYOUTS[name])
-            yield f"{MEASURED_IN}/{row['case']}", row["value"], value
+def runs_of_layouts(measurement: str, model: str) -> Iterator[Case]:
+    """Whole runs: <model>-<layout>-<work>."""
+    for row in load_measurement(measurement)["rows"]:
+        name, _, work = row["case"].removeprefix(f"{model.lower()}-").rpartition("-")
+        work = "2xmix256" if (name, work) == ("dp2", "mix256") else work
+        value = predicted(model, work, "h200", None, RUNS_OF_LAYOUTS[name])
+        yield f"{measurement}/{row['case']}", row["value"], value
 
 
 def steps_of(measurement: str, name: str) -> Iterator[Case]:
@@ -710,19 +770,31 @@ def measured() -> Iterator[Case]:
     yield from runs_of("peers-h200", "h200")
     yield from runs_of("quantization-runs-h200", "h200")
     yield from runs_of("experts-h200", "h200")
-    yield from runs_of_layouts()
+    yield from runs_of_layouts(RUNS, "Qwen3-8B")
+    yield from runs_of_layouts("parallel-qwen3-32b-h200-x4", "Qwen3-32B")
+    yield from runs_of_layouts("expert-ranks-h200-x4", "Qwen3-30B-A3B")
     yield from served("load-qwen3-8b-h200", "Qwen3-8B")
 
 
 WITHIN = 0.15
 # The single steps (steps-*) chose constants of the model; the rule of overlap in `serve` was added
-# when these rows of load-* were seen. The sums of parallel-* chose the constants of links. Whole
-# runs, those of engine-*, peers-*, quantization-runs-* and parallel-*, chose nothing: they judge.
+# when these rows of load-* were seen. The times of collectives-* chose the constants of links. What
+# ranks' commands take was read from the ranks' own clock (LEDGER), when the runs of stages had been
+# seen. Whole runs, those of engine-*, peers-*, quantization-runs-*, parallel-* and expert-ranks-*,
+# chose nothing: they judge.
 # Rows that are further off, with the error and why. Where the model gets better or worse by more
 # than 0.04, the row must be looked at again.
 _WAITS = "the prompt's step is bound by the host, whose speed differs, and each waits for two"
 _FULL = "near the load where the queue never ends a step's few per cent become the queue's length"
+_NARROW = "a quarter of the columns: a likely reason is that products fill fewer multiprocessors"
+_SKEWED = "the router's choice is uneven, and the model knows an even one only"
+_ROUTES = "beside the uneven choice, what spreads pairs over copies is not in the model"
 EXCEPTIONS = {
+    "parallel-h200-x4/qwen3-8b-tp4-mix256": (0.16, _NARROW),
+    "expert-ranks-h200-x4/qwen3-30b-a3b-ep2-batch1": (-0.20, _SKEWED),
+    "expert-ranks-h200-x4/qwen3-30b-a3b-ep2-mix256": (0.18, _SKEWED),
+    "expert-ranks-h200-x4/qwen3-30b-a3b-ep2-copies-batch1": (-0.25, _ROUTES),
+    "expert-ranks-h200-x4/qwen3-30b-a3b-ep2-copies-mix256": (0.24, _ROUTES),
     "load-qwen3-8b-h200/rate-8/ttft_p50_ms": (-0.25, _WAITS),
     "load-qwen3-8b-h200/rate-16/ttft_p50_ms": (-0.22, _WAITS),
     "load-qwen3-8b-h200/rate-32/ttft_p50_ms": (-0.19, _WAITS),
@@ -758,24 +830,24 @@ def test_every_measurement_is_within_15_per_cent_or_an_exception() -> None:
 # model says today.
 ON_RECORD: dict[Layout, dict[str, tuple[float, float]]] = {
     Layout(2): {
-        "batch1": (3.823, 2.534),
-        "64x512x256": (9_098, 11_305),
-        "mix256": (15_183, 17_934),
+        "batch1": (3.823, 2.517),
+        "64x512x256": (9_098, 11_282),
+        "mix256": (15_183, 17_892),
     },
     Layout(4): {
-        "batch1": (2.946, 1.660),
-        "64x512x256": (12_152, 15_322),
-        "mix256": (21_261, 25_045),
+        "batch1": (2.946, 1.760),
+        "64x512x256": (12_152, 14_854),
+        "mix256": (21_261, 25_182),
     },
     Layout(8): {
-        "batch1": (2.507, 1.229),
-        "64x512x256": (14_604, 17_961),
-        "mix256": (26_582, 32_160),
+        "batch1": (2.507, 1.332),
+        "64x512x256": (14_604, 18_635),
+        "mix256": (26_582, 30_511),
     },
     Layout(pipeline=2): {
-        "batch1": (10.20, 4.421),
-        "64x512x256": (3_470, 7_694),
-        "mix256": (7_286, 12_672),
+        "batch1": (10.20, 5.326),
+        "64x512x256": (3_470, 7_371),
+        "mix256": (7_286, 12_569),
     },
     Layout(data=2): {
         "batch1": (4.191, 4.191),
@@ -783,26 +855,31 @@ ON_RECORD: dict[Layout, dict[str, tuple[float, float]]] = {
         "mix256": (16_138, 16_138),
     },
 }
-# The error of the first predictions where a run has judged them: of sums that took 18 µs, and were
-# no part of a norm.
+# The error of the first predictions where a run has judged them: of sums that took 18 µs and were
+# no part of a norm, and of stages that replayed no graphs.
 JUDGED = {
-    (Layout(2), "batch1"): ("qwen3-8b-tp2-batch1", 0.41),
-    (Layout(2), "mix256"): ("qwen3-8b-tp2-mix256", -0.08),
-    (Layout(data=2), "batch1"): ("qwen3-8b-dp2-batch1", 0.00),
+    (Layout(2), "batch1"): ("qwen3-8b-tp2-batch1", 0.40),
+    (Layout(2), "mix256"): ("qwen3-8b-tp2-mix256", -0.07),
+    (Layout(4), "batch1"): ("qwen3-8b-tp4-batch1", 0.55),
+    (Layout(4), "mix256"): ("qwen3-8b-tp4-mix256", -0.02),
+    (Layout(pipeline=2), "batch1"): ("qwen3-8b-pp2-batch1", 0.87),
+    (Layout(pipeline=2), "mix256"): ("qwen3-8b-pp2-mix256", -0.385),
+    (Layout(data=2), "batch1"): ("qwen3-8b-dp2-batch1", -0.01),
 }
 
 
 @pytest.mark.parametrize("layout", ON_RECORD, ids=str)
 def test_predictions_on_record(layout: Layout) -> None:
     """The first prediction stays; today's moves with the model only, and must be looked at."""
-    runs = {row["case"]: row["value"] for row in load_measurement(MEASURED_IN)["rows"]}
+    runs = {row["case"]: row["value"] for row in load_measurement(RUNS)["rows"]}
     for work, (first, today) in ON_RECORD[layout].items():
         value = predicted("Qwen3-8B", work, "h200", None, layout)
         assert value == pytest.approx(today, rel=0.03), work  # what new times of sums may move
         if (layout, work) in JUDGED:  # elsewhere nothing was measured
             case, error = JUDGED[layout, work]
             assert first / runs[case] - 1 == pytest.approx(error, abs=0.005)
-            assert abs(today / runs[case] - 1) < WITHIN
+            known, _ = EXCEPTIONS.get(f"{RUNS}/{case}", (WITHIN, ""))
+            assert abs(today / runs[case] - 1) <= max(WITHIN, abs(known))
 
 
 # ---- the plan
@@ -821,13 +898,13 @@ def test_copies_share_requests_and_add_up() -> None:
     lone = forecast(LARGE, Layout(pipeline=2), requests[:1], machine)
     assert few.decode == lone.decode
     eager = replace(machine, rates=replace(QUIRE, captures_stages=False))
-    for on, bottleneck in ((machine, "weights"), (eager, "host")):
+    for on, bottleneck in ((machine, "bubble"), (eager, "host")):
         piped = forecast(LARGE, Layout(pipeline=2), requests, on)
         assert piped.decode.bottleneck == bottleneck
         assert piped.tpot_p50_s == pytest.approx(piped.decode.seconds)
     alone = forecast(LARGE, Layout(pipeline=4), requests[:1], machine)
     assert alone.decode.bottleneck == "bubble"
-    assert alone.decode.seconds > 3 * alone.decode.parts.seconds
+    assert alone.decode.seconds > 3 * alone.decode.parts.busy
 
 
 def test_a_batch_that_decodes_is_dealt_to_copies_and_stages() -> None:
@@ -905,12 +982,13 @@ def test_plan_prints_a_sorted_table_and_its_choices(capsys: pytest.CaptureFixtur
     assert "8 requests of 512 + 16 tokens, together" in shown
     table = [line for line in shown.splitlines() if line.startswith(("DP3", "PP3"))]
     assert [line.split()[0] for line in table] == ["DP3", "PP3"]
-    assert all("reading weights" in line for line in table)  # stages replay graphs: not the host
+    assert "reading weights" in table[0]
+    assert "waiting for stages" in table[1]  # of three groups, and the host between two steps
     assert [line.split()[-1] for line in table] == ["yes", "no"]
     assert "TP3 is refused: tensor_parallel_size=3" in shown
     assert "best for latency: " in shown
     assert "best within the targets: DP3 (" in shown
-    assert "Assumed, not measured: all-reduce of more than 2 ranks" in shown
+    assert "Assumed, not measured: sums of more than 4 ranks" in shown
 
     assert quire_plan("Qwen/Qwen3-8B", "--gpus", "1", *FEW, "--slo", "ttft=1us") == 0
     assert "within the targets: no layout" in capsys.readouterr().out
@@ -944,8 +1022,9 @@ def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert two["memory"]["block"] == 16 * share.kv_bytes_per_token("fp8")
     assert two["in_time"] is True
     assert set(shown["best"]) == {"latency", "throughput", "SLO"}
-    assert [most for most, _ in shown["link"]["reduces"]] == [NORMED_BYTES, DIRECT_BYTES, None]
-    assert all(way["measured_ranks"] == [2] for _, way in shown["link"]["reduces"])
+    for size, ways in shown["link"]["reduces"].items():
+        assert [most for most, _ in ways] == [NORMED_BYTES, DIRECT_BYTES, None]
+        assert all(way["measured_ranks"] == [int(size)] for _, way in ways)
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def assert_shows(element: Locator, expected: dict[Layout, Steady]) -> None:
 def test_the_planners_form(open_explorable: OpenExplorable, planner: dict[str, Any]) -> None:
     element = open_explorable("layout-planner")
     scenario = planner["scenario"]
-    config, on = model(scenario["model"]), machine("h200", "direct", False)
+    config, on = model(scenario["model"]), machine("h200", "direct", True)
     verdict = commit(element, "2.1")
     answer = steady(config, Layout(2), on, 1, 512)
     assert answer_in(verdict) == three(1e3 * answer.decode.seconds)
@@ -209,9 +209,10 @@ def test_the_planners_form(open_explorable: OpenExplorable, planner: dict[str, A
     element.locator("input[name=context]").fill("13")
     element.locator("select[name=gpus]").select_option("8")
     assert_shows(element, possible(config, 8, on, 512, 8192))
-    element.locator("input[name=captured]").check()
-    on = machine("h200", "direct", True)
+    element.locator("input[name=captured]").uncheck()
+    on = machine("h200", "direct", False)
     assert_shows(element, possible(config, 8, on, 512, 8192))
+    element.locator("input[name=captured]").check()
     element.locator("select[name=link]").select_option("two-shot")
     element.locator("select[name=device]").select_option("h100")
     on = machine("h100", "two-shot", True)

@@ -55,7 +55,7 @@ class LayoutPlanner extends Explorable {
 
   config(name) { return modelConfig(this.data.models[name]); }
 
-  machine({ device, link, captured = false }) {
+  machine({ device, link, captured = true }) {
     const { devices, links, rates, engine, products } = this.data;
     return { device: devices[device], link: links[link], engine, products,
       rates: { ...rates, captures_stages: captured } };
@@ -73,7 +73,7 @@ class LayoutPlanner extends Explorable {
       link: select("link", Object.entries(data.links).map(([name, link]) => [name, link.name])),
       gpus: select("gpus", GPUS.map((count) => [count, count])),
       batch: range("batch", 0, MOST_BATCH), context: range("context", ...CONTEXTS),
-      captured: html("input", { type: "checkbox", name: "captured", onchange: oninput }),
+      captured: html("input", { type: "checkbox", name: "captured", checked: true, onchange: oninput }),
     };
     const i = this.inputs;
     this.labels = { batch: html("b"), context: html("b") };
@@ -87,7 +87,7 @@ class LayoutPlanner extends Explorable {
         field("between them", i.link)),
       html("div", { class: "controls" }, ...Object.entries({ batch: "requests that decode together",
         context: "tokens of each" }).map(([name, title]) => html("label", {}, `${title} `, this.labels[name], i[name]))),
-      html("label", { class: "check" }, i.captured, "stages replay graphs (quire's do not)"),
+      html("label", { class: "check" }, i.captured, "stages replay graphs, as quire's do"),
       this.choice, this.chart,
       html("div", { class: "keys" }, ...[...DEVICE_PARTS, "host"].map((name) =>
         key(name === "host" ? "waiting: host, other stages" : PARTS[name][0], PARTS[name][1]))),
@@ -96,10 +96,11 @@ class LayoutPlanner extends Explorable {
       this.refused,
       html("p", { class: "note" }, "TP: ranks that share every matrix; EP: they keep whole experts, each its own; PP: stages " +
         "that share the layers; DP: copies that share the requests. Weights and cache of 16 bits. A model of the " +
-        `engine: its parts were measured alone, on one H200 (${data.products.source} and others) and, between two, the ` +
-        `sum over ranks. Assumed: ${data.links[scenario.link].assumed.join("; ")}; what commands to ranks take; on the ` +
+        `engine: its parts were measured alone, on one H200 (${data.products.source} and others), and the sums of two ranks ` +
+        `and of four. Assumed: ${data.links[scenario.link].assumed.join("; ")}; what a command takes for each request; on the ` +
         "H100, as large a share of the data sheet as on the H200; that experts are chosen evenly, and their products " +
-        "take what others of as many rows do. Of layouts of several GPUs, TP2 and DP2 of Qwen3-8B were measured, on H200s."));
+        "take what others of as many rows do. Of layouts of several GPUs these were measured, on H200s: of Qwen3-8B TP2, PP2, " +
+        "DP2, TP4 and TP2 PP2, of Qwen3-32B TP2."));
     this.panel.hidden = false;
     this.update(false);
   }

@@ -107,14 +107,20 @@ export function rankMemory(share, device, engine) {
   return { weights, activations, logits, reserved, block, budget, numBlocks };
 }
 
+/** What was measured for so many ranks, or for the next smaller number. */
+const ofRanks = (measured, size) =>
+  measured[Math.max(...Object.keys(measured).map(Number).filter((ranks) => ranks <= Math.max(size, 2)))];
+
 /** Seconds of a sum over `size` ranks, and until each has what every other has. */
 export function reduceSeconds({ reduces }, bytes, size) {
   const crossings = (algorithm) => (algorithm === "one-shot" ? size - 1 : 2 * (size - 1) / size);
-  const ways = reduces.filter(([most]) => most === null || bytes <= most).map(([, way]) => way);
+  const ways = ofRanks(reduces, size).filter(([most]) => most === null || bytes <= most).map(([, way]) => way);
   return size === 1 ? 0 : Math.min(...ways.map((way) => way.alpha_s + crossings(way.algorithm) * bytes / way.bytes_per_s));
 }
-export const gatherSeconds = ({ alpha_s: alpha, bytes_per_s: rate }, bytes, size) => (size === 1 ? 0
-  : alpha + (size - 1) * bytes / rate);
+export function gatherSeconds({ gathers }, bytes, size) {
+  const { alpha_s: alpha, bytes_per_s: rate } = ofRanks(gathers, size);
+  return size === 1 ? 0 : alpha + (size - 1) * bytes / rate;
+}
 
 /** Seconds in which a weight is read, and multiplied by `rows` rows, at the device's ceilings. */
 const ceilings = (device, rows) => [2 / device.bandwidth, 2 * rows / device.rate];
@@ -152,14 +158,14 @@ export function stepParts(share, batch, context, { device, link, rates, products
     rows: (batch * widths + (isLast ? batch * c.vocabSize : 0)) * 2 / device.bandwidth,
     launches: took.launches + layers * rates.layer_s + rates.step_s,
     exchange: numReduces * reduceSeconds(link, batch * c.hiddenSize * 2, layout.tensor) +
-      (isLast ? gatherSeconds(link.other, batch * (captured ? rates.key_bytes : vocabRows * 2), layout.tensor) : 0),
+      (isLast ? gatherSeconds(link, batch * (captured ? rates.key_bytes : vocabRows * 2), layout.tensor) : 0),
   };
   const busy = sum(DEVICE_PARTS.map((name) => parts[name]));
-  return { ...parts, host, begin, device: busy, seconds: begin + Math.max(busy, host) };
+  return { ...parts, host, begin, device: busy, seconds: begin + Math.max(busy, host), busy: Math.max(busy, begin + host) };
 }
 
 /** The name of the largest part of a step. */
-const largest = (parts) => (parts.host > parts.device ? "host"
+const largest = (parts) => (parts.begin + parts.host > parts.device ? "host"
   : DEVICE_PARTS.reduce((a, b) => (parts[b] > parts[a] ? b : a)));
 
 /** Step, memory and tokens a second of `batch` contexts under a layout; throws why it is not possible. */
@@ -172,12 +178,12 @@ export function steady(c, layout, machine, batch, context) {
   if (seats < own) throw new Error(`a copy has room for ${seats} of its ${own} contexts`);
   const numGroups = Math.min(layout.pipeline, own), size = Math.ceil(own / numGroups);
   const parts = stages.map((share) => stepParts(share, size, context, machine));
-  const slowest = parts.reduce((a, b) => (b.seconds > a.seconds ? b : a));
-  const send = link.other.alpha_s + size * c.hiddenSize * 2 / link.other.bytes_per_s;
+  const slowest = parts.reduce((a, b) => (b.busy > a.busy ? b : a));
+  const send = link.sends.alpha_s + size * c.hiddenSize * 2 / link.sends.bytes_per_s;
   const passage = parts.slice(1).reduce(
     (done, part) => Math.max(done + send + part.device, part.begin + part.host), parts[0].seconds);
-  const seconds = Math.max(passage, numGroups * slowest.seconds);
-  const bubble = seconds > 1.05 * numGroups * slowest.seconds;
+  const seconds = Math.max(passage, numGroups * slowest.busy);
+  const bubble = seconds > 1.05 * numGroups * slowest.busy;
   return { layout, memory: memories.reduce((a, b) => (b.weights > a.weights ? b : a)), numBlocks, seconds,
     parts: slowest, bottleneck: bubble ? "bubble" : largest(slowest), tokensPerS: batch / seconds };
 }

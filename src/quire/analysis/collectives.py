@@ -1,22 +1,23 @@
 """What talking costs: the seconds of a collective over a link, α + bytes / rate.
 
 α is what an empty call takes, however small; the rate is that of the bytes which cross a rank's
-end of the link. How often a buffer crosses depends on the algorithm. With two ranks each of them
-moves the buffer once, so that both constants of an all-reduce are read from a measurement of two
-ranks. Explained in the chapter "Parallelism".
+end of the link. How often a buffer crosses depends on the algorithm and on the number of ranks.
+Both constants are fitted to measured times, those of two ranks and those of four apart, as α grows
+with the ranks that must meet. Explained in the chapter "Parallelism".
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from quire.analysis.hardware import Hardware
 from quire.errors import QuireError
 from quire.resources import load_measurement
 
 Algorithm = Literal["ring", "one-shot"]
+T = TypeVar("T")
 
 
 # docs: collective begin
@@ -54,18 +55,22 @@ class Collective:
 # docs: collective end
 
 
+Ways = tuple[tuple[int | None, Collective], ...]  # each with the bytes up to which it serves
+
+
 @dataclass(frozen=True)
 class Link:
     """How the devices of one machine are joined, and how their ranks add up.
 
-    `reduces` carries the sums of tensor parallelism: the collectives to choose from, each with the
-    bytes up to which it serves; one has no limit. The exchanges that nobody has timed here,
-    all-gather and send, have NCCL's constants: an assumption, and `assumed` says so.
+    `reduces` carries the sums of tensor parallelism: the collectives to choose from, of which one
+    serves any number of bytes; `gathers` all-gathers. Both are by the ranks that were measured;
+    other groups have the constants of the next smaller one. `assumed` says what was not measured.
     """
 
     name: str
-    reduces: tuple[tuple[int | None, Collective], ...]
-    other: Collective  # all-gather and send
+    reduces: Mapping[int, Ways]
+    gathers: Mapping[int, Collective]
+    sends: Collective
     eager_call_s: float  # of a collective that Python launches, instead of a graph
     assumed: tuple[str, ...]  # what of this was not measured
 
@@ -73,72 +78,111 @@ class Link:
         """Return the seconds of a sum over `size` ranks of `num_bytes` each; of one rank 0."""
         return min(
             way.reduce_seconds(num_bytes, size)
-            for most, way in self.reduces
+            for most, way in _of(self.reduces, size)
             if most is None or num_bytes <= most
         )
 
+    def gather_seconds(self, num_bytes: float, size: int) -> float:
+        """Return the seconds until each of `size` ranks has the `num_bytes` of every other."""
+        return _of(self.gathers, size).gather_seconds(num_bytes, size)
 
-MEASURED_IN = "parallel-h200-x2"  # two H200, NVLink 4, multicast off, bf16, in a CUDA graph
+
+def _of(measured: Mapping[int, T], size: int) -> T:
+    """Return what was measured for so many ranks, or for the next smaller number."""
+    return measured[max(ranks for ranks in measured if ranks <= max(size, 2))]
+
+
+# Four H200, each joined to each by NVLink 4, multicast off, bf16, in a CUDA graph.
+MEASURED_IN = "collectives-h200-x4"
+GROUPS = (2, 4)  # ranks
 
 # What sums over peers' memory serve, see `quire.parallel.direct_comm`: those on the way into a norm
-# as many rows as these are of 4,096 numbers of 16 bits, and those in two shots.
+# of two ranks as many rows as these are of 4,096 numbers of 16 bits, and those in two shots.
 NORMED_BYTES = 128 << 20
 DIRECT_BYTES = 16 << 20
+DECODE_BYTES = 2 << 20  # 256 rows of those; longer sums in norms are left out of their fit
 
 
-def measured_sums() -> dict[str, dict[int, float]]:
-    """Return the seconds of a sum of two ranks, by its way and its bytes."""
+def measured_times(kind: str, size: int) -> dict[str, dict[int, float]]:
+    """Return the seconds of an exchange of `size` ranks in a graph, by its way and its bytes.
+
+    Args:
+        kind: "all-reduce", by the bytes that each rank adds; "all-gather", by those of all ranks.
+        size: ranks.
+    """
     found: dict[str, dict[int, float]] = {}
     for row in load_measurement(MEASURED_IN)["rows"]:
-        if row["case"].startswith("all-reduce-"):
-            way = row["case"].partition("kb-")[2]
-            found.setdefault(way, {})[row["parameters"]["kilobytes"] * 1024] = row["value"] * 1e-6
+        if row["case"].startswith(f"{kind}-") and row["parameters"]["ranks"] == size:
+            way = row["case"].partition("kb-")[2].removesuffix(f"-x{size}")
+            if way != "launched":
+                num_bytes = row["parameters"]["kilobytes"] * 1024
+                found.setdefault(way, {})[num_bytes] = row["value"] * 1e-6
     return found
 
 
-def sums_in_norms() -> dict[int, float]:
-    """Return the seconds that a sum of two ranks adds to the norm behind it, by its bytes.
+def sums_in_norms(size: int) -> dict[int, float]:
+    """Return the seconds that a sum of `size` ranks adds to the norm behind it, by its bytes.
 
     One kernel does both. What the norm takes alone is what it adds to the fastest sum.
     """
-    sums, found = measured_sums(), {}
+    sums, found = measured_times("all-reduce", size), {}
     for row in load_measurement(MEASURED_IN)["rows"]:
-        size = row["parameters"].get("kilobytes", 0) * 1024
-        apart = [ways[size] for ways in sums.values() if size in ways]
-        if row["case"].startswith("sum-norm-") and apart:
-            norm = row["baselines"]["apart"] * 1e-6 - min(apart)
-            found[size] = row["value"] * 1e-6 - norm
+        if row["case"].startswith("sum-norm-") and row["parameters"]["ranks"] == size:
+            num_bytes = row["parameters"]["kilobytes"] * 1024
+            apart = [ways[num_bytes] for ways in sums.values() if num_bytes in ways]
+            if apart:
+                norm = row["baselines"]["apart"] * 1e-6 - min(apart)
+                found[num_bytes] = row["value"] * 1e-6 - norm
     return found
 
 
-def fitted(points: Mapping[int, float], algorithm: Algorithm = "ring") -> Collective:
-    """Return the two constants of sums of two ranks, from seconds by bytes.
+def fitted(points: Mapping[int, float], size: int, algorithm: Algorithm = "ring") -> Collective:
+    """Return the two constants of sums of `size` ranks, from seconds by bytes.
 
     α is what the smallest sum took: those of a decode step are as small. The rate leaves the least
-    sum of squared relative errors. With two ranks a sum moves its bytes once.
+    sum of squared relative errors.
     """
-    alpha = points[min(points)]
-    bytes_in = {size: size / seconds for size, seconds in points.items()}
-    over = {size: 1 - alpha / seconds for size, seconds in points.items()}
+    alpha, unit = points[min(points)], Collective(0.0, 1.0, algorithm)
+    moved = {num_bytes: unit.reduce_seconds(num_bytes, size) for num_bytes in points}
+    bytes_in = {n: moved[n] / seconds for n, seconds in points.items()}
+    over = {n: 1 - alpha / seconds for n, seconds in points.items()}
     rate = sum(x * x for x in bytes_in.values()) / sum(bytes_in[n] * over[n] for n in points)
-    return Collective(alpha, rate, algorithm, measured_ranks=(2,))
+    return Collective(alpha, rate, algorithm, measured_ranks=(size,))
 
 
 def _links() -> dict[str, Link]:
-    sums = measured_sums()
-    nccl, two = fitted(sums["nccl"]), fitted(sums["two-shot"])
-    one = fitted(sums["one-shot"], "one-shot")
-    normed = fitted(sums_in_norms(), "one-shot")
-    direct = ((NORMED_BYTES, normed), (DIRECT_BYTES, two), (None, nccl))
-    assumed = (
-        "all-reduce of more than 2 ranks (the constants of 2)",
-        "all-gather and send (NCCL's all-reduce)",
+    sums = {size: measured_times("all-reduce", size) for size in GROUPS}
+    nccl, two = (
+        {size: fitted(sums[size][way], size) for size in GROUPS} for way in ("nccl", "two-shot")
     )
+    one = {size: fitted(sums[size]["one-shot"], size, "one-shot") for size in GROUPS}
+    normed = {}
+    for size in GROUPS:
+        of_decodes = {n: t for n, t in sums_in_norms(size).items() if n <= DECODE_BYTES}
+        normed[size] = fitted(of_decodes, size, "one-shot")
+    direct = {
+        size: ((NORMED_BYTES, normed[size]), (DIRECT_BYTES, two[size]), (None, nccl[size]))
+        for size in GROUPS
+    }
+    gathers = {}
+    for size in GROUPS:
+        of_all = measured_times("all-gather", size)["nccl"]
+        # A rank's end moves (size - 1) / size of all ranks' bytes: half of what a sum's does.
+        halved = {num_bytes / 2: seconds for num_bytes, seconds in of_all.items()}
+        gathers[size] = fitted(halved, size)  # type: ignore[arg-type]
+    assumed = ("sums of more than 4 ranks (the constants of 4)", "sends (all-gathers of 2)")
+
+    def link(name: str, reduces: Mapping[int, Ways], eager_call_s: float) -> Link:
+        return Link(f"NVLink 4, {name}", reduces, gathers, gathers[2], eager_call_s, assumed)
+
+    def only(way: Mapping[int, Collective]) -> dict[int, Ways]:
+        return {size: ((None, own),) for size, own in way.items()}
+
     return {
-        "direct": Link("NVLink 4, quire's sums in norms", direct, nccl, 11e-6, assumed),
-        "nccl": Link("NVLink 4, NCCL", ((None, nccl),), nccl, 50e-6, assumed),
-        "one-shot": Link("NVLink 4, one-shot", ((None, one),), nccl, 11e-6, assumed),
-        "two-shot": Link("NVLink 4, two-shot", ((None, two),), nccl, 11e-6, assumed),
+        "direct": link("quire's sums in norms", direct, 11e-6),
+        "nccl": link("NCCL", only(nccl), 50e-6),
+        "one-shot": link("one-shot", only(one), 11e-6),
+        "two-shot": link("two-shot", only(two), 11e-6),
     }
 
 
@@ -170,4 +214,5 @@ def find_link(name: str, hardware: Hardware) -> Link:
         ) from None
     if not (own.alpha_s >= 0 and own.bytes_per_s > 0):
         raise QuireError(f"link={name!r}: a call takes 0 or more, and the rate is above 0")
-    return Link(name, ((None, own),), own, max(own.alpha_s, 50e-6), ("all of it",))
+    eager_call_s = max(own.alpha_s, 50e-6)
+    return Link(name, {2: ((None, own),)}, {2: own}, own, eager_call_s, ("all of it",))

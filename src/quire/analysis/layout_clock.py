@@ -48,8 +48,8 @@ class LayoutClock:
     """What a step takes on the ranks of one copy of the model (`quire.analysis.queueing.Clock`).
 
     With S stages and as many groups of requests, each group waits for its own step to pass all
-    stages, and for the slowest stage to serve all groups; whichever takes longer is a group's
-    step. A group alone waits for the stages one after another.
+    stages, and for the slowest stage, or the host, to serve all groups; whichever takes longer is a
+    group's step. A group alone waits for the stages one after another.
     """
 
     stages: list[Share]
@@ -63,7 +63,7 @@ class LayoutClock:
     def time_of(self, load: Load) -> float:
         """Return what a step with this load takes."""
         parts = [self.parts(share, load) for share in self.stages]
-        slowest = max(part.seconds for part in parts)
+        slowest = max(part.busy for part in parts)
         return max(self.passage(parts, load), self.num_groups * slowest)
 
     def passage(self, parts: Sequence[StepParts], load: Load) -> float:
@@ -73,7 +73,7 @@ class LayoutClock:
         compute.
         """
         num_bytes = load.tokens * self.stages[0].model.hidden_size * 2
-        send = self.machine.link.other.send_seconds(num_bytes)
+        send = self.machine.link.sends.send_seconds(num_bytes)
         done = parts[0].seconds
         for part in parts[1:]:
             done = max(done + send + part.device, part.begin + part.host)
@@ -82,9 +82,9 @@ class LayoutClock:
     def decode_step(self, load: Load) -> DecodeStep:
         """Return what a step with this load takes, and what most of it is."""
         parts = [self.parts(share, load) for share in self.stages]
-        slowest = max(parts, key=lambda part: part.seconds)
+        slowest = max(parts, key=lambda part: part.busy)
         seconds = self.time_of(load)
-        waits = seconds > 1.05 * self.num_groups * slowest.seconds
+        waits = seconds > 1.05 * self.num_groups * slowest.busy
         return DecodeStep(seconds, slowest, "bubble" if waits else slowest.bottleneck)
 
     def parts(self, share: Share, load: Load) -> StepParts:

@@ -43,8 +43,8 @@ class EngineRates:
     host_step_s: float = 0.1e-3  # Python schedules and answers a step (overlap-h200)
     host_row_s: float = 5.5e-6  # and for each request in it (overlap-h200)
     eager_step_s: float = 1e-3  # of a step without a graph, before its first kernel (steps-*)
-    rank_step_s: float = 0.1e-3  # commands to ranks in processes: assumed, not measured
-    rank_row_s: float = 4e-6  # and for each request: assumed, not measured
+    rank_step_s: float = 1.0e-3  # from ranks' answers to their next step being launched (LEDGER)
+    rank_row_s: float = 11e-6  # and for each request (LEDGER)
     captures_stages: bool = True  # whether a pipeline's stages replay graphs, as quire's do
 
 
@@ -85,9 +85,14 @@ class StepParts:
         return self.begin + max(self.device, self.host)
 
     @property
+    def busy(self) -> float:
+        """What keeps the next one of other requests waiting: the device, or the host."""
+        return max(self.device, self.begin + self.host)
+
+    @property
     def bottleneck(self) -> str:
         """The name of what it is spent on most: the host, or the device's largest part."""
-        if self.host > self.device:
+        if self.begin + self.host > self.device:
             return "host"
         return max(DEVICE_PARTS, key=lambda name: float(getattr(self, name)))
 
@@ -182,7 +187,7 @@ def step_parts(
     exchange = num_reduces * link.reduce_seconds(load.tokens * hidden * 2, size)
     if share.is_last:
         a_row = KEY_BYTES if captured else share.vocab_rows * 2
-        exchange += link.other.gather_seconds(load.samples * a_row, size)
+        exchange += link.gather_seconds(load.samples * a_row, size)
 
     host = rates.host_step_s + rates.host_row_s * load.samples
     if share.layout.tensor * share.layout.pipeline > 1:
