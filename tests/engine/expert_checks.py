@@ -18,7 +18,14 @@ from quire.kernels.expert_pairs import paired_experts, routed_pairs
 from quire.kernels.expert_tiles import GroupTile, PairTile, group_tiles, pair_tiles
 from quire.kernels.grouping import AT_ONCE, group_pairs_torch, group_pairs_triton
 from quire.kernels.router import choose_experts_torch, choose_experts_triton
-from quire.kernels.routes import count_pairs, limit_pairs, live_rows, pair_limit, spread_pairs
+from quire.kernels.routes import (
+    CopyTables,
+    count_pairs,
+    limit_pairs,
+    live_rows,
+    pair_limit,
+    spread_pairs,
+)
 
 INF = float("inf")
 # Of the pairs' product a row each: rows of the weight, columns of a load, warps.
@@ -56,6 +63,31 @@ def choose(device: str) -> None:
                 assert all(len(set(row)) == top_k for row in ids.tolist())
 
 
+def choose_copies(device: str) -> None:
+    """The slots that the twins give one after the other; a table's unused places are no slots."""
+    for dtype in DTYPES if device != "cpu" else (torch.float32, torch.bfloat16):
+        for num_tokens, num_experts, top_k, most in (
+            ((9, 13, 5, 4), (1, 13, 5, 2), (3, 3, 3, 1))
+            if device == "cpu"
+            else ((999, 128, 8, 2), (70, 300, 1, 8), (1, 128, 8, 4), (33, 8, 3, 1))
+        ):
+            generator = torch.Generator().manual_seed(num_experts)
+            copies = torch.randint(1, most + 1, (num_experts + 1,), generator=generator)
+            copies[0], copies[-1] = most, 1
+            slots = torch.arange(copies.numel() * most).view(-1, most).flip(0)
+            places = slots.where(torch.arange(most) < copies[:, None], -1)
+            tables = CopyTables(copies.int().to(device), places.int().to(device))
+            logits = draw(device, num_tokens, num_experts, dtype=dtype)
+            logits[:, 0] += 3  # the expert of most copies is chosen often
+            for renormalize in (True, False):
+                ids, weights = choose_experts_triton(logits, top_k, renormalize, tables)
+                chosen, shares = choose_experts_torch(logits, top_k, renormalize)
+                assert ids.dtype == torch.int32
+                assert torch.equal(ids, spread_pairs(chosen, tables))
+                torch.testing.assert_close(weights, shares, rtol=1e-5, atol=1e-12)
+            assert num_tokens < 9 or len(ids[chosen == 0].unique()) == most
+
+
 def group(device: str) -> None:
     """Order and starts of the twin; slots permuted, some experts without one."""
     for num_tokens, num_experts, top_k in ((1, 8, 2), (3, 8, 2), (17, 5, 5), (700, 8, 3)):
@@ -76,7 +108,9 @@ def routes(device: str) -> None:
     num_experts, top_k, first_row = 7, 3, 5
     copies = [1, 3, 2, 1, 4, 1, 2, 1]  # the last is no expert
     places = [[10 * e + i if i < copies[e] else -1 for i in range(4)] for e in range(8)]
-    tables = [torch.tensor(t, dtype=torch.int32, device=device) for t in (copies, places)]
+    tables = CopyTables(
+        *(torch.tensor(t, dtype=torch.int32, device=device) for t in (copies, places))
+    )
     for num_tokens, num_live in ((1, 6), (17, 22), (300, 205), (4, 5)):
         logits = draw(device, num_tokens, num_experts)
         logits[:, 1] += 1
@@ -99,7 +133,7 @@ def routes(device: str) -> None:
                     slots.append(places[kept[-1]][(5 + t) % copies[kept[-1]]])
             assert count_pairs(ids, live, num_experts).tolist() == counts
             limited = limit_pairs(ids, live, before, limit)
-            spread = spread_pairs(limited, *tables, first_row)
+            spread = spread_pairs(limited, tables, first_row)
             assert (limited.dtype, spread.dtype) == (torch.int32, torch.int32)
             assert limited.flatten().tolist() == kept
             assert spread.flatten().tolist() == slots
@@ -241,7 +275,16 @@ def alone_or_together(device: str) -> None:
 
 CHECKS: dict[str, Check] = {
     check.__name__: check
-    for check in (choose, group, routes, pairs, pairs_that_choose, groups, alone_or_together)
+    for check in (
+        choose,
+        choose_copies,
+        group,
+        routes,
+        pairs,
+        pairs_that_choose,
+        groups,
+        alone_or_together,
+    )
 }
 
 if __name__ == "__main__":

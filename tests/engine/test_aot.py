@@ -69,6 +69,11 @@ CHOICES: tuple[tuple[str, dict[str, object]], ...] = (
     (HALF, {"num_experts": 128, "block_experts": 128}),
     (FLOAT, {"num_experts": 8, "block_experts": 8}),
 )
+# Of the router: it gives experts, or the slots of their copies.
+ROUTES: tuple[tuple[dict[str, str], dict[str, object]], ...] = (
+    ({}, {"copies": None, "places": None, "most_copies": 1}),
+    ({"copies": INT, "places": INT}, {"most_copies": 2}),
+)
 GROUPED = {"hidden": 2048, "size": 768, "block_rows": 16, "block_outputs": 64, "block_depth": 64}
 GATE_UP_TILES = (
     ({"block_depth": 128}, {"num_warps": 4, "num_stages": 3}),
@@ -222,11 +227,17 @@ def code_kernels(name: str) -> list[Served]:
 def expert_kernels() -> list[Served]:
     """A mixture of experts: the choice, the pairs' order, products by pairs and by groups."""
     return [
-        Served(
-            "router._choose_kernel",
-            {"logits": HALF, "ids": INT, "weights": FLOAT},
-            {"num_experts": 128, "block": 128, "top_k": 8, "padded_k": 8, "renormalize": True},
-            {"num_warps": 1},
+        *(
+            Served(
+                "router._choose_kernel",
+                {"logits": HALF, "ids": INT, "weights": FLOAT, **tables},
+                {
+                    "num_experts": 128, "block": 128, "top_k": 8, "padded_k": 8,
+                    "renormalize": True, **copies,
+                },
+                {"num_warps": 1},
+            )
+            for tables, copies in ROUTES
         ),
         Served(
             "grouping._group_kernel",

@@ -22,14 +22,19 @@ PROMPTS = sorted(PROMPTS, key=len, reverse=True)
 
 
 def run(**options: Any) -> tuple[list[list[int]], LLM]:
-    """Return the tokens of a model in float32, of answers that end one after the other."""
+    """Return the tokens of a model in float32, and its engine."""
     llm = LLM("quire-mini-moe", dtype="float32", **SIZES, **options)
+    return answers(llm), llm
+
+
+def answers(llm: LLM) -> list[list[int]]:
+    """Return the tokens of answers that end one after the other, so that one is left alone."""
     params = [
         SamplingParams(temperature=0, max_tokens=20 + 3 * n, ignore_eos=True)
         for n in range(len(PROMPTS))
     ]
     outputs = llm.generate(PROMPTS, params, use_tqdm=False)
-    return [output.outputs[0].token_ids for output in outputs], llm
+    return [output.outputs[0].token_ids for output in outputs]
 
 
 @pytest.mark.gpu
@@ -67,10 +72,17 @@ def loads(tmp_path: Path) -> str:
 @pytest.mark.gpu
 @pytest.mark.two_gpus
 @pytest.mark.whole_gpu
-@pytest.mark.parametrize("factor", [None, 1.0])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},  # the router spreads the pairs
+        {"record_expert_loads": True},
+        {"record_expert_loads": True, "expert_capacity_factor": 1.0},
+    ],
+    ids=["plain", "counted", "limited"],
+)
 @pytest.mark.parametrize("graphs", [True, False])
-def test_two_gpus_with_copies(graphs: bool, factor: float | None, loads: str) -> None:
-    given: dict[str, Any] = {"record_expert_loads": True, "expert_capacity_factor": factor}
+def test_two_gpus_with_copies(graphs: bool, given: dict[str, Any], loads: str) -> None:
     expected, alone = run(**given)
     found, llm = run(
         tensor_parallel_size=2,
@@ -81,7 +93,8 @@ def test_two_gpus_with_copies(graphs: bool, factor: float | None, loads: str) ->
         **given,
     )
     assert found == expected
-    assert llm.expert_loads() == alone.expert_loads()
+    if given:
+        assert llm.expert_loads() == alone.expert_loads()
     llm.engine.shutdown()
 
 
@@ -104,6 +117,26 @@ def test_two_gpus_exchange_tokens(factor: float | None, loads: str) -> None:
     assert found == expected
     assert llm.expert_loads() == alone.expert_loads()
     llm.engine.shutdown()
+
+
+@pytest.mark.gpu
+def test_copies_compile_nothing_while_serving(loads: str) -> None:
+    """Two ranks on one GPU: the tokens of one rank, with the kernels of the warm-up."""
+    llm = LLM(
+        "quire-mini-moe",
+        dtype="float32",
+        tensor_parallel_size=2,
+        distributed_executor_backend="lockstep",
+        enable_expert_parallel=True,
+        num_redundant_experts=4,
+        expert_loads=loads,
+        cuda_graphs=False,
+        **SIZES,
+    )
+    with compilations() as names:
+        found = answers(llm)
+    assert names == []
+    assert found == run()[0]
 
 
 @pytest.mark.gpu

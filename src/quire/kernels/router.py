@@ -1,14 +1,20 @@
-"""Choosing a token's experts: the k largest logits, and the softmax of them as weights."""
+"""Choosing a token's experts: the k largest logits, and the softmax of them as weights.
+
+Where experts have copies, the choice may go on to the copy that serves each pair.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from quire.kernels.routes import CopyTables, spread_pairs
 from quire.kernels.runtime import jit, serves, starts_early, tl, triton
 
 
-def choose_experts(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+def choose_experts(
+    logits: Tensor, top_k: int, renormalize: bool, tables: CopyTables | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the experts of each token, int32 [T, k], and their weights, float32 [T, k].
 
     The weights are softmax(logits) in float32, those of the k largest logits, largest first;
@@ -18,10 +24,13 @@ def choose_experts(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tenso
         logits: [T, E] of the router.
         top_k: k, at most E.
         renormalize: whether a token's weights are scaled to a sum of 1.
+        tables: of copies; each expert is then given as the slot that
+            `quire.kernels.routes.spread_pairs` gives for it, row 0 being the step's first.
     """
     if serves(logits):
-        return choose_experts_triton(logits, top_k, renormalize)
-    return choose_experts_torch(logits, top_k, renormalize)
+        return choose_experts_triton(logits, top_k, renormalize, tables)
+    ids, weights = choose_experts_torch(logits, top_k, renormalize)
+    return ids if tables is None else spread_pairs(ids, tables), weights
 
 
 def choose_experts_torch(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
@@ -33,8 +42,10 @@ def choose_experts_torch(logits: Tensor, top_k: int, renormalize: bool) -> tuple
     return ids.int(), weights
 
 
-def choose_experts_triton(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
-    """`choose_experts` in one kernel; logits are contiguous."""
+def choose_experts_triton(
+    logits: Tensor, top_k: int, renormalize: bool, tables: CopyTables | None = None
+) -> tuple[Tensor, Tensor]:
+    """`choose_experts` in one kernel; logits and tables are contiguous."""
     num_tokens, num_experts = logits.shape
     ids = torch.empty(num_tokens, top_k, dtype=torch.int32, device=logits.device)
     weights = torch.empty(num_tokens, top_k, dtype=torch.float32, device=logits.device)
@@ -43,6 +54,9 @@ def choose_experts_triton(logits: Tensor, top_k: int, renormalize: bool) -> tupl
         logits,
         ids,
         weights,
+        None if tables is None else tables.copies,
+        None if tables is None else tables.places,
+        most_copies=1 if tables is None else tables.places.shape[1],
         num_experts=num_experts,
         block=triton.next_power_of_2(num_experts),
         top_k=top_k,
@@ -60,6 +74,9 @@ def _choose_kernel(
     logits,
     ids,
     weights,
+    copies,
+    places,
+    most_copies: tl.constexpr,
     num_experts: tl.constexpr,
     block: tl.constexpr,
     top_k: tl.constexpr,
@@ -67,7 +84,10 @@ def _choose_kernel(
     renormalize: tl.constexpr,
     early: tl.constexpr,
 ):
-    """One program a token: k rounds of taking the largest that is left."""
+    """One program a token: k rounds of taking the largest that is left.
+
+    Where there are `copies`, what is written for an expert is the slot of its copy for this row.
+    """
     token = tl.program_id(0).to(tl.int64)
     if early:
         tl.extra.cuda.gdc_launch_dependents()
@@ -85,7 +105,11 @@ def _choose_kernel(
     if renormalize:
         value = value / tl.sum(value)
     stored = place < top_k
-    tl.store(ids + token * top_k + place, expert_of(best_keys, logits), stored)
+    chosen = expert_of(best_keys, logits)
+    if copies is not None:
+        copy = tl.program_id(0) % tl.load(copies + chosen, stored, other=1)
+        chosen = tl.load(places + chosen * most_copies + copy, stored)
+    tl.store(ids + token * top_k + place, chosen, stored)
     tl.store(weights + token * top_k + place, value, stored)
 
 

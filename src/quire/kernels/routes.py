@@ -3,9 +3,14 @@
 All of it is torch, in shapes that do not depend on what was chosen: nothing waits for the device,
 and a CUDA graph can capture it. A captured step may be padded with rows that belong to nobody;
 `num_live` says how many rows, from the first, are a request's.
+
+Where pairs are neither counted nor limited the router's kernel spreads them itself
+(`quire.kernels.router`): some five kernels of torch, in every layer, for a look into two tables.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,7 +65,20 @@ def limit_pairs(ids: Tensor, live: Tensor, before: Tensor, limit: Tensor) -> Ten
     return torch.where(kept, ids, num_experts)
 
 
-def spread_pairs(ids: Tensor, copies: Tensor, places: Tensor, first_row: int = 0) -> Tensor:
+class CopyTables(NamedTuple):
+    """The slots of the group that hold each expert; the last row is that of none.
+
+    Attributes:
+        copies: int32 [E + 1], c of each expert, 1 of none.
+        places: int32 [E + 1, max c], the slots of an expert's copies; that of none is S. What
+            stands behind the c-th is never looked at.
+    """
+
+    copies: Tensor
+    places: Tensor
+
+
+def spread_pairs(ids: Tensor, tables: CopyTables, first_row: int = 0) -> Tensor:
     """Return the slot of the group that serves each pair: of an expert's copies the t mod c-th.
 
     The token's row in the step decides, which all ranks know: if each rank chose for itself, a
@@ -69,8 +87,7 @@ def spread_pairs(ids: Tensor, copies: Tensor, places: Tensor, first_row: int = 0
 
     Args:
         ids: int32 [T, k], experts; E stands for none.
-        copies: int32 [E + 1], c of each expert, 1 of none.
-        places: int32 [E + 1, max c], the slots that hold an expert; that of none is S.
+        tables: of the experts' copies.
         first_row: the step's number of the first row of ids.
 
     Returns:
@@ -78,4 +95,4 @@ def spread_pairs(ids: Tensor, copies: Tensor, places: Tensor, first_row: int = 0
     """
     index = ids.long()
     rows = torch.arange(first_row, first_row + len(ids), device=ids.device)[:, None]
-    return places[index, rows % copies[index]]
+    return tables.places[index, rows % tables.copies[index]]

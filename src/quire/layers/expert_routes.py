@@ -15,7 +15,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quire.kernels.routes import count_pairs, limit_pairs, live_rows, pair_limit, spread_pairs
+from quire.kernels.routes import (
+    CopyTables,
+    count_pairs,
+    limit_pairs,
+    live_rows,
+    pair_limit,
+    spread_pairs,
+)
 from quire.models.moe_config import MoEConfig
 from quire.parallel.expert_placement import ExpertPlacement, contiguous
 from quire.parallel.expert_plan import LiveRows
@@ -28,12 +35,18 @@ class ExpertRoutes:
     What they give for a pair is the number of an expert as long as each expert is in one slot and
     ranks have the same tokens; else that of a slot of the stage, rank r's being the `size` from
     r · `size` on. The number behind the last one stands for none.
+
+    Where experts have copies and nobody counts or limits pairs, the router gives slots at once, by
+    `router_tables`, and `__call__` gives them back. A step of one token, whose row is 0, is served
+    by first copies: `first_slots` leads from an expert to that copy's slot on this rank, and no
+    pair has to be spread.
     """
 
     held: tuple[int, ...]  # the experts of this rank, in the order of its slots
     num_slots: int  # of all ranks together
     top_k: int  # experts that a token is sent to
     slots: Tensor | None  # the slot here of what the routes give; None: `Experts` knows it
+    first_slots: Tensor | None  # int32 [E + 1], where `slots` is of the stage's
     loads: Tensor | None  # int64 [E], where this rank counts
 
     def __init__(self, config: MoEConfig, prefix: str, device: torch.device, place: Place) -> None:
@@ -54,15 +67,15 @@ class ExpertRoutes:
         self._live: LiveRows | None = None
         if self.loads is not None or factor is not None:
             self._live = plan.live_rows or LiveRows(device)
-        self.slots = None
-        self._copies: tuple[Tensor, Tensor] | None = None
+        self.slots = self.first_slots = None
+        self._copies: CopyTables | None = None
         if exchanges or placement.num_slots > number:
             copies, places = copies_of(placement)
-            self._copies = copies.to(device), places.to(device)
+            self._copies = CopyTables(copies.to(device), places.to(device))
             size = len(self.held)
             slots = torch.full((placement.num_slots + 1,), size, dtype=torch.int32)
             slots[rank * size : (rank + 1) * size] = torch.arange(size, dtype=torch.int32)
-            self.slots = slots.to(device)
+            self.slots, self.first_slots = slots.to(device), slots[places[:, 0]].to(device)
         elif factor is not None:
             slots = torch.full((number + 1,), len(self.held), dtype=torch.int32)
             slots[list(self.held)] = torch.arange(len(self.held), dtype=torch.int32)
@@ -72,20 +85,28 @@ class ExpertRoutes:
         """Return where each pair goes, int32 [T, k].
 
         Args:
-            ids: int32 [T, k], the experts that the router chose.
+            ids: int32 [T, k], what the router gives.
             first_row: the step's number of the first row of ids, where this rank has a part.
             num_tokens: of the step; None: those of ids.
         """
         if self._live is not None:
             ids = self._take(ids, self._live.number, first_row, num_tokens or len(ids))
-        if self._copies is not None:
-            ids = spread_pairs(ids, *self._copies, first_row)
+        if self._copies is not None and self.router_tables is None:
+            ids = spread_pairs(ids, self._copies, first_row)
         return ids
 
     @property
-    def keep_ids(self) -> bool:
-        """Whether what a router chose is given back as it is: nothing is counted or copied."""
-        return self._live is None and self._copies is None
+    def router_tables(self) -> CopyTables | None:
+        """By what the router spreads the pairs; None: it gives experts.
+
+        Who counts or limits pairs asks for experts; and in an exchange a rank's first row is not
+        the step's.
+        """
+        return None if self._exchanges or self._live is not None else self._copies
+
+    def asks_nothing(self, num_tokens: int) -> bool:
+        """Whether experts may be chosen unseen: nobody counts, and no copy but the first serves."""
+        return self._live is None and (self._copies is None or num_tokens == 1)
 
     def forget(self) -> None:
         """Begin to count anew."""
@@ -109,11 +130,8 @@ class ExpertRoutes:
         return limit_pairs(ids, live, before, limit)
 
 
-def copies_of(placement: ExpertPlacement) -> tuple[Tensor, Tensor]:
-    """Return the tables of `spread_pairs`: copies int32 [E + 1], places int32 [E + 1, max c].
-
-    Where an expert has fewer than the most copies, the rest of its row is never looked at.
-    """
+def copies_of(placement: ExpertPlacement) -> CopyTables:
+    """Return the tables of the copies of a placement, on the CPU."""
     size, none = len(placement.slots[0]), placement.num_slots
     rows = [
         [rank * size + placement.slots[rank].index(expert) for rank in ranks]
@@ -121,4 +139,4 @@ def copies_of(placement: ExpertPlacement) -> tuple[Tensor, Tensor]:
     ] + [[none]]
     most = max(len(row) for row in rows)
     places = torch.tensor([row + [none] * (most - len(row)) for row in rows], dtype=torch.int32)
-    return torch.tensor([len(row) for row in rows], dtype=torch.int32), places
+    return CopyTables(torch.tensor([len(row) for row in rows], dtype=torch.int32), places)

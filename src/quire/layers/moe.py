@@ -18,6 +18,7 @@ from quire.kernels.expert_tiles import chooses_in_pairs, tile_changes
 from quire.kernels.experts import apply_experts, route_experts
 from quire.kernels.linear import MAX_ROWS, linear
 from quire.kernels.router import choose_experts
+from quire.kernels.routes import CopyTables
 from quire.layers.expert_exchange import ExpertExchange
 from quire.layers.expert_routes import ExpertRoutes
 from quire.layers.module import (
@@ -45,17 +46,26 @@ class Router(Layer):
         prefix: str,
         dtype: torch.dtype,
         device: torch.device,
+        tables: CopyTables | None = None,
     ) -> None:
-        """Create the router, `prefix` in the checkpoint, with its weight [E, H] empty."""
+        """Create the router, `prefix` in the checkpoint, with its weight [E, H] empty.
+
+        Args:
+            tables: of the experts' copies, where slots are given in place of experts.
+        """
         super().__init__()
+        self._tables = tables
         self.name = f"{prefix}.gate.weight"
         self.top_k, self.renormalize = config.experts_per_token, config.renormalize
         self.spread = config.router_spread
         self.weight = empty_parameter((config.num_experts, hidden_size), dtype, device)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return experts int32 [T, k] and weights float32 [T, k] of x [T, H]."""
-        return choose_experts(self.logits(x), self.top_k, self.renormalize)
+        """Return experts int32 [T, k] and weights float32 [T, k] of x [T, H].
+
+        Where there are tables of copies, experts are given as slots of the stage.
+        """
+        return choose_experts(self.logits(x), self.top_k, self.renormalize, self._tables)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return a number for each expert, [T, E], of x [T, H]."""
@@ -136,14 +146,17 @@ class Experts(Layer):
         """Return the sum of what experts `ids` [T, k] make of x, by `weights`, [T, H]."""
         return apply_experts(x, ids, weights, self.slots, self.gate_up, self.down)
 
-    def route(self, x: Tensor, router: Router) -> Tensor:
+    def route(self, x: Tensor, router: Router, slots: Tensor | None = None) -> Tensor:
         """Return the sum of what the experts that `router` chooses make of x [T, H], [T, H].
 
         The choice may be a part of the products (`quire.kernels.experts.route_experts`).
+
+        Args:
+            slots: int32 [E] and more, the slot here of each expert; None: `self.slots`.
         """
         top_k, renormalize = router.top_k, router.renormalize
-        logits = router.logits(x)
-        return route_experts(x, logits, top_k, renormalize, self.slots, self.gate_up, self.down)
+        logits, slots = router.logits(x), self.slots if slots is None else slots
+        return route_experts(x, logits, top_k, renormalize, slots, self.gate_up, self.down)
 
     def takes(self) -> dict[str, Taker]:
         """Three weights an expert; those of an expert that is not held are left in the file."""
@@ -212,7 +225,7 @@ class MoE(Layer):
             held = routes.held
         else:
             features = even_part(config.intermediate_size, comm.rank, comm.size)
-        self.router = Router(config, hidden_size, prefix, dtype, device)
+        self.router = Router(config, hidden_size, prefix, dtype, device, routes.router_tables)
         self.experts = Experts(
             config, hidden_size, prefix, dtype, device, held, features, routes.slots
         )
@@ -226,7 +239,7 @@ class MoE(Layer):
             return self._exchange(x)
         summed: Tensor
         if self._chooses_in_products(len(x)):
-            summed = self.experts.route(x, self.router)
+            summed = self.experts.route(x, self.router, self.routes.first_slots)
         else:
             ids, weights = self.router(x)
             summed = self.experts(x, self.routes(ids), weights)
@@ -237,7 +250,9 @@ class MoE(Layer):
     def _chooses_in_products(self, num_tokens: int) -> bool:
         """Whether the experts' kernels choose as well: nobody else asks what was chosen."""
         few = chooses_in_pairs(num_tokens, self.router.top_k)
-        return few and isinstance(self.routes, ExpertRoutes) and self.routes.keep_ids
+        return (
+            few and isinstance(self.routes, ExpertRoutes) and self.routes.asks_nothing(num_tokens)
+        )
 
     def warm_up(self) -> None:
         """Compile the kernels of any number of rows, which steps on the same tokens do not bring.
