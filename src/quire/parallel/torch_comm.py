@@ -23,7 +23,7 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 
 @contextmanager
 def world(rank: int, size: int, rendezvous: str, device: torch.device) -> Iterator[None]:
-    """Within, this process is rank `rank` of `size`.
+    """Within, this process is rank `rank` of `size`; it should end after an error.
 
     Args:
         rendezvous: where the ranks find one another: `file://…` on one machine, else
@@ -42,10 +42,10 @@ def world(rank: int, size: int, rendezvous: str, device: torch.device) -> Iterat
         timeout=PATIENCE,
         device_id=device if device.type == "cuda" else None,
     )
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    # Not after an error: NCCL would wait for the others, which wait for this rank, and nobody would
+    # hear of it.
+    dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
