@@ -4,9 +4,8 @@
 reaches: products as long as they were measured, one by one, for a layer of one model, a constant
 for each launch, and what the host needs. The constants were chosen by measurements of kernels and
 of single steps on one H200, but for those that say they are assumed. Whole runs were not used, so
-that they can judge the sum (tests/engine/test_layouts.py): on one GPU, and on two that share
-matrices or are replicas. Of stages and of more ranks nothing has judged it yet. Explained in the
-chapter "Parallelism".
+that they can judge the sum (tests/engine/test_layouts.py): on one GPU, two and four. Of eight
+nothing has judged it yet. Explained in the chapter "Parallelism".
 """
 
 from __future__ import annotations

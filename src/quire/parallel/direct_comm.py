@@ -22,9 +22,10 @@ from quire.kernels.runtime import serves
 from quire.kernels.summed_norm import Mailbox, summed_add_rms_norm
 from quire.parallel.torch_comm import TorchComm
 
-# On two H200s and on four (measurements/collectives-h200-x4.json) one shot is the fastest to 128 KB
-# and two from 256 KB on, to 32 MB of two and 8 MB of four ranks; beyond NCCL is within 13 %.
-ONE_SHOT_BYTES = 128 << 10
+# On two H200s and on four (measurements/collectives-h200-x4.json) one shot is the fastest to 128 KB.
+# Two are from 256 KB on, less the copy back, which takes about 1.3 us; with it, from 512 KB.
+ONE_SHOT_BYTES = 256 << 10
+# To so much two shots are faster than NCCL on both, and at 32 MB within 13 % of it.
 MOST_BYTES = 16 << 20
 # A sum in a norm sends a count beside every number up to so many rows. 8 rows of 8 KB take 4.3 us
 # with either way, one row 3.2 and 3.9, 32 rows 6.5 and 4.9.
