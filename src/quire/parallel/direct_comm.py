@@ -22,8 +22,8 @@ from quire.kernels.runtime import serves
 from quire.kernels.summed_norm import Mailbox, summed_add_rms_norm
 from quire.parallel.torch_comm import TorchComm
 
-# On two H200s and on four (measurements/collectives-h200-x4.json) one shot is the fastest to 128 KB,
-# and two are from 256 KB on; with the copy back, which takes about 1.3 us, from 512 KB.
+# On two H200s and on four (measurements/collectives-h200-x4.json) one shot is the fastest up to
+# 128 KB, and two are from 256 KB on; with the copy back, which takes about 1.3 us, from 512 KB.
 ONE_SHOT_BYTES = 256 << 10
 # To so much two shots are faster than NCCL on both, and at 32 MB within 13 % of it.
 MOST_BYTES = 16 << 20
