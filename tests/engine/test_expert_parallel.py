@@ -22,7 +22,7 @@ from torch import Tensor
 
 from quire import LLM, QuireError, SamplingParams
 from quire.kernels.router import choose_experts_torch
-from quire.layers.expert_routes import ExpertRoutes
+from quire.layers.expert_routes import ExpertRoutes, copies_of
 from quire.layers.moe import MoE, Router
 from quire.models.moe_config import MoEConfig
 from quire.parallel.comm import total
@@ -112,8 +112,10 @@ def kept_pairs(ids: Tensor, factor: float | None) -> list[tuple[int, int]]:
 
 
 def rank_of_pair(placement: ExpertPlacement, token: int, expert: int) -> int:
+    """Of an expert's copies the t mod c-th, counted from one rank further for each such expert."""
     ranks = placement.replicas[expert]
-    return ranks[token % len(ranks)]
+    turn = sum(len(others) > 1 for others in placement.replicas[:expert])
+    return ranks[(turn + token) % len(ranks)]
 
 
 class Watched(LockstepComm):
@@ -318,19 +320,40 @@ def test_the_router_spreads_what_nobody_counts(rank: int) -> None:
 
 def test_one_token_is_served_by_first_copies_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its products may choose, as without copies; two tokens, of 6 pairs, may go to two copies."""
-    plan = ExpertPlan({0: placements(2)["everywhere"]})
+    placement, x = placements(2)["everywhere"], tokens(2)
+    plan = ExpertPlan({0: placement})
     place = Place(tensor=Lockstep(2).comm(1), expert_parallel=True, experts=plan)
     moe = WEIGHTS.fill(MoE(CONFIG, HIDDEN, PREFIX, torch.float32, CPU, place))
-    assert moe(tokens(2)).part[1].abs().max() > 0.5
-    assert moe(tokens(2)).part[0].abs().max() == 0
+    ids, weights = WEIGHTS.choose(x)
+    expected = torch.zeros(x.shape, dtype=torch.float64)
+    for token, place_of_pair in kept_pairs(ids, None):
+        expert = int(ids[token, place_of_pair])
+        if rank_of_pair(placement, token, expert) == 1:
+            share = weights[token, place_of_pair]
+            expected[token] += share * WEIGHTS.expert(expert, x[token])
+    assert expected.abs().amax(1).min() > 0.1  # rank 1 serves both
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
+    close(moe(x).part.double(), expected)
 
     def refuse(*_: Any) -> None:
         raise AssertionError("asked")
 
     monkeypatch.setattr(Router, "forward", refuse)
-    assert moe(tokens(1)).part.abs().max() == 0  # all first copies are on rank 0
+    close(moe(x[:1]).part.double(), expected[:1])
     with pytest.raises(AssertionError, match="asked"):
-        moe(tokens(2))
+        moe(x)
+
+
+def test_first_copies_are_on_the_ranks_in_turn() -> None:
+    """They serve whatever a step of one token chooses; each copy is still in the tables once."""
+    placement = replicated([10.0] * 8, 2, 16)  # every expert on both ranks
+    tables = copies_of(placement)
+    size = len(placement.slots[0])
+    assert tables.copies.tolist() == [2] * 8 + [1]
+    assert (tables.places[:8, 0] // size).tolist() == [0, 1] * 4
+    for expert, ranks in enumerate(placement.replicas):
+        held = sorted(rank * size + placement.slots[rank].index(expert) for rank in ranks)
+        assert sorted(tables.places[expert].tolist()) == held
 
 
 def test_a_route_that_asks_for_nothing_is_what_the_router_chose() -> None:

@@ -131,12 +131,19 @@ class ExpertRoutes:
 
 
 def copies_of(placement: ExpertPlacement) -> CopyTables:
-    """Return the tables of the copies of a placement, on the CPU."""
-    size, none = len(placement.slots[0]), placement.num_slots
-    rows = [
-        [rank * size + placement.slots[rank].index(expert) for rank in ranks]
-        for expert, ranks in enumerate(placement.replicas)
-    ] + [[none]]
+    """Return the tables of the copies of a placement, on the CPU.
+
+    First copies, which serve steps of one token, are on the ranks in turn: all on the lowest rank
+    would leave the others idle there.
+    """
+    size, none, turn = len(placement.slots[0]), placement.num_slots, 0
+    rows = []
+    for expert, ranks in enumerate(placement.replicas):
+        row = [rank * size + placement.slots[rank].index(expert) for rank in ranks]
+        first = turn % len(row)
+        rows.append(row[first:] + row[:first])
+        turn += len(row) > 1
+    rows.append([none])
     most = max(len(row) for row in rows)
     places = torch.tensor([row + [none] * (most - len(row)) for row in rows], dtype=torch.int32)
     return CopyTables(torch.tensor([len(row) for row in rows], dtype=torch.int32), places)
