@@ -176,9 +176,9 @@ class PagedKVCacheManager:
         table = self._tables.get(request.request_id)
         if table is None:
             table = self._add_table(request, _Table([[] for _ in self._pools]))
-        start = request.num_computed_tokens
-        num_new = max(-(-(start + num_tokens) // self._block_size) - len(table.blocks[0]), 0)
-        first = start // self._block_size  # the first block written to
+        end = request.num_computed_tokens + num_tokens
+        num_new = max(-(-end // self._block_size) - len(table.blocks[0]), 0)
+        first = request.num_computed_tokens // self._block_size  # the first block written
         copy = first < table.num_shared
         if num_new == 0 and not copy:
             return NOTHING_NEW
