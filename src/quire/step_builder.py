@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from itertools import chain
 
+from quire.kv.kv_cache_manager import BlockIds, Copies
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
 from quire.request import Request
-
-BlockIds = tuple[tuple[int, ...], ...]  # per KV group
-Copies = tuple[tuple[tuple[int, int], ...], ...]  # per KV group: (from, to)
 
 
 class StepBuilder:

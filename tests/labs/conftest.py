@@ -49,12 +49,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def call(lab: Lab) -> Callable[..., Any]:
-    """Call a function of labkit as a cell of a notebook does, after the cells `ran`."""
+    """Call a function of labkit as a cell of a notebook `of` a lab does, after the cells `ran`."""
 
     def run(
-        function: Callable[..., Any], *args: Any, ran: list[str] | None = None, **k: Any
-    ) -> Any:
-        namespace = {"LAB": f"{lab.slug}/window", "In": ["", *(ran or [])], "f": function}
+        function: Callable[..., Any], *args: Any, ran: list[str] | None = None, of: Lab = lab,
+        **k: Any,
+    ) -> Any:  # fmt: skip
+        declared = f"{of.slug}/{of.default_variant}"
+        namespace = {"LAB": declared, "In": ["", *(ran or [])], "f": function}
         exec("def here(*a, **k): return f(*a, **k)", namespace)
         return namespace["here"](*args, **k)  # type: ignore[operator]
 

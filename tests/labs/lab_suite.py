@@ -21,7 +21,7 @@ import pytest
 from shared_children import Children, SharingGrader
 
 import labkit
-from labkit.author.build import build_notebook, drift
+from labkit.author.build import build_notebook, drift, frontier_digests
 from labkit.author.verify import (
     Mutant,
     load_mutants,
@@ -76,6 +76,10 @@ class LabSuite:
         for task in lab.tasks:
             cells = submission_of(lab, build_notebook(lab)).cells
             assert task.defines == tuple(DEFINES.findall(cells[task.name]))
+
+    def test_the_lab_knows_the_frontier_cells_of_its_starter(self, lab: Lab, variant: str) -> None:
+        """All of them, so that `submit` tells what is written from what is given."""
+        assert lab.frontier == frontier_digests(lab, variant)
 
     def test_no_cell_needs_what_may_not_be_installed(self, lab: Lab) -> None:
         """So that "Run all" reaches `submit`: what quire itself needs is there, nothing else is."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from labkit.author.build import drift
+from labkit.author.build import drift, frontier_digests
 from labkit.author.verify import load_mutants, verify
 from labkit.cli import main
-from labkit.reader.lab import Lab
+from labkit.reader.lab import Lab, load_lab
 
 
 def test_a_new_lab_verifies(small_lab: Lab) -> None:
@@ -19,6 +20,19 @@ def test_a_new_lab_verifies(small_lab: Lab) -> None:
     scores, problems = verify(small_lab)
     assert problems == []
     assert scores.count("\n") == 2 * len(small_lab.variants) + 1 + len(load_mutants(small_lab))
+
+
+def test_a_frontier_digest_that_is_out_of_date_is_said_with_the_right_one() -> None:
+    lab = load_lab("batching")
+    (right,) = {frontier_digests(lab, variant)["policy"] for variant in lab.variants}
+    said = drift(replace(lab, frontier={"policy": ""}))
+    assert said == (
+        "[frontier] of lab.toml has policy = '', and the starter of the variant shortest gives "
+        f"'{right}': write that"
+    )
+    said = drift(replace(lab, frontier={"policies": right}))
+    assert said is not None
+    assert "gives no frontier cell of that name" in said
 
 
 def test_its_name_is_in_it_and_no_trace_of_the_sample(small_lab: Lab) -> None:

@@ -73,6 +73,30 @@ def test_a_fresh_starter_does_not_wipe_out_a_save(
     assert work.written["explain"].startswith("With 1 request")
 
 
+def test_a_fresh_starter_does_not_wipe_out_a_frontier_cell(
+    folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither `save` nor a check does, though the starter's cell has been run."""
+    of = load_lab("batching")
+    fresh: Notebook = json.loads(notebook_text(build_notebook(of)))
+    (given,) = [c for c in fresh["cells"] if "".join(c["source"]).startswith("# frontier: policy")]
+    starters, mine = "".join(given["source"]), "# frontier: policy\nMINE = 1"
+    given["source"] = mine
+    call(labkit.save, of=of, notebook=write(folder, fresh))
+    given["source"] = starters
+    path = write(folder, fresh)
+    namespace: dict[str, Any] = {"LAB": of.slug, "In": ["", starters]}
+    with pytest.raises(labkit.CheckFailed):
+        labkit.check(of.tasks[0].name, namespace)
+    assert read_work(folder / "batching.save.json").frontier == {"policy": mine}
+    capsys.readouterr()
+    saved = call(labkit.save, of=of, notebook=path, ran=[starters])
+    assert read_work(saved).frontier == {"policy": mine}
+    assert (
+        "frontier policy: not written here, so the saved version stays" in capsys.readouterr().out
+    )
+
+
 def test_a_check_keeps_progress_and_what_was_run(
     starter: Notebook, folder: Path, lab: Lab, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -142,14 +142,36 @@ def test_the_frontier_cells_are_handed_in_and_come_back(
     changed["source"] = policy
     mine = write(folder, notebook)
     assert main(["submit", str(mine)]) == 0
-    assert "frontier: policy, kernel" in capsys.readouterr().out
+    assert "frontier: policy\n" in capsys.readouterr().out
     submitted = folder / "paged-kv-cache.submit.json"
     assert cell_of(submitted, MARK) == policy
-    assert "def cache_write" in cell_of(submitted, KERNEL_MARK)
+    with pytest.raises(SystemExit, match="has no written cell with the line '# frontier: kernel'"):
+        cell_of(submitted, KERNEL_MARK)
+    assert "def cache_write" in cell_of(mine, KERNEL_MARK)
     assert cell_of(mine, MARK) == policy
     fresh = write(folder, json.loads(notebook_text(build_notebook(lab))), "fresh.ipynb")
     assert main(["restore", str(fresh), str(submitted)]) == 0
     assert cell_of(folder / "fresh-restored.ipynb", MARK) == policy
+
+
+@pytest.mark.parametrize("slug", ["batching", "paged-kv-cache", "parallelism"])
+def test_a_frontier_cell_of_the_starter_is_not_handed_in(
+    folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str], slug: str
+) -> None:
+    """Nor when it was run; one character more makes it the reader's."""
+    of = load_lab(slug)
+    untouched: Notebook = json.loads(notebook_text(build_notebook(of)))
+    mine = write(folder, untouched)
+    cells = [c for c in untouched["cells"] if c["cell_type"] == "code"]
+    submitted = call(labkit.submit, of=of, notebook=mine, ran=[source(c) + "\n" for c in cells])
+    assert "frontier: " not in capsys.readouterr().out
+    assert json.loads(submitted.read_text("utf8"))["frontier"] == {}
+    for name in of.frontier:
+        (cell,) = [c for c in cells if source(c).startswith(f"# frontier: {name}\n")]
+        cell["source"] = source(cell) + "."
+        mine = write(folder, untouched)
+        call(labkit.submit, of=of, notebook=mine)
+        assert name in capsys.readouterr().out.partition("frontier: ")[2].split("\n")[0].split(", ")
 
 
 def test_submit_hands_in_no_older_version_behind_a_syntax_error(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import random
 import re
 from datetime import datetime
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -50,13 +50,8 @@ def table(element: Locator, rows: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_committed_data_is_what_the_script_makes(name: str) -> None:
-    spec = importlib.util.spec_from_file_location("record_kernels", FOLDER / "record_kernels.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert json.loads(json.dumps(module.MAKERS[name](""))) == committed(name)
+def test_committed_data_is_what_the_script_makes(name: str, make_data: ModuleType) -> None:
+    assert json.loads(json.dumps(make_data.MAKERS[name](""))) == committed(name)
 
 
 # ---- the arithmetic

@@ -16,7 +16,6 @@ import base64
 import itertools
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +53,7 @@ from quire.sampling.sampler import SamplerOutput, TorchSampler
 from quire.sampling.tensors import SamplingTensors
 
 sys.path.insert(0, str(Path(__file__).parent))
+from data_files import FOLDER, Maker, write_data
 from model_rows import model_rows
 from record_batching import batching_timeline, load_explorer
 from record_cache import block_table_player, prefix_cache_explorer
@@ -62,7 +62,6 @@ from record_kernels import online_softmax, tiles_and_l2
 from record_parallelism import layout_planner
 from record_speculation import shared_race, speculation_payoff
 
-FOLDER = Path(__file__).with_name("data")
 MODEL = "quire-mini"
 
 # A prompt ends on a visible character: the tokenizer joins line ends with what follows.
@@ -325,7 +324,7 @@ def scheme_row(scheme: Scheme | None) -> dict[str, Any] | None:
     }
 
 
-MAKERS: dict[str, Callable[[str], dict[str, Any]]] = {
+MAKERS: dict[str, Maker] = {
     "decode-stepper": decode_stepper,
     "latency-calculator": latency_calculator,
     "sampler-playground": sampler_playground,
@@ -349,12 +348,7 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL, help="shipped name or folder (%(default)s)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, maker in MAKERS.items():
-        path = args.out / f"{name}.json"
-        content = json.dumps(maker(args.model), ensure_ascii=False, separators=(",", ":"))
-        path.write_text(content + "\n", "utf-8")
-        print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB")
+    write_data(MAKERS, args.model, args.out)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ writes the file of `data/`.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
+
+from data_files import write_data
 
 from quire.parallel.expert_placement import contiguous, packed, replicated
 from quire.resources import load_measurement
 
-FOLDER = Path(__file__).with_name("data")
 SOURCE = "expert-loads-cpu"
 RUN = "aux-0.01"  # the weight of the balance loss with which the shipped model was trained
 KINDS = ("code", "prose")
@@ -55,12 +54,7 @@ def expert_balancer(model: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    path = FOLDER / "expert-balancer.json"
-    content = json.dumps(expert_balancer(""), ensure_ascii=False, separators=(",", ":"))
-    path.write_text(content + "\n", "utf-8")
-    print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB")
-
+MAKERS = {"expert-balancer": expert_balancer}
 
 if __name__ == "__main__":
-    main()
+    write_data(MAKERS)

@@ -11,13 +11,12 @@ writes both files of `data/`.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
+
+from data_files import write_data
 
 from quire.analysis.kernels import OnlineSoftmax, fetched_stripes
 
-FOLDER = Path(__file__).with_name("data")
 TILES = 16  # from top to bottom and from left to right
 CAPACITY, SMALL = 12, 6  # stripes that the cache holds: in the first question, in the second
 ASKED = 4  # rows of tiles in a group, in the first question
@@ -64,11 +63,5 @@ def online_softmax(model: str) -> dict[str, Any]:
 MAKERS = {"tiles-and-l2": tiles_and_l2, "online-softmax": online_softmax}
 
 
-def main() -> None:
-    for name, maker in MAKERS.items():
-        content = json.dumps(maker(""), ensure_ascii=False, separators=(",", ":"))
-        (FOLDER / f"{name}.json").write_text(content + "\n", "utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write_data(MAKERS)

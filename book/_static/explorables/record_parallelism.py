@@ -11,11 +11,11 @@ writes the file of `data/`.
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
+
+from data_files import write_data
+from model_rows import model_rows
 
 from quire.analysis import catalog_config, catalog_json, find_hardware
 from quire.analysis.collectives import LINKS
@@ -36,10 +36,6 @@ from quire.analysis.step_parts import (
     reference_device,
 )
 
-sys.path.insert(0, str(Path(__file__).parent))
-from model_rows import model_rows
-
-FOLDER = Path(__file__).with_name("data")
 DEVICES = ("h200", "h100")  # joined by NVLink 4
 MODEL = "Qwen/Qwen3-8B"
 SCENARIO = {
@@ -95,12 +91,7 @@ def device_row(device: Hardware) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    path = FOLDER / "layout-planner.json"
-    content = json.dumps(layout_planner(""), ensure_ascii=False, separators=(",", ":"))
-    path.write_text(content + "\n", "utf-8")
-    print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB")
-
+MAKERS = {"layout-planner": layout_planner}
 
 if __name__ == "__main__":
-    main()
+    write_data(MAKERS)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.grading.cells import Cell, read_cells
+from labkit.reader.cells import digest_of, frontier_of
 from labkit.reader.lab import Lab
 
 SETS_LAB = re.compile(r"^LAB = ", re.M)
@@ -123,4 +124,21 @@ def drift(lab: Lab) -> str | None:
         return f"{path.name} does not exist: run `labkit build {lab.slug}`"
     if path.read_text("utf8") != notebook_text(build_notebook(lab)):
         return f"{path.name} is not what master.py gives: run `labkit build {lab.slug}`"
+    for variant in lab.variants if lab.frontier else ():
+        found = frontier_digests(lab, variant)
+        for name, digest in lab.frontier.items():
+            said = (
+                f"[frontier] of lab.toml has {name} = {digest!r}, and the starter of the variant "
+            )
+            if name not in found:
+                return f"{said}{variant} gives no frontier cell of that name: take the line out"
+            if found[name] != digest:
+                return f"{said}{variant} gives {found[name]!r}: write that"
     return None
+
+
+def frontier_digests(lab: Lab, variant: str | None = None) -> dict[str, str]:
+    """What `[frontier]` of `lab.toml` has to say of a variant's starter: cell's name to digest."""
+    cells = read_cells(lab.folder / "master.py", lab, variant)
+    named = [(frontier_of(cell.starter), cell.starter) for cell in cells if not cell.markdown]
+    return {name: digest_of(source) for name, source in named if name is not None}

@@ -33,7 +33,8 @@ def cell_of(path: Path, mark: str) -> str:
     """Return the source of the code cell that has the line `mark`, of a notebook or a submit file.
 
     Raises:
-        SystemExit: it has none, or the file is neither.
+        SystemExit: it has none, or the file is neither. `labkit.submit` leaves out a cell that is
+            as the starter has it.
     """
     name = frontier_of(mark)
     try:
@@ -41,7 +42,8 @@ def cell_of(path: Path, mark: str) -> str:
     except LabError as error:
         raise SystemExit(str(error)) from None
     if name not in found:
-        raise SystemExit(f"{path} has no cell with the line {mark!r}")
+        what = "written cell" if path.suffix == ".json" else "cell"
+        raise SystemExit(f"{path} has no {what} with the line {mark!r}")
     return found[name]
 
 

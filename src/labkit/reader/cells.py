@@ -6,6 +6,7 @@ found is the one that grading takes.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
@@ -56,6 +57,20 @@ def frontier_cells(cells: list[Any]) -> dict[str, str]:
         if name is not None and len(source) <= MAX_SOURCE:
             found[name] = source
     return found
+
+
+def written_frontier(cells: dict[str, str], lab: Lab) -> dict[str, str]:
+    """Those of some frontier cells, by name, that are not as the starter has them."""
+    return {
+        name: source
+        for name, source in cells.items()
+        if lab.frontier.get(name) != digest_of(source)
+    }
+
+
+def digest_of(source: str) -> str:
+    """Sixteen digits that stand for a cell's text; blank space around it does not count."""
+    return hashlib.sha256(encodable(source.strip()).encode()).hexdigest()[:16]
 
 
 def cell_source(cell: Any) -> str | None:

@@ -12,7 +12,7 @@ import importlib.util
 import sys
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -82,6 +82,8 @@ class Lab:
     default_variant: str
     withheld: tuple[str, ...] = ()  # modules of quire that the lab asks the reader to write
     interpreted: bool = False  # its tasks are Triton kernels, run by `labkit.reader.kernel_child`
+    # Name of a frontier cell to `digest_of` what the starter puts there: the rest is the reader's.
+    frontier: dict[str, str] = field(default_factory=dict)
 
     @property
     def given(self) -> str:
@@ -154,6 +156,7 @@ def load_lab(name: str | Path, *beside: Path) -> Lab:
         raw["default_variant"],
         tuple(raw.get("withheld", [])),
         bool(raw.get("interpreted", False)),
+        dict(raw.get("frontier", {})),
     )
     lab.variant(None)
     for task in lab.tasks:

@@ -1,9 +1,9 @@
 """A reader's work in one lab, and the small file that holds it.
 
-The file is JSON: the task cells, the written answers, the frontier cells and which public checks
-passed. It survives what a notebook does not: a Colab runtime that is gone, a closed browser, 200 MB
-of output. `labkit.save` and `labkit.submit` write it, graders read it (`labkit.reader.notebook`).
-Only the standard library is used.
+The file is JSON: the task cells, the written answers, the frontier cells that differ from the
+starter's and which public checks passed. It survives what a notebook does not: a Colab runtime that
+is gone, a closed browser, 200 MB of output. `labkit.save` and `labkit.submit` write it, graders
+read it (`labkit.reader.notebook`). Only the standard library is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from labkit.reader.alone import defined_again, faults
-from labkit.reader.cells import cell_source, frontier_cells, frontier_of, task_of, written_of
+from labkit.reader.cells import (
+    cell_source,
+    frontier_cells,
+    frontier_of,
+    task_of,
+    written_frontier,
+    written_of,
+)
 from labkit.reader.lab import Lab, LabError, load_lab
 from labkit.reader.notebook import SUBMIT_FORMAT, Submission, find, parse
 
@@ -144,12 +151,13 @@ def work_of(lab: Lab, notebook: dict[str, Any], ran: list[str] | None = None) ->
             others[source] = None
         elif name is not None and source in ran:
             cells[name] = source
+    frontier = frontier_cells([*notebook["cells"], *({"source": source} for source in ran)])
     return Work(
         lab,
         submission.variant or lab.default_variant,
         cells,
         submission.written,
-        frontier_cells([*notebook["cells"], *({"source": source} for source in ran)]),
+        written_frontier(frontier, lab),
         others=[*others],
         ran=ran,
         notes=list(dict.fromkeys(note for note in submission.notes if "`# task:" in note)),
@@ -186,7 +194,8 @@ def read_work(path: Path) -> Work:
     progress = {name: pair for name, pair in counts if type(pair) is list and len(pair) == 2}
     variant = content.get("variant")
     chosen = variant if variant in lab.variants else lab.default_variant
-    return Work(lab, chosen, texts("cells"), texts("written"), texts("frontier"), progress)
+    frontier = written_frontier(texts("frontier"), lab)
+    return Work(lab, chosen, texts("cells"), texts("written"), frontier, progress)
 
 
 def keep_what_was_saved(work: Work, saved: Work) -> list[str]:
@@ -204,6 +213,11 @@ def keep_what_was_saved(work: Work, saved: Work) -> list[str]:
         if name not in work.written:
             work.written[name] = answer
             said.append(f"{name}: no answer here, so the saved one stays")
+    said += [
+        f"frontier {name}: not written here, so the saved version stays"
+        for name in saved.frontier
+        if name not in work.frontier
+    ]
     work.frontier = saved.frontier | work.frontier
     work.progress = saved.progress | work.progress
     return said

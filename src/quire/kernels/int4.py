@@ -91,10 +91,10 @@ def tiled_int4_linear(x: Tensor, weight: PackedInt4, bias: Tensor | None, tile: 
 # docs: unpack begin
 @jit
 def _unpack(words, zero):
-    """Return the four codes of 16-bit words less their zero, each a bfloat16 tensor of that shape.
+    """Return four codes of 16-bit words less their zero: bfloat16 tensors of that shape.
 
-    Two words share a register. `lop3` (0xEA is (a & b) | c) takes a code out of each and sets
-    the exponent: 128 + code. Adding -(128 + zero), the bits in `zero`, is exact.
+    Two words share a register. `lop3` (0xEA is (a & b) | c) takes a code out of each and
+    sets the exponent: 128 + code. Adding -(128 + zero), the bits in `zero`, is exact.
     """
     return tl.inline_asm_elementwise(
         """{

@@ -15,12 +15,12 @@ from array import array
 from quire.request import Request
 
 
-def extend_chain(chain: list[bytes], request: Request, num_blocks: int, block_size: int) -> None:
-    """Grow `chain` to the names of the first `num_blocks` blocks, all full of known tokens.
+def extend_chain(chain: list[bytes], request: Request, end: int, block_size: int) -> None:
+    """Grow `chain` to the names of the blocks [0, end), all full of known tokens.
 
     `chain[i]` is the name of block i; what is there already is not hashed again.
     """
-    for index in range(len(chain), num_blocks):
+    for index in range(len(chain), end):
         parent = chain[-1] if chain else _root(request.extra_keys)
         tokens = _tokens(request, index * block_size, (index + 1) * block_size)
         chain.append(hashlib.sha256(parent + array("q", tokens).tobytes()).digest())

@@ -15,6 +15,7 @@ from quire.kv.block_pool import BlockPool
 from quire.request import Request
 
 BlockIds = tuple[tuple[int, ...], ...]  # per KV group
+Copies = tuple[tuple[tuple[int, int], ...], ...]  # per KV group: (from, to)
 NULL_BLOCK = 0  # in a table: nothing is kept of these positions (`WindowedKVCacheManager`)
 
 
@@ -27,7 +28,7 @@ class Reservation:
     """
 
     new_block_ids: BlockIds = ()  # appended to the table
-    copies: tuple[tuple[tuple[int, int], ...], ...] = ()
+    copies: Copies = ()
 
 
 NOTHING_NEW = Reservation()
@@ -175,13 +176,12 @@ class PagedKVCacheManager:
         table = self._tables.get(request.request_id)
         if table is None:
             table = self._add_table(request, _Table([[] for _ in self._pools]))
-        start = request.num_computed_tokens
-        num_new = -(-(start + num_tokens) // self._block_size) - len(table.blocks[0])
-        first = start // self._block_size  # the first block written to
+        end = request.num_computed_tokens + num_tokens
+        num_new = max(-(-end // self._block_size) - len(table.blocks[0]), 0)
+        first = request.num_computed_tokens // self._block_size  # the first block written
         copy = first < table.num_shared
-        if num_new <= 0 and not copy:
+        if num_new == 0 and not copy:
             return NOTHING_NEW
-        num_new = max(num_new, 0)
         if any(pool.num_free < num_new + copy for pool in self._pools):
             return None
         new_ids = tuple(tuple(pool.allocate(num_new)) for pool in self._pools)
@@ -189,8 +189,8 @@ class PagedKVCacheManager:
             blocks.extend(ids)
         return Reservation(new_ids, self._copy_block(table, first) if copy else ())
 
-    def _copy_block(self, table: _Table, index: int) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Replace a shared block by one of the request's own; return what to copy, per group."""
+    def _copy_block(self, table: _Table, index: int) -> Copies:
+        """Replace a shared block by one of the request's own; return what to copy."""
         copies = []
         for pool, blocks in zip(self._pools, table.blocks, strict=True):
             source, (target,) = blocks[index], pool.allocate(1)

@@ -46,7 +46,8 @@ class LayerKV:
             values.index_copy_(0, slots, value)
             return
         places = slots // self.key_scale.shape[2], slots % self.key_scale.shape[2]
-        for x, cache, scales in ((key, keys, self.key_scale), (value, values, self.value_scale)):
+        parts = (key, keys, self.key_scale), (value, values, self.value_scale)
+        for x, cache, scales in parts:
             codes, scale = quantize(x, cache.dtype)
             _as_bytes(cache).index_copy_(0, slots, _as_bytes(codes))
             scales[places[0], :, places[1]] = scale

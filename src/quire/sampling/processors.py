@@ -69,7 +69,7 @@ def apply_penalties(logits: Tensor, penalties: Penalties) -> Tensor:
     frequency penalties look at the output only and subtract.
     """
     seen = (penalties.prompt_counts > 0) | (penalties.output_counts > 0)
-    scaled = torch.where(logits > 0, logits / penalties.repetition, logits * penalties.repetition)
-    logits = torch.where(seen, scaled, logits)
+    factor = torch.where(seen, penalties.repetition, 1)
+    logits = torch.where(logits > 0, logits / factor, logits * factor)
     logits = logits - penalties.frequency * penalties.output_counts
     return logits - penalties.presence * (penalties.output_counts > 0)
