@@ -18,7 +18,7 @@ from quire.attention.triton_backend import TritonAttention
 from quire.bench import ring
 from quire.kernels.part_attention import (
     attend_part_torch,
-    attend_part_triton,
+    attend_part_tuned,
     merge_torch,
     merge_triton,
 )
@@ -84,7 +84,7 @@ def part(device: str) -> None:
                 q, k, v = inputs(device, queries, queries if causal else keys, heads, size, dtype)
                 expected = oracle(q, k, v, 0.3, causal)
                 assert_part(attend_part_torch(q, k, v, 0.3, causal), expected, dtype)
-                assert_part(attend_part_triton(q, k, v, 0.3, causal, settings), expected, dtype)
+                assert_part(attend_part_tuned(q, k, v, 0.3, causal, settings), expected, dtype)
 
 
 def several(device: str) -> None:

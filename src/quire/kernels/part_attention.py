@@ -69,21 +69,22 @@ def attend_part_torch(
 
 
 def attend_part_triton(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-    causal: bool,
-    settings: PrefillTuning | None = None,
+    q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """`attend_part` by the kernel of prompts, with its tuned launch settings unless others."""
-    num_queries, num_heads, head_size = q.shape
+    """`attend_part` by the kernel of prompts, with its tuned launch settings."""
+    settings = tuning(q.device, q.shape[2], q.dtype.itemsize).prefill
+    return attend_part_tuned(q, k, v, scale, causal, settings)
+
+
+def attend_part_tuned(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, settings: PrefillTuning
+) -> tuple[Tensor, Tensor]:
+    """`attend_part` by the kernel of prompts, with these launch settings."""
+    num_queries, num_heads, _ = q.shape
     y = torch.empty(q.shape, dtype=torch.float32, device=q.device)
     lse = torch.empty(num_queries, num_heads, dtype=torch.float32, device=q.device)
     if num_queries == 0 or len(k) == 0:  # a descriptor of no key cannot be made
         return y.zero_(), lse.fill_(-torch.inf)
-    if settings is None:
-        settings = tuning(q.device, head_size, q.dtype.itemsize).prefill
     size = tokens_per_tile(num_heads // k.shape[1], settings)
     # All lists are made on the device: a copy from the host would wait for what is queued.
     last = (num_queries - 1) // size * size  # comes first: under a mask it sees the most keys
