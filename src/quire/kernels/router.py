@@ -29,16 +29,19 @@ def choose_experts(
     """
     if serves(logits):
         return choose_experts_triton(logits, top_k, renormalize, tables)
-    ids, weights = choose_experts_torch(logits, top_k, renormalize)
-    return ids if tables is None else spread_pairs(ids, tables), weights
+    return choose_experts_torch(logits, top_k, renormalize, tables)
 
 
-def choose_experts_torch(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+def choose_experts_torch(
+    logits: Tensor, top_k: int, renormalize: bool, tables: CopyTables | None = None
+) -> tuple[Tensor, Tensor]:
     """`choose_experts` in torch. Its own `topk` leaves open which of equal logits it takes."""
     ids = logits.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     weights = logits.softmax(-1, dtype=torch.float32).gather(-1, ids)
     if renormalize:
         weights /= weights.sum(-1, keepdim=True)
+    if tables is not None:
+        return spread_pairs(ids, tables), weights
     return ids.int(), weights
 
 
