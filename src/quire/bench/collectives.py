@@ -13,7 +13,6 @@ in kernels of their own ("apart").
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -25,10 +24,11 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from quire.bench.measurement import Row
-from quire.errors import QuireError
+from quire.bench.several_gpus import count_gpus
 from quire.kernels.norm import add_rms_norm
 from quire.kernels.summed_norm import summed_add_rms_norm
 from quire.parallel.direct_comm import DirectComm
+from quire.parallel.torch_comm import world
 
 GROUPS = (2, 4, 8)  # ranks
 KILOBYTES = (8, 32, 128, 256, 512, 1024, 2048, 8192, 32768, 65536)
@@ -46,9 +46,7 @@ def run(device: torch.device) -> list[Row]:
     Raises:
         QuireError: fewer than two GPUs.
     """
-    count = torch.cuda.device_count()
-    if device.type != "cuda" or count < 2:
-        raise QuireError(f"bench collectives needs two GPUs, and torch sees {count}")
+    count = count_gpus("collectives", device)
     return [row for size in GROUPS if size <= count for row in _rows(size)]
 
 
@@ -73,16 +71,11 @@ def _rows(size: int) -> list[Row]:
 
 
 def _rank(rank: int, size: int, rendezvous: str, answers: str) -> None:
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     device = torch.device("cuda", rank)
-    torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl", init_method=rendezvous, rank=rank, world_size=size, device_id=device
-    )
-    group = dist.group.WORLD
-    assert group is not None
-    comm = DirectComm(group, device, torch.bfloat16)
-    with torch.inference_mode():
+    with world(rank, size, rendezvous, device), torch.inference_mode():
+        group = dist.group.WORLD
+        assert group is not None
+        comm = DirectComm(group, device, torch.bfloat16)
         found = {
             "all-reduce": _sums(group, device),
             "sum-norm": {n: times for n in NORMED if (times := _normed(comm, n, device))},
@@ -92,7 +85,6 @@ def _rank(rank: int, size: int, rendezvous: str, answers: str) -> None:
         }
     if rank == 0:
         torch.save(found, answers)
-    dist.destroy_process_group()
 
 
 def _sums(group: dist.ProcessGroup, device: torch.device) -> dict[int, dict[str, float]]:

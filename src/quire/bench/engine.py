@@ -18,11 +18,18 @@ import torch
 
 from quire.analysis import catalog_config, catalog_json
 from quire.bench.measurement import Row
+from quire.config import EngineOptions
 from quire.errors import QuireError
 from quire.llm import LLM
 from quire.sampling.params import SamplingParams
 
 MODELS = ("Qwen3-0.6B", "Qwen3-8B")
+OPTIONS: EngineOptions = {  # of the engines that these loads are run on
+    "max_model_len": 2048,
+    "max_num_seqs": 256,
+    "max_num_batched_tokens": 16384,
+    "enable_prefix_caching": False,
+}
 VOCABULARY = 150_000  # ids are drawn below this
 Load = tuple[list[list[int]], list[SamplingParams]]
 
@@ -63,14 +70,8 @@ def run(models: tuple[str, ...], device: torch.device, repeats: int = 3) -> list
         if config is None:
             raise QuireError(f"model {name!r} is not in the catalog: {', '.join(catalog_json())}")
         case = name.lower()
-        llm = LLM(
-            config,
-            device=device,
-            max_model_len=2048,
-            max_num_seqs=256,
-            max_num_batched_tokens=16384,
-            enable_prefix_caching=False,
-        )
+        given: EngineOptions = {**OPTIONS, "device": device}
+        llm = LLM(config, **given)
         one = uniform_load(1, 128, 256)
         seconds = seconds_of(llm, one, repeats)
         rows.append(Row(f"{case}-batch1", "ms_per_token", seconds / 256 * 1e3, "ms"))
@@ -104,6 +105,13 @@ def seconds_of(llm: LLM, load: Load, repeats: int) -> float:
         assert produced == sum(p.output_limit for p in params), produced
 
     return _median(work, repeats)
+
+
+def seconds_once(llm: LLM, load: Load) -> float:
+    """Return the time of a load on devices that lie in other processes."""
+    begin = time.perf_counter()
+    llm.generate(*load, use_tqdm=False)
+    return time.perf_counter() - begin
 
 
 def _median(work: Callable[[], None], repeats: int) -> float:

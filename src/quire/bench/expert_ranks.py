@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +28,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from quire.bench.engine import Load, mix256, uniform_load
+from quire.bench.engine import OPTIONS, Load, mix256, seconds_once, uniform_load
 from quire.bench.measurement import Row
+from quire.bench.several_gpus import check_layouts, count_gpus
 from quire.config import EngineOptions
 from quire.errors import QuireError
 from quire.llm import LLM
@@ -42,13 +42,6 @@ from quire.parallel.expert_plan import Placements
 
 SPREAD = 0.5  # of a router's rows, exp(±0.5): the first quarter of the experts gets about half
 SPARE = 8  # copies: one for so many experts
-OPTIONS: EngineOptions = {
-    "device": "cuda",
-    "max_model_len": 2048,
-    "max_num_seqs": 256,
-    "max_num_batched_tokens": 16384,
-    "enable_prefix_caching": False,
-}
 
 
 @dataclass(frozen=True)
@@ -126,23 +119,15 @@ def run(
         QuireError: the model has no experts; fewer GPUs than two, or than a layout needs; a layout
             of no such name.
     """
-    count = torch.cuda.device_count() if device.type == "cuda" else 0
     if model.moe is None:
         raise QuireError(f"bench expert-ranks runs a model with experts, and {name} has none")
-    if count < 2:
-        raise QuireError(f"bench expert-ranks needs two GPUs, and torch sees {count}")
+    count = count_gpus("expert-ranks", device)
     chosen = default_labels(count) if labels is None else list(labels)
-    for label in chosen:
-        if label not in LAYOUTS:
-            raise QuireError(f"layout {label!r}: must be one of {', '.join(LAYOUTS)}")
-        if LAYOUTS[label].ranks > count:
-            raise QuireError(
-                f"layout {label!r} needs {LAYOUTS[label].ranks} GPUs, and torch sees {count}"
-            )
+    check_layouts(chosen, {label: layout.ranks for label, layout in LAYOUTS.items()}, count)
     skewed = replace(model, moe=replace(model.moe, router_spread=spread))
     works = Works(uniform_load(1, 128, 256), mix256(), mix256(seed=1))
     rows = []
-    for row in measure(skewed, name, chosen, OPTIONS, works):
+    for row in measure(skewed, name, chosen, {**OPTIONS, "device": "cuda"}, works):
         imbalance = row.parameters.get("imbalance_mean")
         seen = "" if imbalance is None else f", imbalance {imbalance:.2f}"
         print(f"{row.case}: {row.value:.5g} {row.unit}{seen}", file=sys.stderr, flush=True)
@@ -248,17 +233,10 @@ def imbalance(
 def _times(llm: LLM, layout: Layout, works: Works) -> Iterator[tuple[str, float, str, str]]:
     """Yield works with what each took after a warm-up, of the many by a quarter of them."""
     if layout.kind != "all-to-all":
-        _seconds(llm, works.one)
-        seconds = statistics.median(_seconds(llm, works.one) for _ in range(3))
+        seconds_once(llm, works.one)
+        seconds = statistics.median(seconds_once(llm, works.one) for _ in range(3))
         num_tokens = sum(own.output_limit for own in works.one[1])
         yield "batch1", seconds / num_tokens * 1e3, "ms_per_token", "ms"
     llm.generate(works.many[0][::4], works.many[1][::4], use_tqdm=False)
     num_tokens = sum(own.output_limit for own in works.many[1])
-    yield "mix256", num_tokens / _seconds(llm, works.many), "tokens_per_second", "tokens/s"
-
-
-def _seconds(llm: LLM, load: Load) -> float:
-    """Return the time of a load; the devices are in other processes."""
-    begin = time.perf_counter()
-    llm.generate(*load, use_tqdm=False)
-    return time.perf_counter() - begin
+    yield "mix256", num_tokens / seconds_once(llm, works.many), "tokens_per_second", "tokens/s"

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quire.analysis import Hardware
-from quire.bench.engine import mix256, seconds_of, uniform_load
+from quire.bench.engine import OPTIONS, mix256, seconds_of, uniform_load
 from quire.bench.measurement import Row
 from quire.bench.timing import graph_seconds
 from quire.config import EngineOptions
@@ -46,12 +46,6 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXT, NUM_STEPS = 256, 32  # of a step: prompt tokens, and steps timed
 BOTH_WAYS = 16  # tokens up to which pairs and groups are both timed
 CHOICES = 8  # different choices of experts that a captured graph goes through
-OPTIONS: EngineOptions = {
-    "max_model_len": 2048,
-    "max_num_seqs": 256,
-    "max_num_batched_tokens": 16384,
-    "enable_prefix_caching": False,
-}
 
 # torch 2.13 has a public name for it.
 _grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm

@@ -9,13 +9,13 @@ from __future__ import annotations
 import gc
 import statistics
 import sys
-import time
 
 import torch
 
-from quire.bench.engine import Load, mix256, uniform_load
+from quire.bench.engine import OPTIONS, Load, mix256, seconds_once, uniform_load
 from quire.bench.measurement import Row
-from quire.errors import QuireError
+from quire.bench.several_gpus import check_layouts, count_gpus
+from quire.config import EngineOptions
 from quire.llm import LLM
 from quire.models.config import ModelConfig
 from quire.parallel.options import ParallelOptions
@@ -43,21 +43,17 @@ def run(
     Raises:
         QuireError: fewer than two GPUs, or than a layout needs; a layout of no such name.
     """
-    count = torch.cuda.device_count() if device.type == "cuda" else 0
-    if count < 2:
-        raise QuireError(f"bench parallel needs two GPUs, and torch sees {count}")
+    count = count_gpus("parallel", device)
+    needed = {label: _gpus(options) for label, options in LAYOUTS.items()}
+    chosen = labels or [label for label in LAYOUTS if needed[label] <= count]
+    check_layouts(chosen, needed, count)
     found: dict[str, dict[str, Value]] = {}
     rows = []
-    for label in labels or [key for key, options in LAYOUTS.items() if _gpus(options) <= count]:
-        if label not in LAYOUTS:
-            raise QuireError(f"layout {label!r}: must be one of {', '.join(LAYOUTS)}")
-        options = LAYOUTS[label]
-        if _gpus(options) > count:
-            raise QuireError(f"layout {label!r} needs {_gpus(options)} GPUs, torch sees {count}")
-        found[label] = measure(model, options)
+    for label in chosen:
+        found[label] = measure(model, LAYOUTS[label])
         for load, (value, metric, unit) in found[label].items():
             one = found.get("one", {}).get(load) if label != "one" else None
-            parameters: dict[str, float] = {"gpus": _gpus(options)}
+            parameters: dict[str, float] = {"gpus": needed[label]}
             beside = {} if one is None else {"one": one[0]}
             rows.append(Row(f"{name}-{label}-{load}", metric, value, unit, beside, parameters))
             print(f"{rows[-1].case}: {value:.5g} {unit}", file=sys.stderr, flush=True)
@@ -70,22 +66,19 @@ def _gpus(options: ParallelOptions) -> int:
 
 def measure(model: ModelConfig, options: ParallelOptions) -> dict[str, Value]:
     """Return milliseconds a token at batch 1 and tokens a second of the served load."""
-    llm = LLM(
-        model,
-        device="cuda",
-        max_model_len=2048,
-        max_num_seqs=256,
-        max_num_batched_tokens=16384,
-        enable_prefix_caching=False,
-        tensor_parallel_size=options.tensor_parallel_size,
-        pipeline_parallel_size=options.pipeline_parallel_size,
-        data_parallel_size=options.data_parallel_size,
-    )
+    given: EngineOptions = {
+        **OPTIONS,
+        "device": "cuda",
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "pipeline_parallel_size": options.pipeline_parallel_size,
+        "data_parallel_size": options.data_parallel_size,
+    }
+    llm = LLM(model, **given)
     one, many = uniform_load(1, 128, 256), for_each(mix256(), options.data_parallel_size)
     llm.generate(*one, use_tqdm=False)  # what a first load pays once
-    seconds = statistics.median(_seconds(llm, one) for _ in range(3))
+    seconds = statistics.median(seconds_once(llm, one) for _ in range(3))
     llm.generate(many[0][::4], many[1][::4], use_tqdm=False)
-    served = statistics.mean(_seconds(llm, many) for _ in range(2))
+    served = statistics.mean(seconds_once(llm, many) for _ in range(2))
     llm.engine.shutdown()
     del llm
     gc.collect()
@@ -102,10 +95,3 @@ def for_each(load: Load, copies: int) -> Load:
     prompts, params = load
     several = [prompt[copy:] + prompt[:copy] for copy in range(copies) for prompt in prompts]
     return several, params * copies
-
-
-def _seconds(llm: LLM, load: Load) -> float:
-    """Return the time of a load; the devices are in other processes."""
-    begin = time.perf_counter()
-    llm.generate(*load, use_tqdm=False)
-    return time.perf_counter() - begin

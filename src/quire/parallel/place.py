@@ -94,7 +94,7 @@ class Place:
 
         The messages of stages stand around a captured step, not in it, though NCCL's could be
         captured. A stage then captures without the others, and no two graphs must be replayed as
-        a pair. The price is two launches a step, which the host makes while devices compute. One
+        a pair. The price is a launch a message, which the host makes while devices compute. One
         stream keeps the order: the next step's message overwrites `received` after this step has
         read it, and the next step overwrites `handed_on` after it was sent.
 
