@@ -76,9 +76,10 @@ def part(device: str) -> None:
     """All keys or those before, in kernel and twin: whole tiles, rests, few, one, none at all."""
     tiny = ((33, 48), (9, 33), (40, 1), (1, 70), (5, 0), (0, 5), (0, 0))
     real = (*tiny, (1000, 640), (129, 1999))
-    settings = SMALL if device == "cpu" else None
     shapes = itertools.product(DTYPES[device], HEADS, sizes(device, tiny=(16,), real=(64, 128)))
     for dtype, heads, size in shapes:
+        tuned = tuning(torch.device("cuda"), size, dtype.itemsize) if device == "cuda" else None
+        settings = SMALL if tuned is None else tuned.prefill
         for queries, keys in tiny if device == "cpu" else real:
             for causal in (False, True) if queries == keys or heads == HEADS[0] else (False,):
                 q, k, v = inputs(device, queries, queries if causal else keys, heads, size, dtype)

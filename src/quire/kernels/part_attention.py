@@ -175,7 +175,6 @@ def _merge_kernel(
     ours, theirs = tl.exp(ours - base), tl.exp(theirs - base)
     total = ours + theirs
     total = tl.where(total > 0, total, 1.0)  # 0: neither has a key
-    tl.store(lse + row, larger + tl.log(total), inside)
 
     column = tl.arange(0, block)
     place = row.to(tl.int64)[:, None] * size + column[None, :]
@@ -183,3 +182,6 @@ def _merge_kernel(
     mixed = tl.load(y + place, mask) * (ours / total)[:, None]
     mixed += tl.load(part + place, mask) * (theirs / total)[:, None]
     tl.store(y + place, mixed, mask)
+    # Every warp has read the rows' log-sum-exps for itself: none writes before all have.
+    tl.debug_barrier()
+    tl.store(lse + row, larger + tl.log(total), inside)

@@ -91,6 +91,7 @@ def norm_rotate_triton(
     # Of a few tokens, few heads a program fill more multiprocessors; of many, more heads hide one
     # another's waiting (16,384 tokens of the 8B shape on an H200: 120 us, 183 with 4 heads).
     heads_per_program = 16 if num_tokens > MANY_ROWS else 4
+    half_block = triton.next_power_of_2(head_size // 2)
     _norm_rotate_kernel[(num_tokens, triton.cdiv(all_heads, heads_per_program))](
         qkv,
         qkv if head_norm_weight is None else head_norm_weight,
@@ -106,14 +107,16 @@ def norm_rotate_triton(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_size=head_size,
-        half_block=triton.next_power_of_2(head_size // 2),
+        half_block=half_block,
         heads_per_program=heads_per_program,
         block_size=key_cache.shape[2] if writes else 1,
         normalises=head_norm_weight is not None,
         writes=writes,
         largest_code=LARGEST.get(key_cache.dtype, 0.0),
         early=early,
-        num_warps=4,
+        # Each number has one thread: of two that turn it in place, the later one would read what
+        # the other has written.
+        num_warps=max(1, min(4, heads_per_program * half_block // 32)),
         launch_pdl=early,
     )
     heads = qkv.view(num_tokens, all_heads, head_size)
