@@ -62,6 +62,11 @@ INT4_TILE = {
     "depth": 4096, "blocks": 32, "groups": 1, "halves": False, "adds_bias": False,
     "block_rows": 16, "block_outputs": 64, "split": 4,
 }  # fmt: skip
+TILED = ("parts", "counters")  # what only a product of tiles takes
+INT4_FEW_ROWS = {
+    "depth": 1024, "blocks": 8, "groups": 1, "halves": False, "adds_bias": False, "tiles": 1,
+    "beside": 1, "single": False, "ahead": 8,
+}  # fmt: skip
 EXPERTS = {"hidden": 2048, "size": 768, "num_slots": 128, "top_k": 8}
 # Of pairs by ids and by logits: what is chosen from, and how many logits a token has.
 CHOICES: tuple[tuple[str, dict[str, object]], ...] = (
@@ -153,6 +158,25 @@ def eight_bit_kernels(name: str) -> list[Served]:
                 oldest,
             )
             for change in changes
+        ),
+        *(
+            Served(
+                "eight_bits_few_rows._few_rows_kernel",
+                {name: kind for name, kind in operands.items() if name not in TILED},
+                {
+                    "depth": 1024,
+                    "groups": groups,
+                    "adds_bias": False,
+                    "is_int": tile["is_int"],
+                    "tiles": 1,
+                    "beside": beside,
+                    "warps": 4,
+                    "ahead": 8,
+                },
+                {"num_warps": 4},
+                oldest,
+            )
+            for groups, beside in ((1, 1), (8, 2))
         ),
         Served(
             "eight_bits._eight_bit_kernel",
@@ -454,6 +478,19 @@ SERVED = [
         INT4,
         {**INT4_TILE, "block_rows": 8, "block_outputs": 32},
         {"num_warps": 1, "num_stages": 3},
+    ),
+    *(
+        Served(
+            "int4_few_rows._few_rows_kernel",
+            {name: kind for name, kind in INT4.items() if name not in ("parts", "counters", *left)},
+            {**INT4_FEW_ROWS, "warps": warps, **change},
+            {"num_warps": warps},
+        )
+        for warps, left, change in (
+            (4, ("num_rows",), {"num_rows": 1, "single": True}),
+            (2, (), {"tiles": 4, "ahead": 2, "adds_bias": True}),
+            (4, (), {"tiles": 2, "ahead": 4, "groups": 4, "halves": True}),
+        )
     ),
     *(
         Served(

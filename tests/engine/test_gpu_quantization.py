@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor
 from quire import LLM, SamplingParams
 from quire.kernels.activation import silu_mul
 from quire.kernels.eight_bits import eight_bit_linear, tiled_eight_bit_linear
+from quire.kernels.eight_bits_few_rows import few_rows_eight_bit_linear
 from quire.kernels.int4 import UNPACK_FROM, int4_linear, tiled_int4_linear, unpack_int4
+from quire.kernels.int4_few_rows import Share, few_rows_int4_linear
 from quire.kernels.int4_packing import pack_int4, unpack_int4_torch
 from quire.kernels.norm import add_rms_norm
 from quire.kernels.round_inputs import Rounding, round_rows
@@ -26,7 +29,7 @@ from quire.quantization.scheme import Scheme
 
 pytestmark = pytest.mark.gpu
 ROWS = (1, 2, 7, 8, 16, 17, 33, 64, 65, 200, UNPACK_FROM, UNPACK_FROM + 3)
-SHAPES = ((64, 128), (200, 392), (128, 4096), (1000, 1000))  # N, K
+SHAPES = ((64, 128), (200, 392), (128, 4096), (1000, 1000), (72, 1072))  # N, K
 SIZES: dict[str, Any] = {"max_num_seqs": 8, "num_blocks": 400}  # beside other tests' engines
 BFLOAT16 = 6e-3  # of the largest output: one rounding, and the order of addition
 
@@ -82,23 +85,73 @@ def test_few_rows_in_a_graph(split: int, outputs: int, num_warps: int, group_siz
     weight = pack_int4(codes, (scale * 0.3).bfloat16().float(), zero, group_size)
     tile = Tile(8, outputs, split, num_warps, 3)
     first = torch.randn(5, 1400, device="cuda").bfloat16()
+    chained(lambda x: tiled_int4_linear(x, weight, None, tile), first)
 
-    def chain(x: Tensor) -> Tensor:
-        for _ in range(6):
-            x = tiled_int4_linear(x, weight, None, tile)
-        return x
 
+def chained(product: Callable[[Tensor], Tensor], first: Tensor) -> None:
+    """Six products in a captured graph give what they give one by one."""
     expected = first
     for _ in range(6):
-        expected = tiled_int4_linear(expected, weight, None, tile)
+        expected = product(expected)
         torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = chain(first)
+        out = first
+        for _ in range(6):
+            out = product(out)
     for _ in range(3):
         out.fill_(float("nan"))
         graph.replay()
         assert torch.equal(out, expected)
+
+
+SHARES = (Share(1, 4, 8), Share(4, 2, 2), Share(2, 4, 4), Share(1, 8, 1))
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("size", [1400, 1388])  # the last tile is not whole
+def test_few_rows_of_int4(share: Share, group_size: int, size: int) -> None:
+    """Every share, 11 blocks for any number of warps; a chain in a graph, too."""
+    torch.manual_seed(7)
+    codes, scale, zero = random_codes(size, 1400, group_size)
+    scale = (scale * 0.3).bfloat16().float()
+    weight = pack_int4(codes, scale, zero, group_size)
+    numbers = unpack_int4_torch(weight).double()
+    bias = torch.randn(size, device="cuda").bfloat16()
+    for rows in (1, 2, 5, 8, 9, 16):
+        x = torch.randn(rows, 1400, device="cuda").bfloat16()
+        with poisoned():
+            out = few_rows_int4_linear(x, weight, bias, share)
+        close(out, x.double() @ numbers.T + bias.double())
+    if size == 1400:
+        for rows in (1, 5):
+            first = torch.randn(rows, 1400, device="cuda").bfloat16()
+            chained(lambda x: few_rows_int4_linear(x, weight, None, share), first)
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("by_group", [False, True])
+def test_few_rows_of_eight_bits(share: Share, kind: torch.dtype, by_group: bool) -> None:
+    """Every share, ragged groups and tiles."""
+    torch.manual_seed(8)
+    size, depth = 1388, 1392
+    groups = -(-depth // 128) if by_group else 1
+    group_of = torch.arange(depth, device="cuda") // (128 if by_group else depth)
+    weight = (torch.randn(size, depth, device="cuda") * 50).round().clamp(-127, 127).to(kind)
+    scale = torch.rand(size, groups, device="cuda") * 0.01 + 0.001
+    numbers = weight.float().double() * scale.double()[:, group_of]
+    bias = torch.randn(size, device="cuda").bfloat16()
+    for rows in (1, 2, 5, 8, 9, 16):
+        codes = (torch.randn(rows, depth, device="cuda") * 40).clamp(-127, 127).to(kind)
+        units = torch.rand(rows, groups, device="cuda") + 0.1
+        x = codes.float().double() * units.double()[:, group_of]
+        with poisoned():
+            out = few_rows_eight_bit_linear(
+                codes, units, weight, scale, bias, torch.bfloat16, share
+            )
+        close(out, x @ numbers.T + bias.double())
 
 
 @pytest.mark.parametrize("split", [1, 2, 4, 7])

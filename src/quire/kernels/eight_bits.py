@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quire.kernels.eight_bits_few_rows import few_rows_eight_bit_linear, share_for
 from quire.kernels.runtime import jit, starts_early, tl, triton
 from quire.kernels.tiles import Tile, finish_tile
 
@@ -40,6 +41,9 @@ def eight_bit_linear(
         return torch._scaled_mm(
             codes, weight.t(), code_scale, scale.t(), bias, out_dtype=dtype, use_fast_accum=False
         )
+    share = share_for(len(codes), *weight.shape, by_group=not by_row, is_int=not is_float)
+    if share is not None:
+        return few_rows_eight_bit_linear(codes, code_scale, weight, scale, bias, dtype, share)
     tile = tile_for(len(codes), weight.shape[0], weight.shape[1], not by_row)
     return tiled_eight_bit_linear(codes, code_scale, weight, scale, bias, counters, dtype, tile)
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quire.kernels.int4_few_rows import few_rows_int4_linear, share_for
 from quire.kernels.int4_packing import PackedInt4
 from quire.kernels.runtime import jit, starts_early, tl, triton
 from quire.kernels.tiles import Tile, finish_tile
@@ -24,6 +25,9 @@ def int4_linear(x: Tensor, weight: PackedInt4, bias: Tensor | None) -> Tensor:
     """Return x · weightᵀ + bias, [rows, N]; x bfloat16 [rows, K], contiguous."""
     if len(x) >= UNPACK_FROM:
         return F.linear(x, unpack_int4(weight, x.dtype), bias)
+    share = share_for(len(x), *weight.shape)
+    if share is not None:
+        return few_rows_int4_linear(x, weight, bias, share)
     return tiled_int4_linear(x, weight, bias, tile_for(len(x), weight.shape[0]))
 
 
