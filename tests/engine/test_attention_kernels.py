@@ -50,13 +50,13 @@ def test_a_plan_covers_every_token_once() -> None:
     new, lengths = [70, 1, 33, 1, 2, 1, 64], [70, 9, 40, 1, 2, 300, 65]
     step = make_step(new, lengths, (8, 2), head_size=16)
     settings = Tuning(DecodeTuning(16, 1, 2, 16, 32), PrefillTuning(128, 16, 1, 2))
-    plan = _Plan.of(step.query, step.kv, step.batch, settings)
+    plan = _Plan.of(step.query, step.kv, step.batch, settings, False)
     assert plan.fresh.tolist() == [[0, 64], [0, 32], [0, 0], [4, 0]]
     assert plan.chunks.tolist() == [[2, 32], [2, 0], [6, 32], [6, 0]]
     assert plan.decodes is not None
     assert plan.decodes.tolist() == [1, 3, 5]
     assert [x.data_ptr() % 16 for x in (plan.fresh, plan.chunks, plan.decodes)] == [0, 0, 0]
-    decode_only = _Plan.of(step.query, step.kv, step.captured(), settings)
+    decode_only = _Plan.of(step.query, step.kv, step.captured(), settings, False)
     assert decode_only.decodes is None
     assert len(decode_only.fresh) + len(decode_only.chunks) == 0
 
