@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -101,6 +102,28 @@ WHOLE = {"lse": None, "key_starts": None}  # not a part of a sequence
 PREFILL = {**PREFILL_TILES, **WHOLE, "window": None, "sinks": None}
 DESCRIPTOR = "tensordesc<bf16[64, 128]>"
 FRESH = {**ATTENDED, "tiles": INT, "key": DESCRIPTOR, "value": DESCRIPTOR}
+
+
+def on_hopper(group: int, page: int | None, kind: str = "bf16") -> Served:
+    """Hopper's prefill in Gluon: its descriptors name the layout in shared memory."""
+    layout = (
+        "NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank={}, "
+        "transposed=False, fp4_padded=False, cga_layout=[])"
+    )
+    keys = f"tensordesc<{kind}[{page or 128}, 128],{layout.format(2)}>"
+    return Served(
+        "hopper_prefill._prefill",
+        {
+            "output": f"*{kind}",
+            "query": f"tensordesc<{kind}[{64 // group}, {group}, 128],{layout.format(3)}>",
+            "key": keys, "value": keys, "block_table": INT, "rows": INT, "lengths": INT,
+            "query_starts": INT, "tiles": INT, "scale": "fp32", "table_stride": "i32",
+            "num_work": "i32",
+        },
+        {"num_kv_heads": 8, "GROUP": group, "PAGE": page},
+        {"num_warps": 4},
+        oldest=90,
+    )  # fmt: skip
 
 
 def few_rows(rows: int, depth: int, tile: tuple[int, int, int], adds_bias: bool) -> Served:
@@ -428,6 +451,9 @@ SERVED = [
         )
         for starts, none in (({}, {"key_starts": None}), ({"key_starts": INT}, {}))
     ),
+    on_hopper(4, None),
+    on_hopper(4, 16),
+    on_hopper(1, 8, "fp16"),
     Served(
         "part_attention._merge_kernel",
         {**dict.fromkeys(("y", "lse", "part", "part_lse"), FLOAT), "num_rows": "i32"},
@@ -527,6 +553,7 @@ def compile_served(index: int, capability: int) -> dict[str, object]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     served = SERVED[index]
     module, name = served.kernel.rsplit(".", 1)
@@ -536,7 +563,7 @@ def compile_served(index: int, capability: int) -> dict[str, object]:
     place = {argument: (i,) for i, argument in enumerate(kernel.arg_names)}
     missing = set(kernel.arg_names) ^ (set(served.arguments) | set(constants))
     assert not missing, missing
-    source = ASTSource(
+    source = (GluonASTSource if kernel.is_gluon() else ASTSource)(
         kernel,
         {name: served.arguments.get(name, "constexpr") for name in kernel.arg_names},
         {place[name]: value for name, value in constants.items()},
@@ -570,7 +597,9 @@ def kernels_of(module: str) -> list[str]:
     return [
         name
         for name in functions
-        if not any(f"{name}(" in f.src for other, f in functions.items() if other != name)
+        if not any(
+            re.search(rf"\b{name}[(,]", f.src) for other, f in functions.items() if other != name
+        )
     ]
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import attention_cases
 import pytest
@@ -15,7 +16,7 @@ import torch
 from attention_cases import error, make_step, oracle
 
 from quire.errors import QuireError
-from quire.kernels.tuning import TABLES, DecodeTuning, PrefillTuning, Tuning, read_table
+from quire.kernels.tuning import TABLES, DecodeTuning, PrefillTuning, Tuning, read_table, tuning
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
@@ -50,15 +51,46 @@ def test_a_plan_covers_every_token_once() -> None:
     new, lengths = [70, 1, 33, 1, 2, 1, 64], [70, 9, 40, 1, 2, 300, 65]
     step = make_step(new, lengths, (8, 2), head_size=16)
     settings = Tuning(DecodeTuning(16, 1, 2, 16, 32), PrefillTuning(128, 16, 1, 2))
-    plan = _Plan.of(step.query, step.kv, step.batch, settings)
+    plan = _Plan.of(step.query, step.kv, step.batch, settings, False)
     assert plan.fresh.tolist() == [[0, 64], [0, 32], [0, 0], [4, 0]]
     assert plan.chunks.tolist() == [[2, 32], [2, 0], [6, 32], [6, 0]]
     assert plan.decodes is not None
     assert plan.decodes.tolist() == [1, 3, 5]
     assert [x.data_ptr() % 16 for x in (plan.fresh, plan.chunks, plan.decodes)] == [0, 0, 0]
-    decode_only = _Plan.of(step.query, step.kv, step.captured(), settings)
+    decode_only = _Plan.of(step.query, step.kv, step.captured(), settings, False)
     assert decode_only.decodes is None
     assert len(decode_only.fresh) + len(decode_only.chunks) == 0
+
+
+HOPPER_STEP = {"new": [40], "lengths": [40], "heads": (8, 2), "head_size": 128}
+
+
+@pytest.mark.parametrize(
+    ("generation", "change", "serves"),
+    [
+        (9, {}, True),
+        (9, {"dtype": torch.float16, "block_size": 128, "heads": (4, 4)}, True),
+        (8, {}, False),
+        (10, {}, False),
+        (9, {"dtype": torch.float32}, False),
+        (9, {"head_size": 64}, False),
+        (9, {"heads": (6, 2)}, False),  # three heads do not divide 64 rows
+        (9, {"block_size": 4}, False),
+        (9, {"window": 20}, False),
+        (9, {"kv_dtype": torch.int8}, False),
+        (9, {"heads_first": True}, False),
+    ],
+)
+def test_which_steps_go_to_hoppers_kernel(
+    generation: int, change: dict[str, Any], serves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else comes is the other kernel's."""
+    pytest.importorskip("triton")
+    from quire.kernels import hopper
+
+    monkeypatch.setattr(hopper, "capability", lambda device: (generation, 0))
+    step = make_step(**{"dtype": torch.bfloat16, **HOPPER_STEP, **change})
+    assert hopper.serves_hopper(step.query, step.kv, step.window) is serves
 
 
 @pytest.mark.parametrize("table", sorted(TABLES.glob("*.toml")), ids=lambda path: path.stem)
@@ -97,6 +129,12 @@ REAL = {
         "heads": (5, 1),
         "window": 100,
     },
+    "mixed, many pieces": {  # more than a GPU has multiprocessors
+        "new": [1, 700, 500, 90],
+        "lengths": [2000, 700, 1900, 1000],
+        "heads": (32, 8),
+    },
+    "mixed, wide group": {"new": [1, 300, 70], "lengths": [9, 300, 600], "heads": (64, 1)},
     "mixed, one head each": {"new": [1, 130, 50], "lengths": [700, 130, 600], "heads": (4, 4)},
     "mixed, small blocks": {
         "new": [1, 130, 50],
@@ -129,15 +167,25 @@ REAL = {
     ],
 )
 def test_real_steps(name: str, dtype: torch.dtype, head_size: int) -> None:
-    """All dtypes and head sizes, from blocks and fresh, and a second layer with one plan."""
+    """All dtypes and head sizes, from blocks and fresh, and a second layer with one plan.
+
+    On Hopper also by the kernel for every GPU, which given settings ask for.
+    """
     from quire.attention.triton_backend import TritonAttention
 
     step = make_step(head_size=head_size, dtype=dtype, device="cuda", **REAL[name])
-    backend, expected = TritonAttention(), oracle(step)
-    metadata = backend.build(step.batch, step.window)
-    for fresh in (None, step.fresh):
-        output = backend.forward(step.query, step.kv, metadata, step.scale, fresh)
-        assert error(output, expected) < TOLERANCE[dtype]
+    expected = oracle(step)
+    on_hopper = torch.cuda.get_device_capability()[0] == 9 and not REAL[name].get("heads_first")
+    on_hopper &= (head_size, dtype.itemsize, step.window) == (128, 2, None)
+    given = tuning(torch.device("cuda"), head_size, dtype.itemsize)
+    for settings in (None, given) if on_hopper else (None,):
+        backend = TritonAttention(settings)
+        metadata = backend.build(step.batch, step.window)
+        for fresh in (None, step.fresh):
+            output = backend.forward(step.query, step.kv, metadata, step.scale, fresh)
+            assert error(output, expected) < TOLERANCE[dtype]
+        assert metadata.plan is not None
+        assert metadata.plan.on_hopper is (on_hopper and settings is None)
 
 
 @pytest.mark.gpu

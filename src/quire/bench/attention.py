@@ -18,6 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from quire.attention.triton_backend import TritonAttention
 from quire.bench.measurement import Row
 from quire.bench.timing import graph_seconds
+from quire.kernels.runtime import capability
+from quire.kernels.tuning import tuning
 from quire.kv.batch import AttentionBatch, HostBatch
 from quire.kv.layer import LayerKV
 
@@ -52,7 +54,11 @@ def run(backend: Callable[[], TritonAttention] = TritonAttention) -> list[Row]:
     cache = decode_cache()
     rows = [decode_row(case, cache, backend()) for case in DECODE_CASES]
     del cache
-    return rows + prefill_rows(backend())
+    everywhere = TritonAttention(tuning(torch.device("cuda"), HEAD_SIZE, DTYPE.itemsize))
+    rows += prefill_rows(everywhere)
+    if capability(torch.device("cuda"))[0] == 9:
+        rows += prefill_rows(backend(), "-hopper")
+    return rows
 
 
 def decode_cache() -> LayerKV:
@@ -110,8 +116,14 @@ def captured_batch(case: DecodeCase, blocks: Tensor) -> AttentionBatch:
     )
 
 
-def prefill_rows(backend: TritonAttention, batch: int = 4, length: int = 4096) -> list[Row]:
-    """Measure `batch` prompts of `length` tokens, fresh and read back from their blocks."""
+def prefill_rows(
+    backend: TritonAttention, suffix: str = "", batch: int = 4, length: int = 4096
+) -> list[Row]:
+    """Measure `batch` prompts of `length` tokens, fresh and read back from their blocks.
+
+    `suffix` ends the cases' names: none for the kernel that serves every GPU, whose settings
+    the backend was given.
+    """
     heads, num_tokens, num_blocks = 32, batch * length, length // PAGE
     steps, dense = [], []
     table = torch.randperm(batch * num_blocks, device="cuda").int().view(batch, num_blocks) + 1
@@ -159,7 +171,7 @@ def prefill_rows(backend: TritonAttention, batch: int = 4, length: int = 4096) -
     return [
         Row(case, "TFLOPs", flops * len(steps) / graph_seconds(work) / 1e12, "TFLOP/s",
             baselines, parameters)
-        for case, work in (("prefill-4x4k", fresh), ("prefill-4x4k-paged", paged))
+        for case, work in ((f"prefill-4x4k{suffix}", fresh), (f"prefill-4x4k{suffix}-paged", paged))
     ]  # fmt: skip
 
 

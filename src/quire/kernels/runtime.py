@@ -19,6 +19,7 @@ HAS_TRITON = find_spec("triton") is not None
 if HAS_TRITON:
     import triton
     import triton.language as tl
+    from triton.experimental import gluon
 else:
     triton = tl = None
 
@@ -40,6 +41,11 @@ def jit(
     return triton.jit(
         function, do_not_specialize=any_number, do_not_specialize_on_alignment=any_alignment
     )
+
+
+def gluon_jit(function: Callable[..., Any], *, any_number: Sequence[str] = ()) -> Any:
+    """Compile a kernel in Gluon, Triton's lower level; `any_number` as for `jit`."""
+    return gluon.jit(function, do_not_specialize=any_number)
 
 
 @cache

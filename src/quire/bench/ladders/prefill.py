@@ -19,7 +19,7 @@ from quire.bench.ladders.ladder import Ladder, draw, sets_of
 from quire.bench.ladders.prefill_scores import Prompts, scores_in_memory
 from quire.kernels.paged_decode import LOG2_E
 from quire.kernels.runtime import jit, tl, triton
-from quire.kernels.tuning import Tuning
+from quire.kernels.tuning import Tuning, tuning
 from quire.kv.batch import AttentionBatch, HostBatch
 from quire.kv.layer import LayerKV
 
@@ -120,9 +120,12 @@ def sdpa(backend: SDPBackend | None) -> Callable[[Prompts], Tensor]:
 def engine(
     sizes: Sizes, device: torch.device, settings: Tuning | None
 ) -> Callable[[Prompts], Tensor]:
-    """The engine's kernel: rows of four heads share keys, and only the diagonal pays for a mask."""
+    """The engine's kernel: rows of four heads share keys, and only the diagonal pays for a mask.
+
+    It is the one for every GPU, in Triton; Hopper's own is in Gluon and not a step of this ladder.
+    """
     metadata = _metadata(sizes, device)
-    backend = TritonAttention(settings)
+    backend = TritonAttention(settings or tuning(device, sizes.head_size, 2))
     steps: dict[str, TritonMetadata] = {"step": backend.build(metadata, None)}
 
     def attend(prompts: Prompts) -> Tensor:
