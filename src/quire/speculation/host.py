@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
+from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.speculation.proposer import ProposeContext, Proposer
 
 
@@ -41,13 +41,17 @@ class HostDrafting:
         self._speculates = [False] * rows
         self._owners = [""] * rows  # the request of each
 
-    def begin(self, requests: Sequence[NewRequest]) -> None:
-        """Take the tokens of requests that were given a row."""
-        for request in requests:
+    def begin(self, output: SchedulerOutput) -> None:
+        """Take the tokens of requests that a step gives a row."""
+        for request in output.new_requests:
             self._owners[request.row] = request.request_id
             self._speculates[request.row] = request.sampling_params.speculate
             self._num_known[request.row] = 0
             self._extend(request.row, request.token_ids)
+
+    def is_behind(self, row: int) -> bool:
+        """Nothing is computed here: the host finds its guesses."""
+        return False
 
     def queue(self, output: SchedulerOutput) -> None:
         """Nothing to queue: the tokens must be known first."""
