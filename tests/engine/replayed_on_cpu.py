@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_checks import begin_step_torch
 from torch import Tensor
 
 from quire import LLM
 from quire.attention.torch_backend import TorchAttention, TorchMetadata
 from quire.components import Components
 from quire.executor import InlineExecutor
-from quire.kernels.step import DecodeInputs
 from quire.kv.batch import AttentionBatch, HostBatch
 from quire.messages import ScheduledEntry
 from quire.parallel.lockstep import LockstepComm
@@ -70,7 +70,7 @@ class Stages:
         self._within = threading.local()  # whether this rank is in a capture or a replay
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
         monkeypatch.setattr(decode_graphs, "capture", self._capture)
-        monkeypatch.setattr(decode_graphs, "begin_step", _begin_step)
+        monkeypatch.setattr(decode_graphs, "begin_step", begin_step_torch)
         monkeypatch.setattr(model_runner, "make_staging", Staging)
         monkeypatch.setattr(device.Answers, "fetch", _fetch)
         self._watch(monkeypatch)
@@ -185,36 +185,3 @@ def _fetch(answers: device.Answers, sampled: SamplerOutput) -> tuple[SamplerOutp
     counts = sampled.num_accepted
     counts = None if counts is None else counts.clone()
     return replace(sampled, tokens=sampled.tokens.clone(), num_accepted=counts), None
-
-
-def _begin_step(
-    inputs: DecodeInputs,
-    token_ids: Tensor,
-    block_tables: list[Tensor],
-    block_size: int,
-    *,
-    tokens: Tensor,
-    positions: Tensor,
-    slots: list[Tensor],
-    lengths: Tensor,
-    num_known: Tensor | None,
-) -> None:
-    """Do what `quire.kernels.step.begin_step` does."""
-    rows, width = inputs.rows.long(), len(tokens) // len(inputs.rows)
-    begins = inputs.positions.long()
-    if num_known is not None:
-        begins = torch.minimum(begins, num_known[rows] - 1).clamp(min=0)
-    later = torch.arange(width)
-    is_real = later <= inputs.num_drafts[:, None]
-    places = begins[:, None] + torch.where(is_real, later, 0)
-    for group, table in enumerate(block_tables):
-        for row, first, new in zip(
-            rows.tolist(), inputs.first_new[group].tolist(), inputs.new_blocks[group], strict=True
-        ):
-            own = new[new > 0]
-            table[row, first : first + len(own)] = own
-        slot = table[rows[:, None], places // block_size].long() * block_size + places % block_size
-        slots[group].copy_(torch.where(is_real, slot, 0).flatten())
-    tokens.copy_(token_ids[rows[:, None], places].flatten())
-    positions.copy_(places.flatten())
-    lengths.copy_(torch.where(inputs.num_drafts >= 0, begins + width, 0))

@@ -10,7 +10,6 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import initialize, run_state_machine_as_test
+from overlapped import assert_steps_follow, count_settled
 from replayed_on_cpu import Stages
 
 sys.path.insert(0, str(Path(__file__).parent / "protocols"))
@@ -25,8 +25,6 @@ from rig import BLOCK, Rig
 from scheduler_machine import SchedulerMachine
 
 from quire import LLM, RequestOutput, SamplingParams, Trace
-from quire.messages import ScheduledEntry, SchedulerOutput
-from quire.runner import model_runner
 from quire.scheduler import TokenBudgetScheduler
 from quire.speculation.controller import LengthController
 
@@ -88,18 +86,7 @@ def test_what_is_left_in_the_cache(in_flight: int) -> None:
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Count the steps that were queued behind drafts: those that waited, and those that did not."""
-    counts: Counter[str] = Counter()
-    settle = model_runner.settle
-
-    def noted(output: SchedulerOutput, *args: Any, **options: Any) -> SchedulerOutput:
-        found = settle(output, *args, **options)
-        if any(entry.num_unverified > 0 for entry in output.entries):
-            counts["ahead" if found is output else "waited"] += 1
-        return found
-
-    monkeypatch.setattr(model_runner, "settle", noted)
-    return counts
+    return count_settled(monkeypatch)
 
 
 def said(llm: LLM, params: SamplingParams) -> list[RequestOutput]:
@@ -110,20 +97,6 @@ def assert_same(given: Sequence[RequestOutput], expected: Sequence[RequestOutput
     for ours, theirs in zip(given, expected, strict=True):
         a, b = ours.outputs[0], theirs.outputs[0]
         assert (a.token_ids, a.finish_reason) == (b.token_ids, b.finish_reason)
-
-
-def assert_steps_follow(trace: Trace) -> None:
-    """A request's step begins where the one before it left off; a step behind its end may not."""
-    steps: dict[str, list[tuple[ScheduledEntry, int]]] = {}
-    for step in trace.steps:
-        for entry in step.scheduled.entries:
-            if entry.samples:
-                told = len(step.result.token_ids[entry.request_id])
-                steps.setdefault(entry.request_id, []).append((entry, told))
-    for own in steps.values():
-        for (before, told), (entry, _) in pairwise(own[:-1]):
-            known = before.start + before.num_tokens - before.num_draft_tokens + told
-            assert (entry.start, entry.num_unverified) == (known - 1, 0)
 
 
 KINDS: dict[
