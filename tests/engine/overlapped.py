@@ -13,18 +13,18 @@ from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.runner import model_runner
 
 
-def count_settled(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+def count_steps_behind_drafts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Count the steps that are queued behind drafts: who "waited", and who went "ahead"."""
     counts: Counter[str] = Counter()
-    settle = model_runner.settle
+    find = model_runner.with_true_starts
 
     def noted(output: SchedulerOutput, *args: Any, **options: Any) -> SchedulerOutput:
-        found = settle(output, *args, **options)
+        found = find(output, *args, **options)
         if any(entry.num_unverified > 0 for entry in output.entries):
             counts["ahead" if found is output else "waited"] += 1
         return found
 
-    monkeypatch.setattr(model_runner, "settle", noted)
+    monkeypatch.setattr(model_runner, "with_true_starts", noted)
     return counts
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from overlapped import assert_steps_follow, count_settled
+from overlapped import assert_steps_follow, count_steps_behind_drafts
 
 from quire import LLM, RequestOutput, SamplingParams, Trace
 from quire.runner.decode_graphs import DecodeGraphs, Ending
@@ -98,11 +98,11 @@ def test_steps_that_are_queued_before_the_drafts_ahead_are_judged(
     """
     params = SamplingParams(temperature=temperature, seed=1, max_tokens=120)
     config = {**METHODS[method], "num_speculative_tokens": 3, "verification": verification}
-    settled = count_settled(monkeypatch)
+    queued = count_steps_behind_drafts(monkeypatch)
     waiting, _ = run(params, speculative_config=config, overlap=False)
-    assert not settled
+    assert not queued
     guessed, trace = run(params, speculative_config=config)
-    assert settled["ahead"] > 3 * settled["waited"]  # beside a prompt
+    assert queued["ahead"] > 3 * queued["waited"]  # beside a prompt
     assert_steps_follow(trace)
     drafted, kept = trace.acceptance()[0]
     assert kept > (0.9 if method == "itself" else 0.2) * drafted
@@ -121,10 +121,10 @@ def test_what_the_host_must_know_waits(
     some = SamplingParams(temperature=0.8, seed=3, max_tokens=40, **asked)
     params = [some, SamplingParams(temperature=0.8, seed=3, max_tokens=40)] * 4
     plain, _ = run(params)
-    settled = count_settled(monkeypatch)
+    queued = count_steps_behind_drafts(monkeypatch)
     config = {**METHODS["draft model"], "num_speculative_tokens": 3}
     guessed, trace = run(params, speculative_config=config)
-    assert settled["waited"] > 5
+    assert queued["waited"] > 5
     assert_steps_follow(trace)
     for ours, theirs in zip(guessed, plain, strict=True):
         assert ours.outputs[0].token_ids == theirs.outputs[0].token_ids

@@ -17,7 +17,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import initialize, run_state_machine_as_test
-from overlapped import assert_steps_follow, count_settled
+from overlapped import assert_steps_follow, count_steps_behind_drafts
 from replayed_on_cpu import Stages
 
 sys.path.insert(0, str(Path(__file__).parent / "protocols"))
@@ -85,8 +85,8 @@ def test_what_is_left_in_the_cache(in_flight: int) -> None:
 
 
 @pytest.fixture
-def settled(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    return count_settled(monkeypatch)
+def queued(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    return count_steps_behind_drafts(monkeypatch)
 
 
 def said(llm: LLM, params: SamplingParams) -> list[RequestOutput]:
@@ -114,7 +114,7 @@ KINDS: dict[
 @pytest.mark.parametrize("draft", [LARGER, ITSELF], ids=["larger", "itself"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_replayed_steps_begin_where_the_device_says(
-    kind: str, draft: dict[str, Any], monkeypatch: pytest.MonkeyPatch, settled: Counter[str]
+    kind: str, draft: dict[str, Any], monkeypatch: pytest.MonkeyPatch, queued: Counter[str]
 ) -> None:
     given, waits = KINDS[kind]
     params = SamplingParams(max_tokens=40, **given)
@@ -123,9 +123,9 @@ def test_replayed_steps_begin_where_the_device_says(
     stages = Stages(monkeypatch)
     llm = stages.one_rank(MODEL, overlap=True, speculative_config=draft, trace=trace, **SIZES)
     assert_same(said(llm, params), plain)
-    assert (settled["ahead"] > 0) == (waits is not True)
+    assert (queued["ahead"] > 0) == (waits is not True)
     if waits is False:
-        assert settled["ahead"] > settled["waited"]  # those beside a prompt wait
+        assert queued["ahead"] > queued["waited"]  # those beside a prompt wait
     assert_steps_follow(trace)
     counts = trace.acceptance()
     if draft is ITSELF and kind == "greedy":  # nothing is missing in the draft model's cache
@@ -137,7 +137,7 @@ def test_replayed_steps_begin_where_the_device_says(
 @pytest.mark.parametrize("verification", ["rejection", "block", "synthetic"])
 @pytest.mark.parametrize("draft", [LARGER, ITSELF], ids=["larger", "itself"])
 def test_other_verifications_of_replayed_steps(
-    draft: dict[str, Any], verification: str, monkeypatch: pytest.MonkeyPatch, settled: Counter[str]
+    draft: dict[str, Any], verification: str, monkeypatch: pytest.MonkeyPatch, queued: Counter[str]
 ) -> None:
     """What is drawn behind the graph is judged without the host's knowing where it lies.
 
@@ -154,7 +154,7 @@ def test_other_verifications_of_replayed_steps(
     guessed = said(llm, params)
     if verification != "synthetic":
         assert_same(guessed, plain)
-    assert settled["ahead"] > settled["waited"]
+    assert queued["ahead"] > queued["waited"]
     assert_steps_follow(trace)
     drafted, kept = trace.acceptance()[0]
     if verification == "synthetic":
@@ -164,7 +164,7 @@ def test_other_verifications_of_replayed_steps(
 
 
 def test_a_number_of_guesses_that_varies(
-    monkeypatch: pytest.MonkeyPatch, settled: Counter[str]
+    monkeypatch: pytest.MonkeyPatch, queued: Counter[str]
 ) -> None:
     """A draft model that has been left behind is caught up with before it guesses again."""
     numbers = random.Random(1)
@@ -179,7 +179,22 @@ def test_a_number_of_guesses_that_varies(
         MODEL, overlap=True, speculative_config=config, trace=trace, **SIZES
     )
     assert_same(said(llm, params), plain)
-    assert settled["ahead"] > 5
+    assert queued["ahead"] > 5
     assert_steps_follow(trace)
     drafted, kept = trace.acceptance()[0]
     assert kept > 0.97 * drafted
+
+
+def test_the_last_token_of_a_prompt_in_a_replayed_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of one token: nothing was chosen in its row yet, where another request was."""
+    params = SamplingParams(max_tokens=12, temperature=0)
+    prompts = [{"prompt_token_ids": [300 + i for i in range(n)]} for n in (33, 17, 33, 17)]
+    options = {**SIZES, "max_num_batched_tokens": 16, "max_num_seqs": 1}
+    plain = LLM(MODEL, device="cpu", dtype="float32", **options).generate(prompts, params)
+    trace = Trace()
+    llm = Stages(monkeypatch).one_rank(
+        MODEL, overlap=True, speculative_config=LARGER, trace=trace, **options
+    )
+    assert_same(llm.generate(prompts, params), plain)
+    chunks = [e.num_tokens for step in trace.steps for e in step.scheduled.entries if e.start < 34]
+    assert 1 in chunks

@@ -73,9 +73,11 @@ class DraftModel:
         most, device = config.scheduling.max_num_seqs, config.model.device
         num_groups = len(parts.batch.block_tables)
         a_step = (most + 1) * 32 + config.scheduling.max_num_batched_tokens * 8 * (2 + num_groups)
-        # Apart from each other and from the step's own: a captured graph reads its place.
+        # Apart from each other and from the step's own: a captured graph reads its place. One
+        # buffer of rows more than steps in flight: of a step that was waited for, the tokens are
+        # known, and its rows may still be on their way.
         self._prompt_staging = make_staging(a_step + 1024, config.max_in_flight, device)
-        self._row_staging = make_staging((most + 16) * 8, config.max_in_flight, device)
+        self._row_staging = make_staging((most + 16) * 8, config.max_in_flight + 1, device)
         self._is_block = config.speculation.verification == "block"
         self._probabilities: Tensor | None = None  # [rows, k, V]
         if config.speculation.needs_probabilities:

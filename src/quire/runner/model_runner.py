@@ -26,7 +26,7 @@ from quire.runner.input_batch import InputBatch, TableUpdate
 from quire.runner.memory import bytes_a_step
 from quire.runner.pending import PendingStep, PromptScores
 from quire.runner.staging import make_staging
-from quire.runner.starts import settle
+from quire.runner.starts import with_true_starts
 from quire.sampling.bias import send
 from quire.sampling.drafts import Drafts
 from quire.sampling.sampler import Sampler, SamplerOutput, TorchSampler
@@ -127,7 +127,7 @@ class ModelRunner:
         if not self._parts.model.place.is_last:  # which chose them
             self.batch.tell(output.entries)
         graphs = None if self.graphs is None or not self.graphs.fits(output) else self.graphs
-        output = settle(output, self.batch, self.drafting, is_captured=graphs is not None)
+        output = with_true_starts(output, self.batch, self.drafting, is_captured=bool(graphs))
         pending = self._replay(output, graphs) if graphs else self._run(output, updates)
         if self.drafting is not None:
             self.drafting.queue(output)

@@ -19,7 +19,7 @@ from quire.sampling.bias import send
 from quire.speculation.drafting import Drafting
 
 
-def settle(
+def with_true_starts(
     output: SchedulerOutput, batch: InputBatch, drafting: Drafting | None, *, is_captured: bool
 ) -> SchedulerOutput:
     """Return a step that can be queued, with its true starts if it needs them.
@@ -30,17 +30,16 @@ def settle(
         is_captured: the step is replayed from a graph.
     """
     uncertain = [entry for entry in output.entries if entry.num_unverified > 0]
-    if is_captured and not any(
+    needs_them = not is_captured or any(
         batch.state(entry.row).needs_uncaptured_sampling(entry.start + 1 - entry.num_unverified)
         or (drafting is not None and drafting.is_behind(entry.row))
         for entry in uncertain
-    ):
-        return output
-    if not uncertain:
+    )
+    if not uncertain or not needs_them:
         return output
     numbers = torch.tensor([[e.row for e in uncertain], [e.start for e in uncertain]])
     rows, starts = send(numbers, batch.token_ids.device)
-    found = dict(zip(rows.tolist(), batch.true_starts(rows, starts).tolist(), strict=True))
+    found = dict(zip(numbers[0].tolist(), batch.true_starts(rows, starts).tolist(), strict=True))
     entries = tuple(
         replace(entry, start=found.get(entry.row, entry.start), num_unverified=0)
         for entry in output.entries
