@@ -77,11 +77,6 @@ class _Tracked:
     num_places: int = 0  # positions in its blocks, while it runs
     admitted_step: int = 0  # results of earlier steps belong to a life before preemption
 
-    @property
-    def until_limit(self) -> int:
-        """Positions that may still be scheduled."""
-        return self.last_position - self.request.num_computed_tokens
-
 
 class TokenBudgetScheduler:
     """Running requests first, in order of admission; then waiting ones while there is room.
@@ -157,8 +152,8 @@ class TokenBudgetScheduler:
 
     def _continue_running(self, step: StepBuilder) -> None:
         for tracked in list(self._running.values()):
-            request = tracked.request
-            if tracked.row is None:  # preempted by a request before it
+            request, row = tracked.request, tracked.row
+            if row is None:  # preempted by a request before it
                 continue
             num_tokens = self._catch_up(tracked, step.budget)
             if num_tokens <= 0:
@@ -167,13 +162,16 @@ class TokenBudgetScheduler:
             while reservation is None and self._preempt(step) is not tracked:
                 reservation = self._kv.reserve(request, num_tokens)
             if reservation is not None:
-                self._enter(tracked, num_tokens, reservation.new_block_ids, step)
+                step.schedule(request, row, num_tokens, reservation.new_block_ids)
+                self._count_guesses(tracked, reservation.new_block_ids)
 
     def _catch_up(self, tracked: _Tracked, budget: int) -> int:
         """Return how far a request catches up: to its tokens, its limit or the budget's end."""
-        if self._room.awaits_verdict(tracked.request):
-            return 0
-        return min(tracked.request.num_unscheduled_tokens, tracked.until_limit, budget)
+        request = tracked.request
+        if request.num_unverified > 0 and not self._room.num_lookahead:
+            return 0  # the host guesses, and must know what is true before it goes on
+        until_limit = tracked.last_position - request.num_computed_tokens
+        return min(request.num_unscheduled_tokens, until_limit, budget)
 
     # docs: schedule end
 
@@ -181,20 +179,20 @@ class TokenBudgetScheduler:
         self, tracked: _Tracked, num_tokens: int, step: StepBuilder
     ) -> tuple[int, Reservation | None]:
         """Make room for a request's next positions, without its drafts if that is all there is."""
+        request = tracked.request
+        if self._room.num_lookahead == request.num_draft_tokens == 0:  # no guess needs room
+            return num_tokens, self._kv.reserve(request, num_tokens)
         num_behind = max(0, len(self._running) - len(step.entries) - 1)
         return self._room.reserve(
-            tracked.request, num_tokens, tracked.until_limit, num_behind, step.budget
+            request, num_tokens, tracked.last_position, num_behind, step.budget
         )
 
-    def _enter(
-        self, tracked: _Tracked, num_tokens: int, new_block_ids: BlockIds, step: StepBuilder
-    ) -> None:
-        """Let a request compute so many positions in a step."""
-        assert tracked.row is not None
-        step.schedule(tracked.request, tracked.row, num_tokens, new_block_ids)
-        tracked.num_places += self._kv.block_size * len(next(iter(new_block_ids), ()))
-        request = tracked.request
-        request.num_draft_tokens = self._room.num_guesses(request, tracked.num_places)
+    def _count_guesses(self, tracked: _Tracked, new_block_ids: BlockIds) -> None:
+        """Count what a model guesses behind the tokens of a step: as far as there are places."""
+        if self._room.num_lookahead > 0:
+            tracked.num_places += self._kv.block_size * len(next(iter(new_block_ids), ()))
+            request = tracked.request
+            request.num_draft_tokens = self._room.num_guesses(request, tracked.num_places)
 
     # docs: preempt begin
     def _preempt(self, step: StepBuilder) -> _Tracked:
@@ -233,7 +231,7 @@ class TokenBudgetScheduler:
         reservation = None
         if kv.num_free_blocks - num_blocks >= watermark:
             num_tokens = request.num_tokens - start
-            reservation = self._room.reserve_ahead(request, num_tokens, tracked.until_limit)
+            reservation = self._room.reserve_ahead(request, num_tokens, tracked.last_position)
         if reservation is None:
             kv.free(request)
             request.num_computed_tokens = 0
@@ -242,8 +240,9 @@ class TokenBudgetScheduler:
         tracked.admitted_step = step.step
         self._running[request.request_id] = tracked
         step.admit(request, row, reservation.copies)
-        num_tokens = self._catch_up(tracked, step.budget)
-        self._enter(tracked, num_tokens, kv.block_ids(request), step)
+        blocks = kv.block_ids(request)
+        step.schedule(request, row, self._catch_up(tracked, step.budget), blocks)
+        self._count_guesses(tracked, blocks)
         return True
 
     # docs: admit end

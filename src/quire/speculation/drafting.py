@@ -43,8 +43,8 @@ class Drafting(Protocol):
         """Return how many guesses lie behind a step's tokens, where the host makes them.
 
         Args:
-            entries: of the requests that got tokens.
-            told: these tokens, by request id.
+            entries: of the requests that the step chose for.
+            told: their tokens, by request id; one that fails has none.
             num_guesses: at most so many; None: as many as there may be.
         """
         ...

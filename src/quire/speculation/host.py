@@ -68,13 +68,17 @@ class HostDrafting:
         """Guess what follows a step's tokens; return how many guesses each request has.
 
         Args:
-            entries: of the requests that got tokens.
-            told: these tokens, by request id.
+            entries: of the requests that the step chose for.
+            told: their tokens, by request id; one that fails has none.
             num_guesses: at most so many; None: as many as there may be.
         """
         most = self._num_guesses if num_guesses is None else num_guesses
         # A step that overlaps the one told of here may have given a row to somebody else.
-        entries = [e for e in entries if self._owners[e.row] == e.request_id]
+        entries = [
+            entry
+            for entry in entries
+            if told.get(entry.request_id) and self._owners[entry.row] == entry.request_id
+        ]
         self._take([(entry.row, told[entry.request_id]) for entry in entries])
         guessing = [entry for entry in entries if self._speculates[entry.row]]
         if not guessing or most == 0:

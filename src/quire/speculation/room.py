@@ -18,24 +18,17 @@ class DraftRoom:
     def __init__(self, kv: KVCacheManager, config: SpeculativeConfig | None) -> None:
         """Reserve blocks of `kv`; without a config only for drafts that requests bring along."""
         self._kv = kv
-        self._num_lookahead = 0 if config is None else config.num_lookahead_tokens
-
-    def awaits_verdict(self, request: Request) -> bool:
-        """Whether a step ahead must be known before more of a request is scheduled.
-
-        The host guesses behind tokens that it has read. A model guesses where the tokens are:
-        what is queued behind drafts is scheduled as if all of them were true.
-        """
-        return request.num_unverified > 0 and self._num_lookahead == 0
+        # Positions behind a step's own that a model computes guesses at; 0: no model guesses.
+        self.num_lookahead = 0 if config is None else config.num_lookahead_tokens
 
     def reserve(
-        self, request: Request, num_tokens: int, until_limit: int, num_behind: int, budget: int
+        self, request: Request, num_tokens: int, last_position: int, num_behind: int, budget: int
     ) -> tuple[int, Reservation | None]:
         """Make room for a request's next positions, without its drafts if that is all there is.
 
         Args:
             num_tokens: positions from `request.num_computed_tokens` on, drafts among them.
-            until_limit: positions from there on that it may have at all.
+            last_position: of the last token that the request may have, which is not computed.
             num_behind: requests whose turn in this step comes later.
             budget: tokens that the step may still hold.
 
@@ -43,23 +36,22 @@ class DraftRoom:
             How many positions it has, and their blocks: None if there are none for the tokens
             that are no drafts.
         """
-        if self._num_lookahead == request.num_draft_tokens == 0:  # no guess needs room
-            return num_tokens, self._kv.reserve(request, num_tokens)
         num_known = request.num_known_unscheduled
         if num_tokens > num_known:
             num_tokens = max(num_known, min(num_tokens, budget - num_behind))
         reservation = None
         if self._kv.num_free_blocks > num_behind or num_tokens <= num_known:
-            reservation = self.reserve_ahead(request, num_tokens, until_limit, num_behind)
+            reservation = self.reserve_ahead(request, num_tokens, last_position, num_behind)
         if reservation is None and num_tokens > num_known:
             num_tokens, reservation = num_known, self._kv.reserve(request, num_known)
         return num_tokens, reservation
 
     def reserve_ahead(
-        self, request: Request, num_tokens: int, until_limit: int, num_behind: int = 0
+        self, request: Request, num_tokens: int, last_position: int, num_behind: int = 0
     ) -> Reservation | None:
         """Make room for positions, and for guesses behind them if there is any."""
-        lookahead = min(self._num_lookahead, until_limit - num_tokens)
+        until_limit = last_position - request.num_computed_tokens - num_tokens
+        lookahead = min(self.num_lookahead, until_limit)
         num_blocks = -(-(num_tokens + lookahead) // self._kv.block_size)
         if self._kv.num_free_blocks < num_blocks + num_behind:
             lookahead = 0
@@ -77,4 +69,4 @@ class DraftRoom:
         """
         if request.num_placeholders == 0 or not request.sampling_params.speculate:
             return 0
-        return min(self._num_lookahead, num_places - request.num_computed_tokens)
+        return min(self.num_lookahead, num_places - request.num_computed_tokens)
