@@ -138,7 +138,9 @@ class SchedulingOptions:
         watermark: share of the blocks that admitting a request leaves free, so that those that
             run can grow before anyone is preempted.
         overlap: schedule a step while the one before it still runs; by default on a GPU. A step
-            behind which tokens are guessed is waited for even so.
+            behind which the host guesses tokens ("ngram", "suffix") is waited for even so.
+            Behind one whose guesses a draft model makes, these wait on a GPU: steps that are not
+            captured, and requests that ask for what `quire.runner.starts` names.
     """
 
     max_num_seqs: int = 32

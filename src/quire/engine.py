@@ -183,8 +183,8 @@ class LLMEngine:
             begin = time.perf_counter()
             scheduled = self._scheduler.schedule()
             if self._controller is not None:
-                number = self._controller.choose(len(scheduled.entries))
-                scheduled = replace(scheduled, num_guesses=number)
+                most = self._controller.choose(len(scheduled.entries))
+                scheduled = self._scheduler.guess(scheduled, most)
             with self._retracting(scheduled):
                 self._in_flight.append((self.executor.execute(scheduled), begin))
             if not scheduled.entries:
@@ -222,11 +222,12 @@ class LLMEngine:
     def _may_schedule(self) -> bool:
         """Whether the next step can be scheduled before those in flight have been waited for.
 
-        Not behind one that verifies guesses or makes new ones: what follows depends on them.
+        Not behind one that verifies guesses of the host or awaits new ones: it reads the tokens.
         """
         if len(self._in_flight) >= self.config.max_in_flight:
             return False
-        return self.config.speculation is None or not any(
+        speculation = self.config.speculation
+        return (speculation is None or speculation.guesses_on_device) or not any(
             step.output.num_guesses != 0 or any(e.num_draft_tokens for e in step.output.entries)
             for step, _ in self._in_flight
             if step.output.entries

@@ -30,7 +30,11 @@ class NewRequest:
 
 @dataclass(slots=True)  # not frozen: that takes four times as long, a request and step
 class ScheduledEntry:
-    """Compute positions [start, start + num_tokens) of one request in this step."""
+    """Compute positions [start, start + num_tokens) of one request in this step.
+
+    Where steps ahead of it still judge drafts of the request, it begins behind the last token
+    that is known by then: as many positions before `start` as drafts are rejected.
+    """
 
     request_id: str
     row: int  # the request's row in the runner's tables, its own until it ends
@@ -39,6 +43,7 @@ class ScheduledEntry:
     samples: bool  # its last known token is computed, so the step chooses the next
     new_block_ids: tuple[tuple[int, ...], ...] = ()  # per KV group, appended to its table
     num_draft_tokens: int = 0  # of its positions, the last ones: drafts, to be verified
+    num_unverified: int = 0  # drafts before `start` that steps ahead of it judge
     # Outputs at its last positions, where the rank that embeds them did not choose them.
     token_ids: tuple[int, ...] = ()
 
@@ -116,5 +121,5 @@ class StepResult:
     prompt_logprobs: dict[str, PromptLogprobs] = field(default_factory=dict)
     # Requests that have no next token, and why: their logits held none.
     failures: dict[str, str] = field(default_factory=dict)
-    # How many drafts lie in the request's row behind these tokens, for its next step.
+    # Where the host guesses: drafts in the request's row behind these tokens, for its next step.
     num_draft_tokens: dict[str, int] = field(default_factory=dict)

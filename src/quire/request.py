@@ -44,9 +44,9 @@ class Request:
     seed: int = 0  # of its draws; the engine gives one to a request that asked for none
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
-    num_placeholders: int = 0  # sampled by a queued step; the host does not know them yet
+    num_placeholders: int = 0  # sampled by queued steps; the host does not know them yet
     num_draft_tokens: int = 0  # proposed for the positions that follow; no step has them yet
-    num_unverified: int = 0  # drafts in a queued step, which says how many of them are true
+    num_unverified: int = 0  # drafts in queued steps, which say how many of them are true
     num_judged_drafts: int = 0  # in all steps so far, and how many of them became output
     num_accepted_drafts: int = 0
     finish_reason: FinishReason | None = None
@@ -59,15 +59,14 @@ class Request:
 
     @property
     def num_unscheduled_tokens(self) -> int:
-        """Positions that no step computes yet; what follows drafts waits for the verdict."""
-        if self.num_unverified > 0:
-            return 0
+        """Positions that no step computes yet, if all drafts in queued steps are true."""
         return self.num_known_unscheduled + self.num_draft_tokens
 
     @property
     def num_known_unscheduled(self) -> int:
         """Of the positions that no step computes yet, those that hold no drafts."""
-        return self.num_tokens + self.num_placeholders - self.num_computed_tokens
+        num_said = self.num_tokens + self.num_placeholders + self.num_unverified
+        return num_said - self.num_computed_tokens
 
     # docs: request end
 
@@ -91,7 +90,7 @@ class Request:
                 f"entry held {num_drafts} drafts: it must give 1 to {1 + num_drafts}"
             )
         self.num_placeholders -= 1
-        self.num_unverified = 0
+        self.num_unverified -= num_drafts
         self.num_judged_drafts += num_drafts
         if self.sampling_params.output_limit == 0:  # only its prompt was to be scored
             self.finish_reason = FinishReason.LENGTH

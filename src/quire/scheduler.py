@@ -8,15 +8,16 @@ Chunked prefill, prefix hits, preemption and overlap are all that one rule. See 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from quire.config import EngineConfig
 from quire.errors import InvalidRequestError
-from quire.kv.kv_cache_manager import KVCacheManager, Reservation
+from quire.kv.kv_cache_manager import BlockIds, KVCacheManager, Reservation
 from quire.messages import SchedulerOutput, StepResult
 from quire.policy import WaitingQueue, make_policy
 from quire.request import FinishReason, Request
+from quire.speculation.room import DraftRoom
 from quire.step_builder import StepBuilder
 
 
@@ -24,7 +25,8 @@ class Scheduler(Protocol):
     """Swap point: chooses each step's work and learns its result.
 
     `schedule` may be called again before the last step's `update`: what is queued on the
-    device counts as computed, and a token sampled there as a placeholder.
+    device counts as computed, and a token sampled there as a placeholder. So do the drafts that
+    are verified there, until `update` takes back what was rejected.
     """
 
     def add(self, request: Request) -> None:
@@ -41,6 +43,10 @@ class Scheduler(Protocol):
 
     def schedule(self) -> SchedulerOutput:
         """Return the next step's work; no entries when there is none."""
+        ...
+
+    def guess(self, output: SchedulerOutput, most: int) -> SchedulerOutput:
+        """Return the step just scheduled with at most so many guesses behind its tokens."""
         ...
 
     def update(self, output: SchedulerOutput, result: StepResult) -> list[Request]:
@@ -68,6 +74,7 @@ class _Tracked:
     arrival: int  # its number among all requests
     last_position: int  # of the last token it may have, which is never computed; see `add`
     row: int | None = None  # while it runs
+    num_places: int = 0  # positions in its blocks, while it runs
     admitted_step: int = 0  # results of earlier steps belong to a life before preemption
 
 
@@ -83,9 +90,7 @@ class TokenBudgetScheduler:
         """Schedule at most `config.scheduling.max_num_seqs` requests over the blocks of `kv`."""
         self._config = config
         self._kv = kv
-        self._num_lookahead = 0
-        if config.speculation is not None:
-            self._num_lookahead = config.speculation.num_lookahead_tokens
+        self._room = DraftRoom(kv, config.speculation)
         self._policy = make_policy(config.scheduling.policy)
         self._watermark = int(config.scheduling.watermark * kv.num_blocks)
         self._tracked: dict[str, _Tracked] = {}
@@ -158,10 +163,13 @@ class TokenBudgetScheduler:
                 reservation = self._kv.reserve(request, num_tokens)
             if reservation is not None:
                 step.schedule(request, row, num_tokens, reservation.new_block_ids)
+                self._count_guesses(tracked, reservation.new_block_ids)
 
     def _catch_up(self, tracked: _Tracked, budget: int) -> int:
         """Return how far a request catches up: to its tokens, its limit or the budget's end."""
         request = tracked.request
+        if request.num_unverified > 0 and not self._room.num_lookahead:
+            return 0  # the host guesses, and must know what is true before it goes on
         until_limit = tracked.last_position - request.num_computed_tokens
         return min(request.num_unscheduled_tokens, until_limit, budget)
 
@@ -170,41 +178,21 @@ class TokenBudgetScheduler:
     def _reserve(
         self, tracked: _Tracked, num_tokens: int, step: StepBuilder
     ) -> tuple[int, Reservation | None]:
-        """Make room for a request's next positions, without its drafts if that is all there is.
-
-        Where a model computes guesses it needs room behind them, too. Drafts are a guess: a
-        request preempts nobody for their sake, and leaves a token of the step's budget and a
-        block to each request behind it.
-        """
+        """Make room for a request's next positions, without its drafts if that is all there is."""
         request = tracked.request
-        if self._num_lookahead == request.num_draft_tokens == 0:  # no guess needs room
+        if self._room.num_lookahead == request.num_draft_tokens == 0:  # no guess needs room
             return num_tokens, self._kv.reserve(request, num_tokens)
-        num_known = request.num_known_unscheduled
         num_behind = max(0, len(self._running) - len(step.entries) - 1)
-        if num_tokens > num_known:
-            num_tokens = max(num_known, min(num_tokens, step.budget - num_behind))
-        reservation = None
-        if self._kv.num_free_blocks > num_behind or num_tokens <= num_known:
-            reservation = self._reserve_ahead(tracked, num_tokens, num_behind)
-        if reservation is None and num_tokens > num_known:
-            num_tokens, reservation = num_known, self._kv.reserve(request, num_known)
-        return num_tokens, reservation
+        return self._room.reserve(
+            request, num_tokens, tracked.last_position, num_behind, step.budget
+        )
 
-    def _reserve_ahead(
-        self, tracked: _Tracked, num_tokens: int, num_behind: int = 0
-    ) -> Reservation | None:
-        """Make room for positions, and for guesses behind them if there is any."""
-        request = tracked.request
-        until_limit = tracked.last_position - request.num_computed_tokens - num_tokens
-        lookahead = min(self._num_lookahead, until_limit)
-        num_blocks = -(-(num_tokens + lookahead) // self._kv.block_size)
-        if self._kv.num_free_blocks < num_blocks + num_behind:
-            lookahead = 0
-        if lookahead > 0 and request.sampling_params.speculate:
-            reservation = self._kv.reserve(request, num_tokens + lookahead)
-            if reservation is not None:
-                return reservation
-        return self._kv.reserve(request, num_tokens)
+    def _count_guesses(self, tracked: _Tracked, new_block_ids: BlockIds) -> None:
+        """Count what a model guesses behind the tokens of a step: as far as there are places."""
+        if self._room.num_lookahead > 0:
+            tracked.num_places += self._kv.block_size * len(next(iter(new_block_ids), ()))
+            request = tracked.request
+            request.num_draft_tokens = self._room.num_guesses(request, tracked.num_places)
 
     # docs: preempt begin
     def _preempt(self, step: StepBuilder) -> _Tracked:
@@ -242,7 +230,8 @@ class TokenBudgetScheduler:
         watermark = self._watermark if self._running else 0
         reservation = None
         if kv.num_free_blocks - num_blocks >= watermark:
-            reservation = self._reserve_ahead(tracked, request.num_tokens - start)
+            num_tokens = request.num_tokens - start
+            reservation = self._room.reserve_ahead(request, num_tokens, tracked.last_position)
         if reservation is None:
             kv.free(request)
             request.num_computed_tokens = 0
@@ -251,7 +240,9 @@ class TokenBudgetScheduler:
         tracked.admitted_step = step.step
         self._running[request.request_id] = tracked
         step.admit(request, row, reservation.copies)
-        step.schedule(request, row, self._catch_up(tracked, step.budget), kv.block_ids(request))
+        blocks = kv.block_ids(request)
+        step.schedule(request, row, self._catch_up(tracked, step.budget), blocks)
+        self._count_guesses(tracked, blocks)
         return True
 
     # docs: admit end
@@ -281,6 +272,13 @@ class TokenBudgetScheduler:
 
     # docs: parallel-samples end
 
+    def guess(self, output: SchedulerOutput, most: int) -> SchedulerOutput:
+        """Let a model guess at most so many tokens behind each request of a step."""
+        for entry in output.entries:
+            request = self._tracked[entry.request_id].request
+            request.num_draft_tokens = min(request.num_draft_tokens, most)
+        return replace(output, num_guesses=most)
+
     # docs: update begin
     def update(self, output: SchedulerOutput, result: StepResult) -> list[Request]:
         """Append a step's tokens, publish full blocks, end what is complete."""
@@ -291,10 +289,13 @@ class TokenBudgetScheduler:
                 continue  # ended or preempted since: the result is dropped
             request = tracked.request
             if entry.samples:
+                if entry.num_unverified > 0:  # the verdicts ahead are known by now
+                    entry.start, entry.num_unverified = request.num_tokens - 1, 0
                 tokens = result.token_ids[entry.request_id]
                 request.accept(tokens, entry.num_draft_tokens, self._config.model.max_model_len)
+                drafts = result.num_draft_tokens.get(entry.request_id, request.num_draft_tokens)
                 if request.num_placeholders == 0:  # else a queued step has its next position
-                    request.num_draft_tokens = result.num_draft_tokens.get(entry.request_id, 0)
+                    request.num_draft_tokens = drafts
                 advanced.append(request)
             self._kv.commit(request)  # only now: a rejected draft must not name a block
             if request.finish_reason is not None:
@@ -330,7 +331,7 @@ class TokenBudgetScheduler:
         assert tracked.row is not None
         self._kv.free(tracked.request)
         self._free_rows.append(tracked.row)
-        tracked.row = None
+        tracked.row, tracked.num_places = None, 0
         del self._running[tracked.request.request_id]
 
     def _rank(self, tracked: _Tracked) -> float:

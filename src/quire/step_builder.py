@@ -33,15 +33,16 @@ class StepBuilder:
         step are dropped: the next ones are proposed for other positions.
         """
         start, num_known = request.num_computed_tokens, request.num_known_unscheduled
+        ahead = request.num_unverified
         num_drafts = max(0, num_tokens - num_known)
         samples = num_tokens >= num_known
         self.entries[request.request_id] = ScheduledEntry(
-            request.request_id, row, start, num_tokens, samples, new_block_ids, num_drafts
+            request.request_id, row, start, num_tokens, samples, new_block_ids, num_drafts, ahead
         )
         self.budget -= num_tokens
         request.num_computed_tokens += num_tokens
         request.num_placeholders += samples
-        request.num_draft_tokens, request.num_unverified = 0, num_drafts
+        request.num_draft_tokens, request.num_unverified = 0, ahead + num_drafts
 
     def admit(self, request: Request, row: int, copies: Copies) -> None:
         """Give a request a row, with the tokens known so far; its cached ones are computed."""

@@ -45,6 +45,7 @@ from quire.kernels.sampling import (
 )
 from quire.kernels.skinny_matrix import matrix_linear
 from quire.kernels.softmax import softmax_triton
+from quire.kernels.step import DecodeInputs, begin_step
 from quire.kv.layer import LayerKV
 from quire.kv.quantized import LARGEST
 from quire.layers.rope import RotaryTable
@@ -467,6 +468,90 @@ def sample(device: str) -> None:
     assert len(tokens.unique()) > rows // 2
 
 
+def begin_step_torch(
+    inputs: DecodeInputs,
+    token_ids: Tensor,
+    block_tables: list[Tensor],
+    block_size: int,
+    *,
+    tokens: Tensor,
+    positions: Tensor,
+    slots: list[Tensor],
+    lengths: Tensor,
+    num_known: Tensor | None,
+) -> None:
+    """Do what `quire.kernels.step.begin_step` does, in torch."""
+    rows, width = inputs.rows.long(), len(tokens) // len(inputs.rows)
+    begins = inputs.positions.long()
+    if num_known is not None:
+        begins = torch.minimum(begins, num_known[rows] - 1).clamp(min=0)
+    later = torch.arange(width, device=rows.device)
+    is_real = later <= inputs.num_drafts[:, None]
+    places = begins[:, None] + torch.where(is_real, later, 0)
+    for group, table in enumerate(block_tables):
+        for row, first, new in zip(
+            rows.tolist(), inputs.first_new[group].tolist(), inputs.new_blocks[group], strict=True
+        ):
+            own = new[new > 0]
+            table[row, first : first + len(own)] = own
+        slot = table[rows[:, None], places // block_size].long() * block_size + places % block_size
+        slots[group].copy_(torch.where(is_real, slot, 0).flatten())
+    tokens.copy_(token_ids[rows[:, None], places].flatten())
+    positions.copy_(places.flatten())
+    lengths.copy_(torch.where(inputs.num_drafts >= 0, begins + width, 0))
+
+
+def step(device: str) -> None:
+    """Tokens, positions, slots and lengths of ragged requests, and the tables' new blocks."""
+    block_size, groups, rows = 4, 2, 7
+    generator = torch.Generator().manual_seed(0)
+
+    def integers(*shape: int, high: int, low: int = 0) -> Tensor:
+        return torch.randint(low, high, shape, generator=generator)
+
+    for width, size, knows in itertools.product((1, 4), (1, 5), (False, True)):
+        chosen = torch.randperm(rows - 1, generator=generator)[:size]
+        padding = torch.full((2,), rows - 1)
+        starts, drafts = integers(size, low=10, high=30), integers(size, high=width)
+        new_blocks = integers(groups, size + 2, 3, low=1, high=90)
+        new_blocks *= torch.arange(3) < integers(groups, size + 2, 1, high=4)  # some, in order
+        new_blocks[:, size:] = 0
+        inputs = DecodeInputs(
+            rows=torch.cat([chosen, padding]).int().to(device),
+            positions=torch.cat([starts, padding * 0]).int().to(device),
+            num_drafts=torch.cat([drafts, padding * 0 - 1]).int().to(device),
+            first_new=integers(groups, size + 2, low=5, high=9).int().to(device),
+            new_blocks=new_blocks.int().to(device),
+        )
+        num_known = None
+        if knows:  # what was rejected ahead of the step: 0 to 4 positions
+            num_known = torch.zeros(rows, dtype=torch.int64)
+            num_known[chosen] = starts + 1 - integers(size, high=5)
+            num_known[chosen[:1]] += 9  # what the host says is an upper bound
+            num_known = num_known.to(device)
+        token_ids = integers(rows, 60, high=1000).to(device)
+        tables = [integers(rows, 12, low=100, high=200).int().to(device) for _ in range(groups)]
+        given = inputs, token_ids
+        found = []
+        for run_step in (begin_step, begin_step_torch):
+            own_tables = [table.clone() for table in tables]
+            outputs = [torch.full(((size + 2) * width,), -7, device=device) for _ in range(4)]
+            lengths = torch.full((size + 2,), -7, dtype=torch.int32, device=device)
+            run_step(
+                *given,
+                own_tables,
+                block_size,
+                tokens=outputs[0],
+                positions=outputs[1],
+                slots=outputs[2:],
+                lengths=lengths,
+                num_known=num_known,
+            )
+            found.append([*own_tables, *outputs, lengths])
+        for ours, theirs in zip(*found, strict=True):
+            assert torch.equal(ours, theirs), (width, size, knows)
+
+
 CHECKS: dict[str, Check] = {
     check.__name__: check
     for check in (
@@ -485,6 +570,7 @@ CHECKS: dict[str, Check] = {
         rows_without_a_token,
         kept_tokens,
         sample,
+        step,
     )
 }
 

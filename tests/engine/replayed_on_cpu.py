@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_checks import begin_step_torch
 from torch import Tensor
 
 from quire import LLM
 from quire.attention.torch_backend import TorchAttention, TorchMetadata
 from quire.components import Components
-from quire.kernels.step import DecodeInputs
+from quire.executor import InlineExecutor
 from quire.kv.batch import AttentionBatch, HostBatch
 from quire.messages import ScheduledEntry
 from quire.parallel.lockstep import LockstepComm
@@ -40,7 +41,8 @@ class UnhostedAttention(TorchAttention):
 
     def build(self, batch: AttentionBatch, window: int | None) -> TorchMetadata:
         if batch.host is None:
-            lengths = batch.lengths.clamp(min=1).tolist()  # a padded sequence sees the null block
+            # A padded sequence sees the null block.
+            lengths = batch.lengths.clamp(min=batch.tokens_per_sequence).tolist()
             host = HostBatch(
                 batch.query_starts.tolist(), lengths, batch.rows.tolist(), batch.block_table.numpy()
             )
@@ -68,7 +70,7 @@ class Stages:
         self._within = threading.local()  # whether this rank is in a capture or a replay
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
         monkeypatch.setattr(decode_graphs, "capture", self._capture)
-        monkeypatch.setattr(decode_graphs, "begin_step", _begin_step)
+        monkeypatch.setattr(decode_graphs, "begin_step", begin_step_torch)
         monkeypatch.setattr(model_runner, "make_staging", Staging)
         monkeypatch.setattr(device.Answers, "fetch", _fetch)
         self._watch(monkeypatch)
@@ -100,6 +102,17 @@ class Stages:
         for worker in executor.workers:
             for mixture in worker._mixtures().values():
                 mixture.routes.forget()
+        return llm
+
+    def one_rank(self, model: Any, **options: Any) -> LLM:
+        """Return a float32 engine of one rank with graphs; a draft model runs without."""
+        verification = options.get("speculative_config", {}).get("verification")
+        judges = verification in ("rejection", "block")  # with a sampler of its own
+        parts = replace(PARTS, sampler=None) if judges else PARTS
+        llm = LLM(model, device="cpu", dtype="float32", components=parts, **options)
+        executor = llm.engine.executor
+        assert isinstance(executor, InlineExecutor)
+        self._capturing(executor.worker.runner)()
         return llm
 
     def _capturing(self, runner: model_runner.ModelRunner) -> Callable[[], None]:
@@ -169,29 +182,6 @@ def _nothing() -> None:
 
 def _fetch(answers: device.Answers, sampled: SamplerOutput) -> tuple[SamplerOutput, None]:
     """Copy the tokens, as from a GPU: the next replay overwrites a graph's answer."""
-    return replace(sampled, tokens=sampled.tokens.clone()), None
-
-
-def _begin_step(
-    inputs: DecodeInputs,
-    token_ids: Tensor,
-    block_tables: list[Tensor],
-    block_size: int,
-    *,
-    tokens: Tensor,
-    positions: Tensor,
-    slots: list[Tensor],
-) -> None:
-    """Do what `quire.kernels.step.begin_step` does, for one token a request."""
-    rows, place = inputs.rows.long(), inputs.positions.long()
-    is_real = inputs.num_drafts >= 0
-    for group, table in enumerate(block_tables):
-        for row, first, new in zip(
-            rows.tolist(), inputs.first_new[group].tolist(), inputs.new_blocks[group], strict=True
-        ):
-            own = new[new > 0]
-            table[row, first : first + len(own)] = own
-        slot = table[rows, place // block_size].long() * block_size + place % block_size
-        slots[group].copy_(torch.where(is_real, slot, 0))
-    tokens.copy_(token_ids[rows, place])
-    positions.copy_(place)
+    counts = sampled.num_accepted
+    counts = None if counts is None else counts.clone()
+    return replace(sampled, tokens=sampled.tokens.clone(), num_accepted=counts), None

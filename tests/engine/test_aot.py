@@ -406,16 +406,22 @@ SERVED = [
         },
         {"vocab_size": 151_936, "block": 2048, "purpose": 1},
     ),
-    Served(
-        "step._begin_step",
-        {
-            "rows": INT, "first_positions": INT, "num_drafts": INT, "first_new": INT,
-            "new_blocks": INT, "token_ids": LONG,
-            "tokens_stride": "i32", "table": INT, "table_stride": "i32", "tokens_out": LONG,
-            "positions_out": LONG, "slots_out": LONG,
-        },
-        {"block_size": 16, "width": 5, "padded_width": 8, "most_new": 1, "padded_new": 1},
-        {"num_warps": 1},
+    *(
+        Served(
+            "step._begin_step",
+            {
+                "rows": INT, "first_positions": INT, "num_drafts": INT, "first_new": INT,
+                "new_blocks": INT, "token_ids": LONG,
+                "tokens_stride": "i32", "table": INT, "table_stride": "i32", "tokens_out": LONG,
+                "positions_out": LONG, "slots_out": LONG, "lengths_out": INT, **known,
+            },
+            {
+                "block_size": 16, "width": 5, "padded_width": 8, "most_new": 1, "padded_new": 1,
+                **none,
+            },
+            {"num_warps": 1},
+        )
+        for known, none in (({"num_known": LONG}, {}), ({}, {"num_known": None}))
     ),
     *(
         Served(

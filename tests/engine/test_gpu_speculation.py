@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from overlapped import assert_steps_follow, count_steps_behind_drafts
 
 from quire import LLM, RequestOutput, SamplingParams, Trace
 from quire.runner.decode_graphs import DecodeGraphs, Ending
@@ -41,10 +42,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(params: SamplingParams, **options: Any) -> tuple[list[RequestOutput], Trace]:
+def run(
+    params: SamplingParams | list[SamplingParams], **options: Any
+) -> tuple[list[RequestOutput], Trace]:
     trace = Trace()
     llm = LLM("quire-mini", **{**SIZES, **options}, trace=trace)
-    return llm.generate(list(CODE) * 2, params, use_tqdm=False), trace
+    prompts = (list(CODE) * 2)[: len(params) if isinstance(params, list) else None]
+    return llm.generate(prompts, params, use_tqdm=False), trace
 
 
 @pytest.fixture
@@ -79,6 +83,51 @@ def test_captured_steps(
     if method == "itself":  # nothing is missing in the draft model's cache
         drafted, kept = (sum(numbers) for numbers in zip(*trace.acceptance(), strict=True))
         assert kept > 0.9 * drafted  # the rest lies behind the ends of texts
+
+
+@pytest.mark.parametrize("verification", ["coupled", "rejection", "block"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("method", ["draft model", "itself"])
+def test_steps_that_are_queued_before_the_drafts_ahead_are_judged(
+    method: str, temperature: float, verification: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text of an engine that waits, and of one without guesses; all replayed steps go ahead.
+
+    What is drawn under rejection depends on the number of drafts, which is smaller near the end
+    where steps are queued ahead: there the text may be another.
+    """
+    params = SamplingParams(temperature=temperature, seed=1, max_tokens=120)
+    config = {**METHODS[method], "num_speculative_tokens": 3, "verification": verification}
+    queued = count_steps_behind_drafts(monkeypatch)
+    waiting, _ = run(params, speculative_config=config, overlap=False)
+    assert not queued
+    guessed, trace = run(params, speculative_config=config)
+    assert queued["ahead"] > 3 * queued["waited"]  # beside a prompt
+    assert_steps_follow(trace)
+    drafted, kept = trace.acceptance()[0]
+    assert kept > (0.9 if method == "itself" else 0.2) * drafted
+    if verification == "coupled" or temperature == 0:
+        plain, _ = run(params)
+        for ours, theirs, same in zip(guessed, waiting, plain, strict=True):
+            assert ours.outputs[0].token_ids == theirs.outputs[0].token_ids
+            assert ours.outputs[0].token_ids == same.outputs[0].token_ids
+
+
+@pytest.mark.parametrize("asked", [{"frequency_penalty": 0.4}, {"logprobs": 1}, {"min_tokens": 30}])
+def test_what_the_host_must_know_waits(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request in two asks for it: the others wait with it."""
+    some = SamplingParams(temperature=0.8, seed=3, max_tokens=40, **asked)
+    params = [some, SamplingParams(temperature=0.8, seed=3, max_tokens=40)] * 4
+    plain, _ = run(params)
+    queued = count_steps_behind_drafts(monkeypatch)
+    config = {**METHODS["draft model"], "num_speculative_tokens": 3}
+    guessed, trace = run(params, speculative_config=config)
+    assert queued["waited"] > 5
+    assert_steps_follow(trace)
+    for ours, theirs in zip(guessed, plain, strict=True):
+        assert ours.outputs[0].token_ids == theirs.outputs[0].token_ids
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -133,7 +182,7 @@ def test_a_coin_that_judges(rate: float) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_number_of_guesses_that_the_engine_chooses(method: str) -> None:
-    """Steps with and without guesses by turns, overlapped where there are none."""
+    """Steps with and without guesses by turns."""
     params = SamplingParams(temperature=0.7, seed=4, max_tokens=120)
     plain, _ = run(params)
     guessed, trace = run(params, speculative_config=METHODS[method])

@@ -223,8 +223,9 @@ def test_functions_of_a_request_are_refused(written: Written) -> None:
     assert not run.llm.engine.has_requests
 
 
-def test_draft_models_guess_on_every_rank() -> None:
-    """Each rank has all of the draft model, so their guesses are the same."""
+@pytest.mark.parametrize("number", ["auto", 3])
+def test_draft_models_guess_on_every_rank(number: int | str) -> None:
+    """Each rank has all of the draft model, so their guesses are the same; three steps ahead."""
     prompts, params = ["def f(x):", "import os"], SamplingParams(max_tokens=16, seed=2)
     found = []
     for size in (1, 2):
@@ -235,8 +236,13 @@ def test_draft_models_guess_on_every_rank() -> None:
             max_num_seqs=2,
             tensor_parallel_size=size,
             distributed_executor_backend="lockstep",
-            speculative_config={"method": "draft_model", "model": "quire-mini-draft"},
+            overlap=size == 2,
+            speculative_config={
+                "method": "draft_model",
+                "model": "quire-mini-draft",
+                "num_speculative_tokens": number,
+            },
         )
         found.append([output.outputs[0].token_ids for output in llm.generate(prompts, params)])
-        assert llm.engine.executor.round_costs is not None
+        assert bool(llm.engine.executor.round_costs) == (number == "auto")
     assert found[0] == found[1]

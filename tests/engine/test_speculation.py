@@ -215,22 +215,23 @@ DRAFTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize(("k", "option"), [(1, "plain"), (4, "plain"), (4, "overlap")])
 @pytest.mark.parametrize("kind", PARAMS)
-def test_a_draft_model_leaves_the_text_alone(kind: str, k: int) -> None:
+def test_a_draft_model_leaves_the_text_alone(kind: str, k: int, option: str) -> None:
     plain = plain_run("plain", kind)
     trace = Trace()
     config = {**DRAFTS["another"], "num_speculative_tokens": k}
-    guessed, llm = run("plain", kind, speculative_config=config, trace=trace)
+    guessed, llm = run(option, kind, speculative_config=config, trace=trace)
     assert_same(guessed, plain)
     if kind not in ("one token", "two tokens", "no tokens"):
         assert drafted(trace) > 0
     assert not llm.engine.has_requests
 
 
+@pytest.mark.parametrize("overlap", [False, True], ids=["waiting", "overlapped"])
 @pytest.mark.parametrize("draft", DRAFTS)
-@pytest.mark.parametrize("option", OPTIONS)
-def test_a_draft_model_in_any_engine(option: str, draft: str) -> None:
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option != "overlap"])
+def test_a_draft_model_in_any_engine(option: str, draft: str, overlap: bool) -> None:
     """The text stays, also from the blocks that a first run has left; nothing is missing there.
 
     A model that guesses for itself is right, but behind the ends of texts, where its last tokens
@@ -240,7 +241,7 @@ def test_a_draft_model_in_any_engine(option: str, draft: str) -> None:
         plain = plain_run(option, kind)
         trace = Trace()
         config = {**DRAFTS[draft], "num_speculative_tokens": 3}
-        guessed, llm = run(option, kind, speculative_config=config, trace=trace)
+        guessed, llm = run(option, kind, speculative_config=config, trace=trace, overlap=overlap)
         again = llm.generate(list(CODE) * 2, SamplingParams(**{"max_tokens": 40, **PARAMS[kind]}))
         assert_same(guessed, plain)
         assert_same(again, plain)
@@ -437,7 +438,18 @@ def test_a_number_of_guesses_that_varies(
             assert counts[0][1] > 0.9 * counts[0][0]
 
 
-def test_a_step_without_guesses_is_overlapped(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("config", "number", "in_flight"),
+    [
+        ({"method": "ngram"}, 0, 1),
+        ({"method": "ngram"}, 1, 0),
+        (DRAFTS["itself"], 0, 1),
+        (DRAFTS["itself"], 2, 1),
+    ],
+)
+def test_only_guesses_of_the_host_are_waited_for(
+    config: dict[str, Any], number: int, in_flight: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     most: list[int] = []
     advance = LLMEngine.advance
 
@@ -447,14 +459,11 @@ def test_a_step_without_guesses_is_overlapped(monkeypatch: pytest.MonkeyPatch) -
         return grown
 
     monkeypatch.setattr(LLMEngine, "advance", noted)
+    monkeypatch.setattr(LengthController, "choose", lambda self, batch: number)
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
-    for number, in_flight in ((0, 1), (1, 0)):
-        most.clear()
-        monkeypatch.setattr(LengthController, "choose", lambda self, batch, n=number: n)
-        LLM(
-            "quire-mini-draft", **SIZES, overlap=True, speculative_config={"method": "ngram"}
-        ).generate(CODE[0], params)
-        assert most[5] == in_flight
+    llm = LLM("quire-mini-draft", **SIZES, overlap=True, speculative_config=config)
+    llm.generate(CODE[0], params)
+    assert most[3] == in_flight
 
 
 @pytest.mark.parametrize("stop", range(3))

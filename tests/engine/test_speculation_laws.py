@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -29,15 +30,14 @@ VERIFICATIONS = ("rejection", "block")
 Law = dict[tuple[int, ...], float]
 
 
-@pytest.fixture(scope="module")
-def law() -> Law:
-    """The probability of each text of three tokens, from the model's scores of the best three."""
+def law_of(length: int, top_k: int) -> Law:
+    """The probability of each text of so many tokens, from the model's scores of the best few."""
     llm = LLM("quire-mini", **SIZES)
     (begun,) = llm.generate([PROMPT], SamplingParams(max_tokens=1))
     grown: Law = {(): 1.0}
-    for _ in range(LENGTH):
+    for _ in range(length):
         prompts = [{"prompt_token_ids": [*begun.prompt_token_ids, *text]} for text in grown]
-        params = SamplingParams(max_tokens=1, temperature=0, logprobs=TOP_K)
+        params = SamplingParams(max_tokens=1, temperature=0, logprobs=top_k)
         longer: Law = {}
         for (text, probability), output in zip(
             grown.items(), llm.generate(prompts, params), strict=True
@@ -49,6 +49,11 @@ def law() -> Law:
                 longer[(*text, token)] = probability * math.exp(score.logprob) / total
         grown = longer
     return grown
+
+
+@pytest.fixture(scope="module")
+def law() -> Law:
+    return law_of(LENGTH, TOP_K)
 
 
 def p_value(texts: Sequence[tuple[int, ...]], law: Law) -> float:
@@ -63,11 +68,13 @@ def p_value(texts: Sequence[tuple[int, ...]], law: Law) -> float:
     return float(stats.chisquare([*found, rest[0]], [*expected, rest[1]]).pvalue)
 
 
-def drawn(config: dict[str, Any]) -> tuple[list[tuple[int, ...]], Trace]:
+def drawn(
+    config: dict[str, Any], length: int = LENGTH, top_k: int = TOP_K, *, overlap: bool = False
+) -> tuple[list[tuple[int, ...]], Trace]:
     trace = Trace()
-    llm = LLM("quire-mini", **SIZES, speculative_config=config, trace=trace)
+    llm = LLM("quire-mini", **SIZES, speculative_config=config, trace=trace, overlap=overlap)
     params = [
-        SamplingParams(max_tokens=LENGTH, seed=i, top_k=TOP_K, temperature=1)
+        SamplingParams(max_tokens=length, seed=i, top_k=top_k, temperature=1)
         for i in range(NUM_TEXTS)
     ]
     outputs = llm.generate([PROMPT] * NUM_TEXTS, params, use_tqdm=False)
@@ -85,6 +92,20 @@ def test_the_law_of_texts(method: str, verification: str, law: Law) -> None:
     if method == "draft model":
         assert 0.2 * drafted < kept < 0.95 * drafted
     assert p_value(texts, law) > ALPHA
+
+
+@pytest.mark.parametrize("verification", VERIFICATIONS)
+def test_the_law_where_steps_are_queued_before_the_drafts_ahead_are_judged(
+    verification: str,
+) -> None:
+    """32 cells of five tokens, with a draft in steps that begin where nobody knows yet."""
+    config = {**DRAFT, "num_speculative_tokens": 1, "verification": verification}
+    texts, trace = drawn(config, 5, 2, overlap=True)
+    ahead = [later for earlier, later in pairwise(trace.steps) if later.begin < earlier.end]
+    assert sum(e.num_draft_tokens for step in ahead for e in step.scheduled.entries) > NUM_TEXTS
+    drafted, kept = trace.acceptance()[0]
+    assert 0.2 * drafted < kept < 0.95 * drafted
+    assert p_value(texts, law_of(5, 2)) > ALPHA
 
 
 def test_a_wrong_law_would_be_seen(law: Law) -> None:

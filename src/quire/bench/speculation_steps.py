@@ -6,8 +6,9 @@ are right: so its rate is chosen and time is measured. Four kinds of rows:
 `verify-k<k>-batch<b>` is a captured step of 1 + k tokens for each of b requests, beside one of
 one token: GPU time alone, replayed. `draft-k<k>-batch<b>` is the draft model's graph of k steps.
 `eager-…` are the same steps kernel by kernel, from a trace. `speedup-a<a>-k<k>-batch<b>` is a
-whole run: milliseconds a token of each request, beside the same engine without guesses at its
-defaults, overlap included, and beside E / (v + k c) of the same run's v and c.
+whole run: milliseconds a token of each request, beside the same engine when it waits for each step
+before it schedules the next, beside the same engine without guesses at its defaults, and beside
+E / (v + k c) of the same run's v and c.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from __future__ import annotations
 import gc
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -244,14 +247,13 @@ def _speedup_rows(
         )
         for rate in RATES:
             accepts.fill_(rate)
-            with_guesses, without = [], []
-            for turn in range(4):
-                with_guesses.append(ms_per_token(speculating, batch))
-                without.append(ms_per_token(plain, batch))
-                if turn == 0:  # not counted
-                    with_guesses.clear()
-                    without.clear()
-            ms, baseline = statistics.median(with_guesses), statistics.median(without)
+            times: list[tuple[float, float, float]] = []
+            for _ in range(4):
+                with_guesses = ms_per_token(speculating, batch)
+                with waiting(speculating):
+                    waited = ms_per_token(speculating, batch)
+                times.append((with_guesses, waited, ms_per_token(plain, batch)))
+            ms, waited, baseline = map(statistics.median, zip(*times[1:], strict=True))
             tokens = expected_tokens(rate, k)
             formula = tokens / (verify_cost + k * draft_cost)
             rows.append(
@@ -260,7 +262,7 @@ def _speedup_rows(
                     "ms_per_token",
                     ms,
                     "ms",
-                    {"no_guesses": baseline},
+                    {"no_guesses": baseline, "waiting": waited},
                     {
                         "batch": batch,
                         "k": k,
@@ -275,6 +277,15 @@ def _speedup_rows(
     del speculating, plain, runner, accepts
     collect()
     return rows
+
+
+@contextmanager
+def waiting(llm: LLM) -> Iterator[None]:
+    """Let an engine wait for each step before it schedules the next, for a while."""
+    config = llm.engine.config
+    llm.engine.config = replace(config, scheduling=replace(config.scheduling, overlap=False))
+    yield
+    llm.engine.config = config
 
 
 def ms_per_token(llm: LLM, batch: int) -> float:

@@ -18,9 +18,8 @@ class DecodeInputs:
     """
 
     rows: Tensor  # int32 [R]
-    positions: Tensor  # int32 [R], of the first token to compute
+    positions: Tensor  # int32 [R], of the first token to compute, or an upper bound
     num_drafts: Tensor  # int32 [R], behind that token; -1 for a padded sequence
-    lengths: Tensor  # int32 [R]: position + W, or 0 for a padded sequence
     first_new: Tensor  # int32 [groups, R]: which of its blocks the first new one is
     new_blocks: Tensor  # int32 [groups, R, B]: new blocks in order, then the null block
 
@@ -34,8 +33,13 @@ def begin_step(
     tokens: Tensor,
     positions: Tensor,
     slots: list[Tensor],
+    lengths: Tensor,
+    num_known: Tensor | None,
 ) -> None:
     """Append new blocks to the tables; look up each token and where its keys and values go.
+
+    A step that was queued before the drafts ahead of it were judged begins at its row's last
+    known token, which lies before `inputs.positions` where a draft was rejected.
 
     Args:
         inputs: what the host sent.
@@ -43,6 +47,9 @@ def begin_step(
         block_tables: per KV group, int32 [num_rows, max_blocks]; changed in place.
         tokens, positions: int64 [R * W], filled.
         slots: per KV group, int64 [R * W], filled.
+        lengths: int32 [R], filled: of each sequence after the step; 0 for a padded one.
+        num_known: int64 [num_rows], how many tokens of a row are known; None: the positions that
+            the host sent are exact.
     """
     num_sequences = len(inputs.rows)
     width = len(tokens) // num_sequences
@@ -61,6 +68,8 @@ def begin_step(
             tokens,
             positions,
             slots[group],
+            lengths,
+            num_known,
             block_size=block_size,
             width=width,
             padded_width=triton.next_power_of_2(width),
@@ -84,6 +93,8 @@ def _begin_step(
     tokens_out,
     positions_out,
     slots_out,
+    lengths_out,
+    num_known,
     block_size: tl.constexpr,
     width: tl.constexpr,
     padded_width: tl.constexpr,
@@ -93,6 +104,10 @@ def _begin_step(
     i = tl.program_id(0)
     row = tl.load(rows + i).to(tl.int64)
     begin = tl.load(first_positions + i).to(tl.int64)
+    if num_known is not None:
+        begin = tl.maximum(tl.minimum(begin, tl.load(num_known + row) - 1), 0)
+    drafts = tl.load(num_drafts + i)
+    tl.store(lengths_out + i, tl.where(drafts >= 0, begin + width, 0).to(tl.int32))
     new = tl.load(first_new + i)
     column = tl.arange(0, padded_new)
     ids = tl.load(new_blocks + i * most_new + column, column < most_new, other=0)
@@ -101,7 +116,7 @@ def _begin_step(
 
     later = tl.arange(0, padded_width)
     wanted = later < width
-    known = later <= tl.load(num_drafts + i)
+    known = later <= drafts
     position = begin + tl.where(known, later, 0)
     # What was stored above is not read again, so nobody waits for it.
     ahead = (position // block_size - new).to(tl.int32)

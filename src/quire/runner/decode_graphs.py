@@ -116,7 +116,10 @@ class DecodeGraphs:
         return result[: len(entries)]
 
     def _put(self, size: int, width: int, entries: Sequence[ScheduledEntry]) -> DecodeInputs:
-        """Send a step's inputs, padded to `size` with the null row."""
+        """Send a step's inputs, padded to `size` with the null row.
+
+        The starts may be upper bounds (`quire.runner.starts`).
+        """
         parts, batch, padding = self._parts, self._parts.batch, [0] * (size - len(entries))
         starts = [entry.start for entry in entries]
         groups = range(len(batch.block_tables))
@@ -134,7 +137,6 @@ class DecodeGraphs:
             num_drafts=put(
                 [entry.num_draft_tokens for entry in entries] + [-1] * len(padding), np.int32
             ),
-            lengths=put([start + width for start in starts] + padding, np.int32),
             first_new=put(first_new, np.int32),
             new_blocks=put(new, np.int32),
         )
@@ -147,6 +149,7 @@ class DecodeGraphs:
         positions = torch.empty(size * width, dtype=torch.int64, device=parts.config.model.device)
         tokens = torch.empty_like(positions)
         slots = [torch.empty_like(positions) for _ in batch.block_tables]
+        lengths = torch.empty_like(inputs.rows)
         begin_step(
             inputs,
             batch.token_ids,
@@ -155,10 +158,12 @@ class DecodeGraphs:
             tokens=tokens,
             positions=positions,
             slots=slots,
+            lengths=lengths,
+            num_known=batch.num_known,
         )
         step = parts.step_metadata(
             self._query_starts[width][: size + 1],
-            inputs.lengths,
+            lengths,
             inputs.rows,
             positions,
             slots,
@@ -187,5 +192,5 @@ class DecodeGraphs:
             places = next_positions.view(size, width)
             guesses = toss(chosen, batch.acceptance_rate, seeds, places)
         counts = num_accepted(chosen, guesses, inputs.num_drafts)
-        batch.keep_accepted(rows, inputs.positions.long() + 1, chosen, counts)
+        batch.keep_accepted(rows, next_positions.view(size, width)[:, 0], chosen, counts)
         return torch.cat([chosen, counts[:, None]], dim=1)

@@ -25,7 +25,7 @@ from quire.config import EngineConfig
 from quire.kernels.noise import Purpose
 from quire.kernels.sampling import probabilities
 from quire.kv.batch import HostSequences
-from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
+from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.runner.capture import capture
 from quire.runner.decode_graphs import batch_sizes
 from quire.runner.device import DeviceParts
@@ -65,16 +65,19 @@ class DraftModel:
         self._num_known = parts.batch.num_known
         self._choices = config.speculation.choices
         self._most_guesses = config.speculation.most_guesses
-        # Of each row's tokens, those that the draft model has computed.
+        # Of each row's tokens, those that the draft model has computed, or fewer; and the rows of
+        # which it may have to compute more than a guess does.
         self._num_computed = [0] * (config.scheduling.max_num_seqs + 1)
-        self._new_rows: set[int] = set()  # at their first step the number above is set
+        self._behind: set[int] = set()
         self._max_model_len = config.model.max_model_len
         most, device = config.scheduling.max_num_seqs, config.model.device
         num_groups = len(parts.batch.block_tables)
         a_step = (most + 1) * 32 + config.scheduling.max_num_batched_tokens * 8 * (2 + num_groups)
-        # Apart from each other and from the step's own: a captured graph reads its place.
+        # Apart from each other and from the step's own: a captured graph reads its place. One
+        # buffer of rows more than steps in flight: of a step that was waited for, the tokens are
+        # known, and its rows may still be on their way.
         self._prompt_staging = make_staging(a_step + 1024, config.max_in_flight, device)
-        self._row_staging = make_staging((most + 16) * 8, config.max_in_flight, device)
+        self._row_staging = make_staging((most + 16) * 8, config.max_in_flight + 1, device)
         self._is_block = config.speculation.verification == "block"
         self._probabilities: Tensor | None = None  # [rows, k, V]
         if config.speculation.needs_probabilities:
@@ -86,9 +89,15 @@ class DraftModel:
             with torch.inference_mode():
                 self._capture()
 
-    def begin(self, requests: Sequence[NewRequest]) -> None:
+    def begin(self, output: SchedulerOutput) -> None:
         """Note whose tokens are new; what lies in cached blocks is taken as computed."""
-        self._new_rows.update(request.row for request in requests)
+        for request in output.new_requests:
+            self._num_computed[request.row] = output.hit_tokens.get(request.request_id, 0)
+            self._behind.add(request.row)
+
+    def is_behind(self, row: int) -> bool:
+        """Whether no guess was made behind a row's last tokens: it is caught up with first."""
+        return row in self._behind
 
     @torch.inference_mode()
     def queue(self, output: SchedulerOutput) -> None:
@@ -96,13 +105,9 @@ class DraftModel:
 
         Where nothing is to be guessed it computes nothing: it catches up once it is.
         """
-        if self._new_rows:
-            for entry in output.entries:
-                if entry.row in self._new_rows:
-                    self._num_computed[entry.row] = entry.start
-                    self._new_rows.remove(entry.row)
         num_guesses = self._most_guesses if output.num_guesses is None else output.num_guesses
         if num_guesses == 0:
+            self._behind.update(entry.row for entry in output.entries)
             return
         state = self._parts.batch.state
         entries = [e for e in output.entries if state(e.row).params.speculate]
@@ -112,14 +117,15 @@ class DraftModel:
             end = entry.start + entry.num_tokens - entry.num_draft_tokens
             # To guess it computes the last token but one and the last, which the step chooses.
             wanted = end - 1 if entry.samples else end
-            if entry.num_draft_tokens == 0 and begin < wanted:
+            if entry.row in self._behind and begin < wanted:
                 pieces.append(_Piece(entry.row, begin, end))
-            self._num_computed[entry.row] = end
+            self._num_computed[entry.row] = end - entry.num_unverified
         for some in _within(pieces, self._parts.config.scheduling.max_num_batched_tokens):
             self._compute(some)
         rows = [entry.row for entry in entries if entry.samples]
         if not rows:
             return
+        self._behind.difference_update(rows)
         greedy = all(state(row).params.greedy for row in rows)
         if self._graphs:
             self.replay(rows, num_guesses, greedy)
@@ -138,26 +144,8 @@ class DraftModel:
         told: Mapping[str, Sequence[int]],
         num_guesses: int | None = None,
     ) -> dict[str, int]:
-        """Return how many of its guesses a request can use: those with a place in the cache.
-
-        Args:
-            entries: of the requests that got tokens.
-            told: these tokens, by request id.
-            num_guesses: that were asked for; None: as many as there may be.
-        """
-        most = self._most_guesses if num_guesses is None else num_guesses
-        numbers: dict[str, int] = {}
-        if most == 0:
-            return numbers
-        for entry in entries:
-            state = self._parts.batch.state(entry.row)
-            if state.params.speculate:
-                known = entry.chosen_positions[0] + len(told[entry.request_id])
-                places = min(state.num_blocks) * self._parts.config.cache.block_size
-                # A guess follows from the one before it, which has to be computed somewhere.
-                room = min(places - known + 1, self._max_model_len - known)
-                numbers[entry.request_id] = max(0, min(most, room))
-        return numbers
+        """Return nothing: the scheduler knows how many are made, and where they have places."""
+        return {}
 
     def _compute(self, pieces: Sequence[_Piece]) -> None:
         """Compute known tokens of some rows."""

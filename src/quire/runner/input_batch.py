@@ -62,7 +62,8 @@ class InputBatch:
     what is written there nobody reads. The null row has null blocks only.
 
     Where a draft model guesses, `num_known[row]` is how many tokens of a row are known once the
-    steps that are queued have run. The null row has none.
+    steps that are queued have run. What a step computes begins there or before. The null row has
+    none.
     """
 
     def __init__(
@@ -128,6 +129,16 @@ class InputBatch:
             rows, positions, tokens = self._send(torch.tensor(told).T.contiguous())
             self.token_ids[rows, positions] = tokens
 
+    def true_starts(self, rows: Tensor, starts: Tensor) -> Tensor:
+        """Return where entries begin, int64 [N], on the device.
+
+        Args:
+            rows, starts: int64 [N]; a start is an upper bound where steps ahead judge drafts.
+        """
+        if self.num_known is None:
+            return starts
+        return torch.minimum(starts, self.num_known[rows] - 1)
+
     def apply(self, changes: list[Tensor]) -> None:
         """Bring the device's tables up to date with int64 [3, n] updates, one a group."""
         if self._device.type == "cpu":  # the same memory
@@ -170,6 +181,9 @@ class InputBatch:
                 device_table[rows] = 0
         self._floats[:, rows] = self._send(torch.tensor(floats, dtype=torch.float32)).T
         self._integers[:, rows] = self._send(torch.tensor(integers)).T
+        if self.num_known is not None:
+            known = [len(request.token_ids) for request in requests]
+            self.num_known[rows] = self._send(torch.tensor(known))
 
     def _send(self, values: Tensor) -> Tensor:
         return send(values, self._device)

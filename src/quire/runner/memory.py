@@ -68,6 +68,20 @@ def default_num_blocks(
     return budget // block
 
 
+def bytes_a_step(config: EngineConfig, num_groups: int) -> int:
+    """Return bytes enough for what a step sends to the device, alignment included."""
+    a_token = 8 * (3 + num_groups)  # row, position, whether it is chosen from, slots
+    a_sequence = 8 * (3 + num_groups)  # end, length, row, new blocks
+    a_block = 8 * 3 * num_groups  # row, column, block
+    most_blocks = config.scheduling.max_num_seqs * config.max_blocks_per_request
+    return (
+        a_token * config.scheduling.max_num_batched_tokens
+        + a_sequence * (config.scheduling.max_num_seqs + 1)
+        + a_block * most_blocks
+        + 1024
+    )
+
+
 @torch.inference_mode()
 def _trial_step(
     config: EngineConfig,

@@ -23,8 +23,10 @@ from quire.runner.decode_graphs import DecodeGraphs, Ending
 from quire.runner.device import Answers, DeviceParts
 from quire.runner.draft_model import DraftModel
 from quire.runner.input_batch import InputBatch, TableUpdate
+from quire.runner.memory import bytes_a_step
 from quire.runner.pending import PendingStep, PromptScores
 from quire.runner.staging import make_staging
+from quire.runner.starts import with_true_starts
 from quire.sampling.bias import send
 from quire.sampling.drafts import Drafts
 from quire.sampling.sampler import Sampler, SamplerOutput, TorchSampler
@@ -72,7 +74,7 @@ class ModelRunner:
                 config, num_groups, model.config.vocab_size, model.config.eos_token_ids
             ),
             staging=make_staging(
-                _bytes_a_step(config, num_groups), config.max_in_flight, config.model.device
+                bytes_a_step(config, num_groups), config.max_in_flight, config.model.device
             ),
         )
         self.batch = self._parts.batch
@@ -114,7 +116,7 @@ class ModelRunner:
         """Queue one step: forward pass, logits, sampling. Returns without waiting."""
         updates = self.batch.update(output)
         if self.drafting is not None:
-            self.drafting.begin(output.new_requests)
+            self.drafting.begin(output)
         if output.transfers:
             assert self._storage.host is not None, "transfers without num_host_blocks"
             self._storage.host.carry_out(output.transfers)
@@ -124,10 +126,9 @@ class ModelRunner:
             return PendingStep(output)
         if not self._parts.model.place.is_last:  # which chose them
             self.batch.tell(output.entries)
-        if self.graphs is not None and self.graphs.fits(output):
-            pending = self._replay(output, self.graphs)
-        else:
-            pending = self._run(output, updates)
+        graphs = None if self.graphs is None or not self.graphs.fits(output) else self.graphs
+        output = with_true_starts(output, self.batch, self.drafting, is_captured=bool(graphs))
+        pending = self._replay(output, graphs) if graphs else self._run(output, updates)
         if self.drafting is not None:
             self.drafting.queue(output)
         return pending
@@ -154,13 +155,15 @@ class ModelRunner:
         if not self._parts.model.place.is_last:
             return PendingStep(output)
         if ending is Ending.HIDDEN:
+            width = result.shape[1]
             chosen = [
-                (i * result.shape[1] + token, entry.row, position)
+                (i * width + token, entry.row, entry.start)
                 for i, entry in enumerate(entries)
-                for token, position in enumerate(entry.chosen_positions)
+                for token in range(entry.num_tokens)
             ]
             numbers = torch.tensor(chosen).T.contiguous()
-            tokens, rows, positions = send(numbers, self._parts.config.model.device)
+            tokens, rows, starts = send(numbers, self._parts.config.model.device)
+            positions = self.batch.true_starts(rows, starts) + 1 + tokens % width
             self._sample(pending, result.flatten(0, 1)[tokens], rows, positions)
             return pending
         sampled = SamplerOutput(result)
@@ -291,17 +294,3 @@ class _Tokens:
         shift = np.repeat(np.array(lengths) - ends, counts)
         positions = np.arange(len(shift)) + shift
         return cls(rows, lengths, ends.tolist(), np.repeat(rows, counts), positions)
-
-
-def _bytes_a_step(config: EngineConfig, num_groups: int) -> int:
-    """Return room enough for what `_run` or a captured step sends, alignment included."""
-    a_token = 8 * (3 + num_groups)  # row, position, whether it is chosen from, slots
-    a_sequence = 8 * (3 + num_groups)  # end, length, row, new blocks
-    a_block = 8 * 3 * num_groups  # row, column, block
-    most_blocks = config.scheduling.max_num_seqs * config.max_blocks_per_request
-    return (
-        a_token * config.scheduling.max_num_batched_tokens
-        + a_sequence * (config.scheduling.max_num_seqs + 1)
-        + a_block * most_blocks
-        + 1024
-    )

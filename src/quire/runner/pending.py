@@ -93,14 +93,9 @@ class PendingStep:
             prompt_logprobs[request_id] = _read_scores(scores)
             if any(math.isnan(value) for value in scores.values.chosen.tolist()):
                 failures[request_id] = _no_scores(request_id, self.output.step, scores.start)
-        num_draft_tokens = {} if self.drafting is None else self._guess(self.drafting, token_ids)
-        return StepResult(
-            self.output.step, token_ids, logprobs, prompt_logprobs, failures, num_draft_tokens
-        )
-
-    def _guess(self, drafting: Drafting, told: dict[str, list[int]]) -> dict[str, int]:
-        entries = [entry for entry in self.sampling if told.get(entry.request_id)]
-        return drafting.propose(entries, told, self.output.num_guesses)
+        drafting, most = self.drafting, self.output.num_guesses
+        drafts = {} if drafting is None else drafting.propose(self.sampling, token_ids, most)
+        return StepResult(self.output.step, token_ids, logprobs, prompt_logprobs, failures, drafts)
 
     def _read_logprobs(
         self, values: TokenLogprobs, token_ids: dict[str, list[int]]

@@ -7,14 +7,18 @@ from typing import Protocol
 
 from torch import Tensor
 
-from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
+from quire.messages import ScheduledEntry, SchedulerOutput
 
 
 class Drafting(Protocol):
     """Writes guesses behind the known tokens of the device's rows, step by step."""
 
-    def begin(self, requests: Sequence[NewRequest]) -> None:
-        """Take the tokens of requests that were given a row."""
+    def begin(self, output: SchedulerOutput) -> None:
+        """Take the tokens of requests that a step gives a row."""
+        ...
+
+    def is_behind(self, row: int) -> bool:
+        """Whether tokens of a row must be computed, host and all, before more are guessed."""
         ...
 
     def queue(self, output: SchedulerOutput) -> None:
@@ -36,11 +40,11 @@ class Drafting(Protocol):
         told: Mapping[str, Sequence[int]],
         num_guesses: int | None,
     ) -> dict[str, int]:
-        """Return how many guesses lie behind a step's tokens for each request.
+        """Return how many guesses lie behind a step's tokens, where the host makes them.
 
         Args:
-            entries: of the requests that got tokens.
-            told: these tokens, by request id.
+            entries: of the requests that the step chose for.
+            told: their tokens, by request id; one that fails has none.
             num_guesses: at most so many; None: as many as there may be.
         """
         ...

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
+from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.speculation.proposer import ProposeContext, Proposer
 
 
@@ -41,13 +41,17 @@ class HostDrafting:
         self._speculates = [False] * rows
         self._owners = [""] * rows  # the request of each
 
-    def begin(self, requests: Sequence[NewRequest]) -> None:
-        """Take the tokens of requests that were given a row."""
-        for request in requests:
+    def begin(self, output: SchedulerOutput) -> None:
+        """Take the tokens of requests that a step gives a row."""
+        for request in output.new_requests:
             self._owners[request.row] = request.request_id
             self._speculates[request.row] = request.sampling_params.speculate
             self._num_known[request.row] = 0
             self._extend(request.row, request.token_ids)
+
+    def is_behind(self, row: int) -> bool:
+        """Nothing is computed here: the host finds its guesses."""
+        return False
 
     def queue(self, output: SchedulerOutput) -> None:
         """Nothing to queue: the tokens must be known first."""
@@ -64,13 +68,17 @@ class HostDrafting:
         """Guess what follows a step's tokens; return how many guesses each request has.
 
         Args:
-            entries: of the requests that got tokens.
-            told: these tokens, by request id.
+            entries: of the requests that the step chose for.
+            told: their tokens, by request id; one that fails has none.
             num_guesses: at most so many; None: as many as there may be.
         """
         most = self._num_guesses if num_guesses is None else num_guesses
         # A step that overlaps the one told of here may have given a row to somebody else.
-        entries = [e for e in entries if self._owners[e.row] == e.request_id]
+        entries = [
+            entry
+            for entry in entries
+            if told.get(entry.request_id) and self._owners[entry.row] == entry.request_id
+        ]
         self._take([(entry.row, told[entry.request_id]) for entry in entries])
         guessing = [entry for entry in entries if self._speculates[entry.row]]
         if not guessing or most == 0:

@@ -32,18 +32,21 @@ class Row:
     tables: list[list[int]]
     num_computed: int
     drafts: list[int] = field(default_factory=list)  # proposed behind `token_ids`
+    num_places: int = 0  # where a model guesses: positions in its blocks when it did so last
 
 
 class FakeDevice:
     """Carries out steps in the order they were scheduled, as a device's queue does.
 
     It proposes up to `most_drafts` drafts a request and step, some right and some wrong, and
-    verifies those that the next step has room for.
+    verifies those that the next step has room for. Where a model guesses, by the config, it makes
+    as many as a step asks for, and says nothing of them.
     """
 
     def __init__(self, config: EngineConfig, num_groups: int, most_drafts: int = 0) -> None:
         self.config = config
         self.most_drafts = most_drafts
+        self.guesses = config.speculation is not None and config.speculation.guesses_on_device
         self.num_groups = num_groups
         self.cache = FakeCache(num_groups, config.cache.block_size)
         self.rows: dict[int, Row] = {}
@@ -66,6 +69,11 @@ class FakeDevice:
             self.write(entry)
         tokens = {entry.request_id: self.sample(entry) for entry in entries if entry.samples}
         drafts = {e.request_id: len(self.rows[e.row].drafts) for e in entries if e.samples}
+        if self.guesses:
+            drafts = {}
+            for entry in entries:
+                if entry.samples:
+                    self.guess(self.rows[entry.row], output.num_guesses)
         return StepResult(output.step, tokens, num_draft_tokens=drafts)
 
     def fail(self, output: SchedulerOutput) -> None:
@@ -98,14 +106,18 @@ class FakeDevice:
     def extend(self, entry: ScheduledEntry) -> None:
         row = self.rows[entry.row]
         assert row.request_id == entry.request_id, f"row {entry.row} is {row.request_id}'s"
-        assert entry.start == row.num_computed
+        # It begins where the verdicts of the steps before it say.
+        assert 0 <= entry.start - row.num_computed <= entry.num_unverified
         assert entry.num_tokens >= 1, "a query of length zero"
-        end = entry.start + entry.num_tokens
+        end = row.num_computed + entry.num_tokens
         num_known = end - entry.num_draft_tokens
         assert num_known <= len(row.token_ids), "a token that nobody has chosen"
         assert entry.samples == (num_known == len(row.token_ids))
         assert 0 <= entry.num_draft_tokens <= len(row.drafts), "drafts that nobody proposed"
         assert entry.samples or entry.num_draft_tokens == 0
+        if self.guesses and entry.num_draft_tokens > 0:
+            last = len(row.token_ids) - 1 + entry.num_draft_tokens
+            assert last <= row.num_places, "a guess that was made without places"
         del row.drafts[entry.num_draft_tokens :]
         assert len(entry.new_block_ids) in (0, self.num_groups)
         for table, ids in zip(row.tables, entry.new_block_ids, strict=False):
@@ -114,9 +126,10 @@ class FakeDevice:
 
     def write(self, entry: ScheduledEntry) -> None:
         row = self.rows[entry.row]
-        content = self.cache.read(row.tables, entry.start)[-1] if entry.start else 0
+        start = row.num_computed - entry.num_tokens
+        content = self.cache.read(row.tables, start)[-1] if start else 0
         tokens = row.token_ids + row.drafts
-        for position in range(entry.start, entry.start + entry.num_tokens):
+        for position in range(start, row.num_computed):
             content = hash((content, tokens[position]))
             self.cache.write(row.tables, position, content)
 
@@ -135,13 +148,20 @@ class FakeDevice:
         row.num_computed -= 1 + len(row.drafts) - len(chosen)
         row.token_ids += chosen
         assert len(row.token_ids) <= row.limit, "sampled behind the last token"
-        row.drafts = self.propose(row)
+        content = contents_of(row.token_ids)[-1]
+        row.drafts = self.propose(row, content % (1 + self.most_drafts))
         return chosen
 
-    def propose(self, row: Row) -> list[int]:
+    def guess(self, row: Row, number: int | None) -> None:
+        """Guess where the tokens are; the step's own blocks are those that there are."""
+        most = self.most_drafts if number is None else number
+        row.drafts = self.propose(row, most if row.params.speculate else 0)
+        row.num_places = len(row.tables[0]) * self.config.cache.block_size
+
+    def propose(self, row: Row, number: int) -> list[int]:
         drafts: list[int] = []
         content = contents_of(row.token_ids)[-1]
-        for _ in range(content % (1 + self.most_drafts)):
+        for _ in range(number):
             token = next_token(content, row.params)
             if content % 7 < 2:  # a guess that is wrong, and what follows from it
                 token = (token + 1) % VOCAB_SIZE

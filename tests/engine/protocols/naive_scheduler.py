@@ -5,6 +5,8 @@ It differs from quire's where the protocol leaves room: a prompt gets blocks chu
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quire.config import EngineConfig
 from quire.errors import InvalidRequestError
 from quire.kv.kv_cache_manager import KVCacheManager
@@ -182,6 +184,9 @@ class NaiveScheduler:
     def is_current(self, output: SchedulerOutput, entry: ScheduledEntry) -> bool:
         in_time = output.step >= self.admitted_in.get(entry.request_id, 0)
         return entry.request_id in self.rows and in_time
+
+    def guess(self, output: SchedulerOutput, most: int) -> SchedulerOutput:
+        return replace(output, num_guesses=most)
 
     def update(self, output: SchedulerOutput, result: StepResult) -> list[Request]:
         advanced = []

@@ -22,6 +22,11 @@ BLOCK = 8
 NUM_GROUPS = 2
 
 
+def draft_model(most_drafts: int) -> dict[str, Any]:
+    """Return the `speculative_config` of a model that the fake device stands for."""
+    return {"method": "draft_model", "model": "fake", "num_speculative_tokens": most_drafts}
+
+
 class Rig:
     """Adds requests, runs steps, and looks after each that everything is in order."""
 
@@ -35,6 +40,7 @@ class Rig:
         max_model_len: int = 64,
         in_flight: int = 1,
         most_drafts: int = 0,
+        guesses_on_device: bool = False,
         prefix_caching: bool = True,
         policy: str = "fcfs",
         watermark: float = 0.0,
@@ -50,6 +56,7 @@ class Rig:
             policy=policy,
             watermark=watermark,
             overlap=in_flight > 1,
+            speculative_config=draft_model(most_drafts) if guesses_on_device else None,
         )
         pools = [LRUBlockPool(num_blocks + 1) for _ in range(NUM_GROUPS)]
         self.kv = PagedKVCacheManager(list(pools), BLOCK, prefix_caching)

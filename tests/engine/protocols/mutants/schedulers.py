@@ -415,5 +415,7 @@ class DraftsOutliveAPreemption(TokenBudgetScheduler):
 class PreemptsForDrafts(TokenBudgetScheduler):
     """Somebody loses what was computed for the sake of a guess."""
 
-    def _reserve(self, request: Request, num_tokens: int) -> tuple[int, Reservation | None]:
-        return num_tokens, self._kv.reserve(request, num_tokens)
+    def _reserve(
+        self, tracked: _Tracked, num_tokens: int, step: StepBuilder
+    ) -> tuple[int, Reservation | None]:
+        return num_tokens, self._kv.reserve(tracked.request, num_tokens)
