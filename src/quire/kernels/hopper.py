@@ -10,21 +10,24 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from quire.kernels.hopper_prefill import (
-    GROUPS,
-    HEAD_SIZE,
-    KEYS,
-    ROWS,
-    SWIZZLED,
-    SWIZZLED_HEADS,
-    _prefill,
-)
 from quire.kernels.paged_decode import LOG2_E
-from quire.kernels.runtime import capability
+from quire.kernels.runtime import HAS_GLUON, capability
 from quire.kv.batch import AttentionBatch
 from quire.kv.layer import LayerKV
+
+if HAS_GLUON:
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    from quire.kernels.hopper_prefill import (
+        GROUPS,
+        HEAD_SIZE,
+        KEYS,
+        ROWS,
+        SWIZZLED,
+        SWIZZLED_HEADS,
+        _prefill,
+    )
 
 
 def serves_hopper(query: Tensor, kv: LayerKV, window: int | None) -> bool:
@@ -34,7 +37,8 @@ def serves_hopper(query: Tensor, kv: LayerKV, window: int | None) -> bool:
     """
     num_kv_heads, page = kv.key.shape[1:3]
     return (
-        capability(query.device)[0] == 9
+        HAS_GLUON
+        and capability(query.device)[0] == 9
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.shape[2] == HEAD_SIZE.value
         and ROWS.value % (query.shape[1] // num_kv_heads) == 0

@@ -19,9 +19,12 @@ HAS_TRITON = find_spec("triton") is not None
 if HAS_TRITON:
     import triton
     import triton.language as tl
-    from triton.experimental import gluon
 else:
     triton = tl = None
+# Gluon, Triton's lower level, is experimental: older ones have other names.
+HAS_GLUON = HAS_TRITON and tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
+if HAS_GLUON:
+    from triton.experimental import gluon
 
 
 def jit(
