@@ -41,7 +41,7 @@ def eight_bit_linear(
         return torch._scaled_mm(
             codes, weight.t(), code_scale, scale.t(), bias, out_dtype=dtype, use_fast_accum=False
         )
-    share = share_for(len(codes), *weight.shape, by_group=not by_row, is_int=not is_float)
+    share = share_for(len(codes), *weight.shape, by_group=not by_row)
     if share is not None:
         return few_rows_eight_bit_linear(codes, code_scale, weight, scale, bias, dtype, share)
     tile = tile_for(len(codes), weight.shape[0], weight.shape[1], not by_row)

@@ -28,20 +28,17 @@ from quire.kernels.int4_few_rows import Share
 from quire.kernels.runtime import jit, starts_early, tl, triton
 
 
-def share_for(rows: int, outputs: int, depth: int, *, by_group: bool, is_int: bool) -> Share | None:
+def share_for(rows: int, outputs: int, depth: int, *, by_group: bool) -> Share | None:
     """Return the best share of a sweep over the products of the 8B shape on an H200.
 
     None: tiles in shared memory (`quire.kernels.eight_bits`) are faster, or a row of the weight
     does not end where sixteen codes end.
     """
-    large = outputs > 16384
-    if depth % 16 or depth > 8192 or rows > (2 * ROWS if by_group else ROWS):
+    if depth % 16 or rows > 2 * ROWS:
         return None
-    if by_group:
-        return Share(1, 4, 8) if outputs <= 4096 or (large and rows <= ROWS) else Share(1, 2, 8)
-    if large and not is_int and rows > 1:  # E4M3 is unpacked to 16 bits for each row anew
-        return None
-    return Share(1, 2, 8) if large and is_int else Share(1, 4, 8)
+    if rows > ROWS:
+        return Share(1, 4, 8) if by_group and depth <= 4096 and outputs <= 16384 else None
+    return Share(1, 4, 8) if outputs <= 4096 and depth <= 4096 else Share(1, 4, 4)
 
 
 def few_rows_eight_bit_linear(

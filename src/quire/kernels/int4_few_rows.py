@@ -49,7 +49,7 @@ def share_for(rows: int, outputs: int, depth: int) -> Share | None:
     if rows > ROWS or depth > 8192 or depth % 2:
         return None
     if outputs > 16384:
-        return Share(4, 2, 2)
+        return Share(2, 2, 2)
     return Share(1, 4, 8) if rows == 1 or outputs <= 4096 else Share(2, 4, 4)
 
 
