@@ -173,6 +173,8 @@ def test_real_steps(name: str, dtype: torch.dtype, head_size: int) -> None:
     """
     from quire.attention.triton_backend import TritonAttention
 
+    if name == "mixed, wide group" and head_size == 256:
+        pytest.skip("64 query heads of 256 numbers need more shared memory than an H200 has")
     step = make_step(head_size=head_size, dtype=dtype, device="cuda", **REAL[name])
     expected = oracle(step)
     on_hopper = torch.cuda.get_device_capability()[0] == 9 and not REAL[name].get("heads_first")
