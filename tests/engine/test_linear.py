@@ -96,6 +96,22 @@ def test_the_weight_that_is_multiplied_by(rounded: bool) -> None:
 
 
 @needs_fbgemm
+def test_a_packed_weight_is_not_asked_for_torch_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer is a C++ exception, which takes longer than a small product."""
+    layer, asked = loaded(random(48, 96).bfloat16().float()), []
+
+    def answer(packed: object, name: str) -> object:
+        asked.append(name)
+        raise AttributeError(name)
+
+    monkeypatch.setattr(torch.ScriptObject, "__getattr__", answer)
+    layer(random(1, 96))
+    assert asked == []
+    torch.ops.quantized.linear_dynamic_fp16.op(random(1, 96), layer.packed)
+    assert asked == ["__torch_function__"]  # else the test sees nothing
+
+
+@needs_fbgemm
 def test_the_shipped_model_is_read_at_two_bytes_a_weight() -> None:
     from quire.llm import LLM
 
