@@ -46,7 +46,11 @@ class Scheduler(Protocol):
         ...
 
     def guess(self, output: SchedulerOutput, most: int) -> SchedulerOutput:
-        """Return the step just scheduled with at most so many guesses behind its tokens."""
+        """Return the step just scheduled with at most so many guesses behind its tokens.
+
+        What a model guesses behind a step is the request's next drafts, and only the scheduler
+        counts them (`Request.num_draft_tokens`); what the host guesses comes with the result.
+        """
         ...
 
     def update(self, output: SchedulerOutput, result: StepResult) -> list[Request]:

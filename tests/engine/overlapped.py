@@ -7,10 +7,14 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 
 from quire import Trace
 from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.runner import model_runner
+from quire.runner.draft_model import DraftModel
+from quire.runner.model_runner import ModelRunner
+from quire.runner.pending import PendingStep
 
 
 def count_steps_behind_drafts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
@@ -25,6 +29,41 @@ def count_steps_behind_drafts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return found
 
     monkeypatch.setattr(model_runner, "with_true_starts", noted)
+    return counts
+
+
+def watch_the_draft_models_cache(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Where a model guesses for itself, look for holes in its cache; count the rows looked at.
+
+    Behind a step with guesses its keys and values are the model's own, of all known tokens but
+    the last, which the model has not computed.
+    """
+    counts: Counter[str] = Counter()
+    execute = ModelRunner.execute
+
+    def looked(self: ModelRunner, output: SchedulerOutput) -> PendingStep:
+        pending = execute(self, output)
+        sampling = [entry for entry in output.entries if entry.samples]
+        if output.num_guesses == 0 or not isinstance(self.drafting, DraftModel):
+            return pending
+        assert self.batch.num_known is not None
+        size = self._parts.config.cache.block_size
+        for entry in sampling:
+            place = torch.arange(int(self.batch.num_known[entry.row]) - 1)
+            blocks = self.batch.block_tables[0][entry.row, place // size].long()
+            if not blocks.any():  # a step that is measured before there are requests
+                continue
+            for parts in zip(
+                self._parts.storage.layers[-1].tensors,
+                self.drafting._parts.storage.layers[-1].tensors,
+                strict=True,
+            ):
+                theirs, own = (x[blocks, :, place % size] for x in parts)
+                assert torch.allclose(own, theirs, atol=1e-3), entry
+            counts["rows"] += 1
+        return pending
+
+    monkeypatch.setattr(ModelRunner, "execute", looked)
     return counts
 
 

@@ -17,7 +17,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import initialize, run_state_machine_as_test
-from overlapped import assert_steps_follow, count_steps_behind_drafts
+from overlapped import (
+    assert_steps_follow,
+    count_steps_behind_drafts,
+    watch_the_draft_models_cache,
+)
 from replayed_on_cpu import Stages
 
 sys.path.insert(0, str(Path(__file__).parent / "protocols"))
@@ -163,10 +167,12 @@ def test_other_verifications_of_replayed_steps(
         assert kept > 0.97 * drafted
 
 
+@pytest.mark.parametrize("is_replayed", [False, True], ids=["kernel by kernel", "replayed"])
 def test_a_number_of_guesses_that_varies(
-    monkeypatch: pytest.MonkeyPatch, queued: Counter[str]
+    is_replayed: bool, monkeypatch: pytest.MonkeyPatch, queued: Counter[str]
 ) -> None:
     """A draft model that has been left behind is caught up with before it guesses again."""
+    looked = watch_the_draft_models_cache(monkeypatch)
     numbers = random.Random(1)
     monkeypatch.setattr(
         LengthController, "choose", lambda self, batch: numbers.choice([0, 1, 2, 4, 4])
@@ -175,11 +181,14 @@ def test_a_number_of_guesses_that_varies(
     plain = said(LLM(MODEL, device="cpu", dtype="float32", **SIZES), params)
     config = {**ITSELF, "num_speculative_tokens": "auto"}
     trace = Trace()
-    llm = Stages(monkeypatch).one_rank(
-        MODEL, overlap=True, speculative_config=config, trace=trace, **SIZES
-    )
+    options = {**SIZES, "overlap": True, "speculative_config": config, "trace": trace}
+    if is_replayed:
+        llm = Stages(monkeypatch).one_rank(MODEL, **options)
+    else:
+        llm = LLM(MODEL, device="cpu", dtype="float32", **options)
     assert_same(said(llm, params), plain)
-    assert queued["ahead"] > 5
+    assert (queued["ahead"] > 5) == is_replayed
+    assert looked["rows"] > 50
     assert_steps_follow(trace)
     drafted, kept = trace.acceptance()[0]
     assert kept > 0.97 * drafted
@@ -198,3 +207,16 @@ def test_the_last_token_of_a_prompt_in_a_replayed_step(monkeypatch: pytest.Monke
     assert_same(llm.generate(prompts, params), plain)
     chunks = [e.num_tokens for step in trace.steps for e in step.scheduled.entries if e.start < 34]
     assert 1 in chunks
+
+
+def test_the_first_end_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps at the edge of `min_tokens`: the host's bound lies behind it, the true start before."""
+    plain = LLM(MODEL, device="cpu", dtype="float32", **SIZES)
+    (free, *_) = said(plain, SamplingParams(max_tokens=20, temperature=0, ignore_eos=True))
+    ends = sorted(set(free.outputs[0].token_ids))  # wherever it is allowed to, a text ends at once
+    llm = Stages(monkeypatch).one_rank(MODEL, overlap=True, speculative_config=LARGER, **SIZES)
+    for first in range(4, 12):
+        params = SamplingParams(
+            max_tokens=20, temperature=0, stop_token_ids=ends, min_tokens=first, ignore_eos=True
+        )
+        assert_same(said(llm, params), said(plain, params))

@@ -65,8 +65,8 @@ class DraftModel:
         self._num_known = parts.batch.num_known
         self._choices = config.speculation.choices
         self._most_guesses = config.speculation.most_guesses
-        # Of each row's tokens, those that the draft model has computed, or fewer; and the rows of
-        # which it may have to compute more than a guess does.
+        # Of each row's tokens, those that the draft model has computed, or fewer; and the rows
+        # behind whose last tokens nothing was guessed, which it has to catch up with.
         self._num_computed = [0] * (config.scheduling.max_num_seqs + 1)
         self._behind: set[int] = set()
         self._max_model_len = config.model.max_model_len
@@ -95,10 +95,6 @@ class DraftModel:
             self._num_computed[request.row] = output.hit_tokens.get(request.request_id, 0)
             self._behind.add(request.row)
 
-    def is_behind(self, row: int) -> bool:
-        """Whether no guess was made behind a row's last tokens: it is caught up with first."""
-        return row in self._behind
-
     @torch.inference_mode()
     def queue(self, output: SchedulerOutput) -> None:
         """Queue the draft model's part of a step: what it has not computed yet, then guesses.
@@ -114,6 +110,8 @@ class DraftModel:
         pieces = []
         for entry in entries:
             begin = self._num_computed[entry.row]
+            # Where drafts ahead are still judged it may lie too far behind; whatever is computed
+            # there is computed again once tokens are known.
             end = entry.start + entry.num_tokens - entry.num_draft_tokens
             # To guess it computes the last token but one and the last, which the step chooses.
             wanted = end - 1 if entry.samples else end

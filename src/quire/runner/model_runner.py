@@ -127,7 +127,7 @@ class ModelRunner:
         if not self._parts.model.place.is_last:  # which chose them
             self.batch.tell(output.entries)
         graphs = None if self.graphs is None or not self.graphs.fits(output) else self.graphs
-        output = with_true_starts(output, self.batch, self.drafting, is_captured=bool(graphs))
+        output = with_true_starts(output, self.batch, is_captured=bool(graphs))
         pending = self._replay(output, graphs) if graphs else self._run(output, updates)
         if self.drafting is not None:
             self.drafting.queue(output)

@@ -3,8 +3,8 @@
 The host schedules such a step as if all drafts were true; the device knows better once it gets
 there (`InputBatch.true_starts`). A captured step reads its start there, and the host goes on. What
 the host computes with positions waits: a step that is run kernel by kernel, as one with a prompt
-is; requests that ask for more than a captured step ends with (penalties, log-probabilities, tokens
-that are forbidden or not allowed yet); and a draft model that has tokens to catch up with.
+is, and requests that ask for more than a captured step ends with (penalties, log-probabilities,
+tokens that are forbidden or not allowed yet).
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import torch
 from quire.messages import SchedulerOutput
 from quire.runner.input_batch import InputBatch
 from quire.sampling.bias import send
-from quire.speculation.drafting import Drafting
 
 
 def with_true_starts(
-    output: SchedulerOutput, batch: InputBatch, drafting: Drafting | None, *, is_captured: bool
+    output: SchedulerOutput, batch: InputBatch, *, is_captured: bool
 ) -> SchedulerOutput:
     """Return a step that can be queued, with its true starts if it needs them.
 
@@ -32,7 +31,6 @@ def with_true_starts(
     uncertain = [entry for entry in output.entries if entry.num_unverified > 0]
     needs_them = not is_captured or any(
         batch.state(entry.row).needs_uncaptured_sampling(entry.start + 1 - entry.num_unverified)
-        or (drafting is not None and drafting.is_behind(entry.row))
         for entry in uncertain
     )
     if not uncertain or not needs_them:

@@ -17,10 +17,6 @@ class Drafting(Protocol):
         """Take the tokens of requests that a step gives a row."""
         ...
 
-    def is_behind(self, row: int) -> bool:
-        """Whether tokens of a row must be computed, host and all, before more are guessed."""
-        ...
-
     def queue(self, output: SchedulerOutput) -> None:
         """Queue what guesses on the device, behind a step that was queued there."""
         ...

@@ -49,10 +49,6 @@ class HostDrafting:
             self._num_known[request.row] = 0
             self._extend(request.row, request.token_ids)
 
-    def is_behind(self, row: int) -> bool:
-        """Nothing is computed here: the host finds its guesses."""
-        return False
-
     def queue(self, output: SchedulerOutput) -> None:
         """Nothing to queue: the tokens must be known first."""
 
