@@ -47,17 +47,18 @@ def test_a_plan_covers_every_token_once() -> None:
     """Each sequence in its list, its tiles from the last to the first, lists aligned."""
     pytest.importorskip("triton")
     from quire.attention.triton_backend import _Plan
+    from quire.kernels.prompts import Prefill
 
     new, lengths = [70, 1, 33, 1, 2, 1, 64], [70, 9, 40, 1, 2, 300, 65]
     step = make_step(new, lengths, (8, 2), head_size=16)
     settings = Tuning(DecodeTuning(16, 1, 2, 16, 32), PrefillTuning(128, 16, 1, 2))
-    plan = _Plan.of(step.query, step.kv, step.batch, settings, False)
+    plan = _Plan.of(step.query, step.kv, step.batch, Prefill(settings, on_hopper=False))
     assert plan.fresh.tolist() == [[0, 64], [0, 32], [0, 0], [4, 0]]
     assert plan.chunks.tolist() == [[2, 32], [2, 0], [6, 32], [6, 0]]
     assert plan.decodes is not None
     assert plan.decodes.tolist() == [1, 3, 5]
     assert [x.data_ptr() % 16 for x in (plan.fresh, plan.chunks, plan.decodes)] == [0, 0, 0]
-    decode_only = _Plan.of(step.query, step.kv, step.captured(), settings, False)
+    decode_only = _Plan.of(step.query, step.kv, step.captured(), Prefill(settings, on_hopper=False))
     assert decode_only.decodes is None
     assert len(decode_only.fresh) + len(decode_only.chunks) == 0
 
@@ -187,7 +188,7 @@ def test_real_steps(name: str, dtype: torch.dtype, head_size: int) -> None:
             output = backend.forward(step.query, step.kv, metadata, step.scale, fresh)
             assert error(output, expected) < TOLERANCE[dtype]
         assert metadata.plan is not None
-        assert metadata.plan.on_hopper is (on_hopper and settings is None)
+        assert metadata.plan.prefill.on_hopper is (on_hopper and settings is None)
 
 
 @pytest.mark.gpu

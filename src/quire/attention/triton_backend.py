@@ -1,7 +1,5 @@
 """`TritonAttention`: decode and prefill by quire's own kernels, in place over the blocks.
 
-On Hopper prompts have a kernel of their own (`quire.kernels.hopper`) where it serves.
-
 A step may hold anything: sequences with one new token, prompts that start, chunks that
 continue. They are sorted into three launches by what the host knows. In a captured step the
 host knows nothing, and every sequence has as many new tokens: one, or a few drafts behind it.
@@ -17,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.kernels.decode_splits import DecodeScratch
-from quire.kernels.hopper import prefill_on_hopper, serves_hopper, tokens_per_piece
 from quire.kernels.paged_decode import paged_decode
-from quire.kernels.prefill import prefill, tokens_per_tile
-from quire.kernels.tuning import Tuning, tuning
+from quire.kernels.prompts import Prefill
+from quire.kernels.tuning import Tuning
 from quire.kv.batch import AttentionBatch
 from quire.kv.layer import LayerKV
 
@@ -29,26 +26,17 @@ from quire.kv.layer import LayerKV
 class _Plan:
     """The launches of a step, the same for every layer of a KV group."""
 
-    tuning: Tuning
+    prefill: Prefill
     decodes: Tensor | None  # int32 [D], the sequences of one token; None: all of them
     scratch: DecodeScratch | None  # None: no sequence has one token
     fresh: Tensor  # int32 [tiles, 2], of prompts that start in this step
     chunks: Tensor  # int32 [tiles, 2], of chunks that continue
-    on_hopper: bool  # whether the tiles are for Hopper's own kernel
 
     # docs: plan begin
     @classmethod
-    def of(
-        cls,
-        query: Tensor,
-        kv: LayerKV,
-        batch: AttentionBatch,
-        settings: Tuning,
-        on_hopper: bool,
-    ) -> _Plan:
+    def of(cls, query: Tensor, kv: LayerKV, batch: AttentionBatch, prefill: Prefill) -> _Plan:
         """Sort the step's sequences into launches and send their lists in one copy."""
-        group = query.shape[1] // kv.key.shape[1]
-        size = tokens_per_piece(group) if on_hopper else tokens_per_tile(group, settings.prefill)
+        size = prefill.tokens_per_tile(query.shape[1] // kv.key.shape[1])
         num_decodes, num_tokens = batch.lengths.shape[0], batch.tokens_per_sequence
         lists = [np.empty(0, dtype=np.int32)] * 3
         if batch.host is not None:
@@ -64,15 +52,14 @@ class _Plan:
         scratch = None
         if num_decodes > 0:
             scratch = DecodeScratch.allocate(
-                num_decodes, num_tokens, query, kv, settings.decode, batch.max_length
+                num_decodes, num_tokens, query, kv, prefill.tuning.decode, batch.max_length
             )
         return cls(
-            tuning=settings,
+            prefill=prefill,
             decodes=decodes if len(fresh) + len(chunks) > 0 else None,
             scratch=scratch,
             fresh=fresh.view(-1, 2),
             chunks=chunks.view(-1, 2),
-            on_hopper=on_hopper,
         )
 
     # docs: plan end
@@ -96,10 +83,7 @@ class TritonAttention:
     reads_scales = True
 
     def __init__(self, settings: Tuning | None = None) -> None:
-        """Take launch settings of the kernels for every GPU.
-
-        None: those of the tuned table for the GPU, and Hopper's own prefill where it serves.
-        """
+        """Take launch settings of the kernels for every GPU; None: see `Prefill`."""
         self.settings = settings
 
     def build(self, batch: AttentionBatch, window: int | None) -> TritonMetadata:
@@ -121,10 +105,9 @@ class TritonAttention:
         """Attend with queries [num_tokens, num_heads, head_size]; returns the same shape."""
         batch, window = metadata.batch, metadata.window
         if metadata.plan is None:
-            settings = self.settings or tuning(query.device, query.shape[2], query.dtype.itemsize)
-            on_hopper = self.settings is None and serves_hopper(query, kv, window)
-            metadata.plan = _Plan.of(query, kv, batch, settings, on_hopper)
-        plan, settings = metadata.plan, metadata.plan.tuning
+            prefill = Prefill.of(query, kv, window, self.settings)
+            metadata.plan = _Plan.of(query, kv, batch, prefill)
+        plan, settings = metadata.plan, metadata.plan.prefill.tuning
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         if plan.scratch is not None:
             paged_decode(
@@ -132,12 +115,8 @@ class TritonAttention:
             )
         fresh = fresh_kv if fresh_kv is not None and kv.key_scale is None else kv
         for source, tiles in ((fresh, plan.fresh), (kv, plan.chunks)):
-            if len(tiles) == 0:
-                continue
-            if plan.on_hopper:
-                prefill_on_hopper(output, query, source, batch, tiles, scale)
-            else:
-                prefill(output, query, source, batch, tiles, scale, window, settings.prefill)
+            if len(tiles) > 0:
+                plan.prefill.launch(output, query, source, batch, tiles, scale, window)
         return output
 
 
