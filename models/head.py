@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from decoder import Decoder, RMSNorm, rotate
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,9 @@ class Head(nn.Module):
                 x, cos[start:], sin[start:]
             )
             keys, values = cache[0][:, None, :end], cache[1][:, None, :end]
-            mask = causal_lower_right(length, end) if length > 1 else None
+            seen = torch.ones(length, end, dtype=torch.bool, device=x.device).tril(start)
             heads = q.transpose(1, 2)
-            out = F.scaled_dot_product_attention(heads, keys, values, mask, enable_gqa=True)
+            out = F.scaled_dot_product_attention(heads, keys, values, seen, enable_gqa=True)
             state = state + self.o_proj(out.transpose(1, 2).flatten(2))
             normed = self.mlp_norm(state)
         return self.feed_forward(state, normed, token)

@@ -130,7 +130,7 @@ def head_loss(head: Head, target: Decoder, state_weight: float, steps: int) -> L
         losses = torch.stack(
             [compiled(output[:, steps:], states[:, steps:], wanted, matrix) for output in outputs]
         )
-        mean = losses.new_tensor(weights) @ losses / sum(weights)
+        mean = (losses.new_tensor(weights)[:, None] * losses).sum(0) / sum(weights)
         return mean[0] + state_weight * mean[1], losses[0, 0].detach() - entropy
 
     return loss

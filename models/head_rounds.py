@@ -1,0 +1,202 @@
+"""Measures trained heads beside the draft model and writes `measurements/speculation-heads.json`.
+
+    python models/head_rounds.py runs/heads          # the folder that train_head.py wrote
+
+Prompts, texts, temperatures and noise are those of `quire bench speculation-acceptance`, so that
+its rows of the draft model can be checked against the ones here. Verification is coupled: the
+text does not depend on who drafts, and a draft is judged only if all before it were the text's own
+tokens. So whether draft i of a round that begins at some token is kept follows from the text
+alone: what a head says after reading its own outputs i − 1 times, over the text's tokens. One
+unrolled pass over each text (`head.unroll`) decides for all beginnings, and rounds are counted by
+walking through the text.
+
+`round-<who>-k<k>-T<t>`: tokens a round, acceptance by place. `cost-<who>`: microseconds of one
+draft token at batch 1, `cost-verify-k<k>` of the target's step over 1 + k tokens; all are traced
+and frozen by TorchScript, so that no Python is timed, and taken in turns. A head with attention
+also computes the last round's tokens again, with the target's states. `speed-<who>-T<t>`: the
+speed-up that the formula E / (v + k c) gives with these, at its best k.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from decoder import Decoder
+from head import HEADS, Head, target_features, unroll
+from head_costs import Costs, measure_costs
+from safetensors.torch import load_file
+from torch import Tensor
+from train import MODELS, load_decoder
+
+from quire.bench.measurement import Measurement, Row
+from quire.bench.perplexity import heldout_texts
+from quire.bench.speculation_rounds import (
+    Rounds,
+    Sizes,
+    cpu_engine,
+    interval,
+    params_of,
+    tokens_of,
+)
+from quire.kernels.noise import Purpose, exponential
+
+ID = "speculation-heads-cpu"
+TITLE = "Heads that draft from quire-mini's hidden states, beside quire-mini-draft"
+COMMAND = "python models/head_rounds.py runs/heads"
+SIZES = Sizes()
+TEMPERATURES = (0.0, 1.0)
+PLACES = 8  # of a round
+KS = range(1, PLACES + 1)
+
+
+@dataclass(frozen=True)
+class Said:
+    """Texts of the target, with what decides who would have said their tokens, too.
+
+    `ids` is int64 [num_texts, num_prompt + num_tokens], prompts and what the target said.
+    `noise` is float32 [num_texts, num_tokens, V], of what it said; None where greedy.
+    """
+
+    ids: Tensor
+    num_prompt: int
+    noise: Tensor | None
+
+    @classmethod
+    def by(cls, model: str, prompts: list[list[int]], sizes: Sizes, temperature: float) -> Said:
+        """Let the engine say them."""
+        llm = cpu_engine(model)
+        params = params_of(len(prompts), sizes.tokens, temperature)
+        tokens = tokens_of(llm.generate(prompts, params, use_tqdm=False))
+        ids = torch.cat((torch.tensor(prompts), tokens), 1)
+        if temperature == 0:
+            return cls(ids, len(prompts[0]), None)
+        start, length = len(prompts[0]), ids.shape[1]
+        seeds = torch.arange(len(ids)).repeat_interleave(length - start)
+        positions = torch.arange(start, length).repeat(len(ids))
+        noise = exponential(seeds, positions, Purpose.TOKEN, llm.model_config.vocab_size)
+        return cls(ids, start, noise.view(len(ids), length - start, -1))
+
+    def agrees(self, logits: Tensor) -> Tensor:
+        """Return where logits choose the token that was said, bool [num_texts, num_tokens].
+
+        logits: float32 [num_texts, num_prompt + num_tokens, V], each of the next token.
+        """
+        logits = logits[:, self.num_prompt - 1 : -1]
+        weights = logits if self.noise is None else logits.softmax(-1) / self.noise
+        return weights.argmax(-1) == self.ids[:, self.num_prompt :]
+
+
+def walk(agreed: Tensor, k: int) -> Rounds:
+    """Count the rounds of k drafts behind the first token, which the prompt's step says.
+
+    agreed: bool [k or more places, num_texts, num_tokens], whether a draft of that place is the
+        token that was said. Rounds without room for k drafts and a token are left out.
+    """
+    _, count, num_tokens = agreed.shape
+    # kept[text, at]: of k drafts from `at` on, how many stand.
+    kept = torch.stack([agreed[i].roll(-i, 1) for i in range(k)]).long().cumprod(0).sum(0).tolist()
+    stood = torch.zeros(count, 1 + k, dtype=torch.int64)
+    begins = torch.zeros(count, num_tokens, dtype=torch.bool)
+    for text in range(count):
+        at = 1
+        while at + 1 + k <= num_tokens:
+            stood[text, kept[text][at]] += 1
+            begins[text, at] = True
+            at += 1 + kept[text][at]
+    return Rounds(stood, torch.zeros(count, dtype=torch.int64), begins)
+
+
+@torch.inference_mode()
+def head_agrees(head: Head, target: Decoder, said: Said) -> Tensor:
+    """Return where a head's drafts of each place agree, bool [PLACES, num_texts, num_tokens]."""
+    features, _ = target_features(target, head.shape, said.ids)
+    cos, sin = (target.get_buffer(name)[: said.ids.shape[1]] for name in ("cos", "sin"))
+    outputs = unroll(head, features, target.embed(said.ids), cos, sin, PLACES)
+    matrix = target.model.embed_tokens.weight
+    return torch.stack([said.agrees(F.linear(output, matrix)) for output in outputs])
+
+
+@torch.inference_mode()
+def model_agrees(model: Decoder, said: Said) -> Tensor:
+    """Return the same of a model that reads tokens alone, and drafts at every place alike."""
+    return said.agrees(model(said.ids)).expand(PLACES, -1, -1)
+
+
+def round_rows(name: str, agreed: Tensor, temperature: float) -> list[Row]:
+    """Return a row for each k: tokens a round, and acceptance by place."""
+    rows = []
+    for k in KS:
+        rounds = walk(agreed, k)
+        low, high = interval(rounds.tokens, rounds.steps)
+        parameters = {"k": k, "temperature": temperature, "low": low, "high": high}
+        parameters |= {"texts": agreed.shape[1], "steps": int(rounds.steps.sum())}
+        parameters |= {"agreement": float(agreed[0].double().mean()), **rounds.conditional()}
+        case, value = f"round-{name}-k{k}-T{temperature:g}", rounds.tokens_a_step
+        rows.append(Row(case, "tokens_per_round", value, "tokens", {}, parameters))
+    return rows
+
+
+def load_heads(folder: Path) -> dict[str, Head]:
+    """Return the heads that `train_head.py` wrote, in float32."""
+    weights, heads = load_file(folder / "heads.safetensors"), {}
+    for name in dict.fromkeys(key.split(".")[0] for key in weights):
+        heads[name] = Head(HEADS[name])
+        heads[name].load_state_dict(
+            {
+                key.removeprefix(f"{name}."): value
+                for key, value in weights.items()
+                if key.startswith(f"{name}.")
+            }
+        )
+        heads[name].float().eval().requires_grad_(False)
+    return heads
+
+
+def speed_rows(rounds: list[Row], costs: Costs) -> list[Row]:
+    """Return the formula's speed-up of each proposer and temperature, at its best k."""
+    best: dict[str, Row] = {}
+    for row in rounds:
+        k, temperature = int(row.parameters["k"]), row.parameters["temperature"]
+        who = row.case.removeprefix("round-").split("-k")[0]
+        seconds = costs.round(who, k)
+        case = f"speed-{who}-T{temperature:g}"
+        about = {"k": k, "temperature": temperature, "tokens_per_round": row.value}
+        about |= {bound: row.parameters[bound] / seconds for bound in ("low", "high")}
+        found = Row(case, "speedup", row.value / seconds, "1", {}, about)
+        if case not in best or found.value > best[case].value:
+            best[case] = found
+    return list(best.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("heads", type=Path, help="what train_head.py wrote")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    cpu = torch.device("cpu")
+    target, draft = (load_decoder(n, MODELS / n, cpu) for n in ("quire-mini", "quire-mini-draft"))
+    heads = load_heads(options.heads)
+    prompts = heldout_texts(cpu_engine("quire-mini"), SIZES.texts, SIZES.prompt_tokens)
+    rounds: list[Row] = []
+    for temperature in TEMPERATURES:
+        said = Said.by("quire-mini", prompts, SIZES, temperature)
+        share = float(model_agrees(target, said)[0].double().mean())
+        if share < 0.999:  # another order of additions may change a token in a thousand
+            raise SystemExit(f"the target says {share:.4f} of its own tokens: the noise is not its")
+        rounds += round_rows("draft", model_agrees(draft, said), temperature)
+        for name, head in heads.items():
+            rounds += round_rows(name, head_agrees(head, target, said), temperature)
+    costs = measure_costs(target, draft, heads)
+    found = rounds + costs.rows() + speed_rows(rounds, costs)
+    print(Measurement(ID, TITLE, COMMAND, found).save(MODELS.parent / "measurements"))
+    for row in found:
+        print(f"{row.case:32} {row.value:9.4f} {row.unit}")
+
+
+if __name__ == "__main__":
+    main()
