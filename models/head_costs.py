@@ -26,7 +26,7 @@ from quire.bench.measurement import Row
 CONTEXT = 176  # tokens before a timed step
 AGAIN = 3  # tokens of the last round that a head with attention computes anew: about a round's
 PLACES = 8
-TURNS, CALLS = 60, 10
+TURNS, CALLS = 60, 3
 VERIFY = "verify-k{}"
 
 

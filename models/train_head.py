@@ -22,6 +22,7 @@ import argparse
 import dataclasses
 import json
 import time
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def new_head(shape: HeadShape, target: Decoder, recipe: Recipe) -> Head:
     return head.to(target.model.norm.weight.device)
 
 
+@torch.compiler.disable  # the target's own layers would double what there is to compile
 def taught(
     target: Decoder, shape: HeadShape, inputs: Tensor, steps: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -118,7 +120,6 @@ def head_loss(head: Head, target: Decoder, state_weight: float, steps: int) -> L
     Both are means over the steps, later ones weighted less; the batch's labels are not used.
     """
     matrix = target.model.embed_tokens.weight
-    # The whole would take longer to compile than a small head takes to train.
     compiled = torch.compile(output_loss, dynamic=False) if matrix.is_cuda else output_loss
     weights = [LATER**turn for turn in range(steps)]
 
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--state-weight", type=float, default=STATE_WEIGHT)
     parser.add_argument("--positions", type=int, default=65_536_000, help="budget of each head")
     parser.add_argument("--seconds", type=float, help="shorten each training to this time")
+    parser.add_argument("--compile", action="store_true", help="the heads, too: for long runs")
     parser.add_argument("--written-rows", type=int, default=16_384, help="that the target writes")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", dest="changes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -198,8 +200,7 @@ def main() -> None:
         generated_rows=options.written_rows,
         share=WRITTEN_SHARE,
     )
-    held = [next(data) for _ in range(steps)]
-    print(f"# {steps} batches after {time.perf_counter() - began:.1f} s", flush=True)
+    print(f"# text of {time.perf_counter() - began:.1f} s", flush=True)
     weights: dict[str, Tensor] = {}
     record: dict[str, Any] = {
         "settings": dataclasses.asdict(recipe)
@@ -210,11 +211,12 @@ def main() -> None:
         "written_rows": options.written_rows,
         "heads": {},
     }
-    for name in options.heads:
+    for name, rows_of in zip(options.heads, tee(data, len(options.heads)), strict=True):
         head, began = new_head(HEADS[name], target, recipe), time.perf_counter()
         loss = head_loss(head, target, options.state_weight, UNROLL)
         print(f"# {name} {head.shape}", flush=True)
-        log = train(head, loss, iter(held), recipe, Pace(steps, options.seconds), compiles=False)
+        pace = Pace(steps, options.seconds)
+        log = train(head, loss, rows_of, recipe, pace, compiles=options.compile)
         head.to(torch.bfloat16).float()  # what is measured is what is saved
         weights |= {
             f"{name}.{key}": value.detach().to("cpu", torch.bfloat16).contiguous()
