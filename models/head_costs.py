@@ -2,17 +2,19 @@
 
 All are traced and frozen by TorchScript, so that what is compared is arithmetic and memory and not
 how much Python each has around it; they read a cache of `CONTEXT` tokens at batch 1, choose
-the largest logit and run in turns, so that what else the machine does meets all of them.
+the largest logit and run in turns. Of each the best turn counts: what else the machine does is
+none of its cost.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import statistics
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -26,8 +28,7 @@ from quire.bench.measurement import Row
 CONTEXT = 176  # tokens before a timed step
 AGAIN = 3  # tokens of the last round that a head with attention computes anew: about a round's
 PLACES = 8
-TURNS, CALLS = 60, 3
-VERIFY = "verify-k{}"
+TURNS = 60
 
 
 class ModelStep(nn.Module):
@@ -90,23 +91,25 @@ def head_call(head: Head, target: Decoder, *, first: bool) -> Callable[[], Any]:
 
 @dataclass(frozen=True)
 class Costs:
-    """Medians in microseconds of `target`, `verify-k<k>`, and `<who>` and `<who>-first`."""
+    """Best times in microseconds: a step of one token, the verification of k drafts, k drafts."""
 
-    microseconds: dict[str, float]
+    target: float
+    verify: dict[int, float]  # by k
+    draft: dict[tuple[str, int], float]  # by who drafts and k
     parameters: dict[str, float]
 
     def round(self, who: str, k: int) -> float:
-        """Returns the time of a round of k drafts, verification included, in steps of one token."""
-        took = self.microseconds
-        drafting = took[f"{who}-first"] + (k - 1) * took[who]
-        return (took[VERIFY.format(k)] + drafting) / took["target"]
+        """Returns the time of a round of k drafts, in steps of one token."""
+        return (self.verify[k] + self.draft[who, k]) / self.target
 
     def rows(self) -> list[Row]:
         """Returns a row for each; the target's step of one token is the baseline."""
-        one = {"one_token": self.microseconds["target"]}
+        times = {f"verify-k{k}": value for k, value in self.verify.items()}
+        times |= {f"{who}-k{k}": value for (who, k), value in self.draft.items()}
+        one = {"one_token": self.target}
         return [
             Row(f"cost-{name}", "microseconds", value, "us", one, dict(self.parameters))
-            for name, value in self.microseconds.items()
+            for name, value in times.items()
         ]
 
 
@@ -114,21 +117,30 @@ class Costs:
 def measure_costs(
     target: Decoder, draft: Decoder, heads: dict[str, Head], turns: int = TURNS
 ) -> Costs:
-    """Times all steps in turns; a round's first draft by the draft model computes two tokens."""
-    calls = {"target": model_call(target, 1)}
-    calls |= {VERIFY.format(k): model_call(target, 1 + k) for k in range(1, PLACES + 1)}
-    calls |= {"draft": model_call(draft, 1), "draft-first": model_call(draft, 2)}
-    for name, head in heads.items():
-        calls[name] = head_call(head, target, first=False)
-        calls[f"{name}-first"] = head_call(head, target, first=True)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(-3, turns):  # the first are for TorchScript, which optimises as it runs
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            for _ in range(CALLS):
-                call()
+    """Times rounds: a verification, then k drafts, whose weights it has driven from the caches.
+
+    The draft model computes two tokens for its first draft, as in quire; a head with attention
+    as many as a round brings, since those before it were computed from its own outputs.
+    """
+    one, ks = model_call(target, 1), range(1, PLACES + 1)
+    verify = {k: model_call(target, 1 + k) for k in ks}
+    drafting = {"draft": (model_call(draft, 2), model_call(draft, 1))}
+    drafting |= {
+        name: (head_call(head, target, first=True), head_call(head, target, first=False))
+        for name, head in heads.items()
+    }
+    alone, verified = math.inf, dict.fromkeys(ks, math.inf)
+    drafted: dict[tuple[str, int], float] = {}
+    for turn in range(-3, turns):  # TorchScript optimises in its first calls
+        for k, (who, (first, step)) in product(ks, drafting.items()):
+            times = [time.perf_counter()]
+            for calls in ([one], [verify[k]], [first, *[step] * (k - 1)]):
+                for call in calls:
+                    call()
+                times.append(time.perf_counter())
             if turn >= 0:
-                times[name].append((time.perf_counter() - begin) / CALLS * 1e6)
-    about = {"batch": 1, "context": CONTEXT, "turns": turns, "calls": CALLS}
-    about |= {"threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
-    return Costs({name: statistics.median(some) for name, some in times.items()}, about)
+                took = [(b - a) * 1e6 for a, b in pairwise(times)]
+                alone, verified[k] = min(alone, took[0]), min(verified[k], took[1])
+                drafted[who, k] = min(drafted.get((who, k), math.inf), took[2])
+    about = {"batch": 1, "context": CONTEXT, "turns": turns, "load": os.getloadavg()[0]}
+    return Costs(alone, verified, drafted, about | {"threads": torch.get_num_threads()})

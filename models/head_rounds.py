@@ -1,6 +1,6 @@
 """Measures trained heads beside the draft model and writes `measurements/speculation-heads.json`.
 
-    python models/head_rounds.py runs/heads          # the folder that train_head.py wrote
+    python models/head_rounds.py runs/heads          # what train_head.py wrote; several folders, too
 
 Prompts, texts, temperatures and noise are those of `quire bench speculation-acceptance`, so that
 its rows of the draft model can be checked against the ones here. Verification is coupled: the
@@ -10,16 +10,16 @@ alone: what a head says after reading its own outputs i − 1 times, over the te
 unrolled pass over each text (`head.unroll`) decides for all beginnings, and rounds are counted by
 walking through the text.
 
-`round-<who>-k<k>-T<t>`: tokens a round, acceptance by place. `cost-<who>`: microseconds of one
-draft token at batch 1, `cost-verify-k<k>` of the target's step over 1 + k tokens; all are traced
-and frozen by TorchScript, so that no Python is timed, and taken in turns. A head with attention
-also computes the last round's tokens again, with the target's states. `speed-<who>-T<t>`: the
-speed-up that the formula E / (v + k c) gives with these, at its best k.
+`trained-<head>`: positions that it learned from. `round-<who>-k<k>-T<t>`: tokens a round,
+acceptance by place. `cost-<who>-k<k>`: microseconds of k drafts at batch 1, `cost-verify-k<k>` of
+the target's step over 1 + k tokens (`head_costs.py`). `speed-<who>-T<t>`: the speed-up that
+tokens a round over the time of a round give, at the best k.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,16 +144,32 @@ def load_heads(folder: Path) -> dict[str, Head]:
     """Return the heads that `train_head.py` wrote, in float32."""
     weights, heads = load_file(folder / "heads.safetensors"), {}
     for name in dict.fromkeys(key.split(".")[0] for key in weights):
+        own = {
+            key.removeprefix(f"{name}."): value
+            for key, value in weights.items()
+            if key.startswith(f"{name}.")
+        }
         heads[name] = Head(HEADS[name])
-        heads[name].load_state_dict(
-            {
-                key.removeprefix(f"{name}."): value
-                for key, value in weights.items()
-                if key.startswith(f"{name}.")
-            }
-        )
+        heads[name].load_state_dict(own)
         heads[name].float().eval().requires_grad_(False)
     return heads
+
+
+def training_rows(folder: Path) -> list[Row]:
+    """Return how long each head of a folder was trained."""
+    record = json.loads((folder / "heads.json").read_text())
+    return [
+        Row(
+            f"trained-{name}",
+            "positions",
+            head["positions"],
+            "positions",
+            {},
+            {key: head[key] for key in ("parameters", "seconds")}
+            | {key: record["settings"][key] for key in ("unroll", "state_weight")},
+        )
+        for name, head in record["heads"].items()
+    ]
 
 
 def speed_rows(rounds: list[Row], costs: Costs) -> list[Row]:
@@ -174,13 +190,17 @@ def speed_rows(rounds: list[Row], costs: Costs) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("heads", type=Path, help="what train_head.py wrote")
+    parser.add_argument("heads", type=Path, nargs="+", help="what train_head.py wrote")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cpu = torch.device("cpu")
     target, draft = (load_decoder(n, MODELS / n, cpu) for n in ("quire-mini", "quire-mini-draft"))
-    heads = load_heads(options.heads)
+    heads: dict[str, Head] = {}
+    trained: dict[str, Row] = {}
+    for folder in options.heads:  # of two heads of one name the later counts
+        heads |= load_heads(folder)
+        trained |= {row.case: row for row in training_rows(folder)}
     prompts = heldout_texts(cpu_engine("quire-mini"), SIZES.texts, SIZES.prompt_tokens)
     rounds: list[Row] = []
     for temperature in TEMPERATURES:
@@ -192,7 +212,7 @@ def main() -> None:
         for name, head in heads.items():
             rounds += round_rows(name, head_agrees(head, target, said), temperature)
     costs = measure_costs(target, draft, heads)
-    found = rounds + costs.rows() + speed_rows(rounds, costs)
+    found = [*trained.values(), *rounds] + costs.rows() + speed_rows(rounds, costs)
     print(Measurement(ID, TITLE, COMMAND, found).save(MODELS.parent / "measurements"))
     for row in found:
         print(f"{row.case:32} {row.value:9.4f} {row.unit}")

@@ -68,8 +68,7 @@ def test_drafts_agree_where_the_same_noise_chooses_what_was_said() -> None:
 
 
 def test_speed_is_the_formula_at_the_best_k() -> None:
-    took = {"target": 100.0, "verify-k1": 110.0, "verify-k2": 130.0, "a": 5.0, "a-first": 15.0}
-    costs = Costs(took, {})
+    costs = Costs(100.0, {1: 110.0, 2: 130.0}, {("a", 1): 15.0, ("a", 2): 20.0}, {})
     assert costs.round("a", 2) == pytest.approx((130 + 15 + 5) / 100)
     rows = [
         Row(
