@@ -1,6 +1,6 @@
-"""Measures trained heads beside the draft model and writes `measurements/speculation-heads.json`.
+"""Measures trained heads beside the draft model and writes `measurements/speculation-heads-cpu.json`.
 
-    python models/head_rounds.py runs/heads          # what train_head.py wrote; several folders, too
+    python models/head_rounds.py runs/heads    # what train_head.py wrote; several folders, too
 
 Prompts, texts, temperatures and noise are those of `quire bench speculation-acceptance`, so that
 its rows of the draft model can be checked against the ones here. Verification is coupled: the
@@ -212,7 +212,7 @@ def main() -> None:
         for name, head in heads.items():
             rounds += round_rows(name, head_agrees(head, target, said), temperature)
     costs = measure_costs(target, draft, heads)
-    found = [*trained.values(), *rounds] + costs.rows() + speed_rows(rounds, costs)
+    found = [*trained.values(), *rounds, *costs.rows(), *speed_rows(rounds, costs)]
     print(Measurement(ID, TITLE, COMMAND, found).save(MODELS.parent / "measurements"))
     for row in found:
         print(f"{row.case:32} {row.value:9.4f} {row.unit}")
