@@ -1,4 +1,4 @@
-"""Measures trained heads beside the draft model and writes `measurements/speculation-heads-cpu.json`.
+"""Measures heads beside the draft model and writes `measurements/speculation-heads-cpu.json`.
 
     python models/head_rounds.py runs/heads    # what train_head.py wrote; several folders, too
 
