@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from train import MODELS, load_decoder
 
+from quire.bench.cache_compression import RESAMPLES
 from quire.bench.measurement import Measurement, Row
 from quire.bench.perplexity import heldout_texts
 from quire.bench.speculation_rounds import (
@@ -49,6 +50,7 @@ TITLE = "Heads that draft from quire-mini's hidden states, beside quire-mini-dra
 COMMAND = "python models/head_rounds.py runs/heads"
 SIZES = Sizes()
 TEMPERATURES = (0.0, 1.0)
+DRAFT = "draft"  # who drafts, beside the heads
 PLACES = 8  # of a round
 KS = range(1, PLACES + 1)
 
@@ -126,18 +128,14 @@ def model_agrees(model: Decoder, said: Said) -> Tensor:
     return said.agrees(model(said.ids)).expand(PLACES, -1, -1)
 
 
-def round_rows(name: str, agreed: Tensor, temperature: float) -> list[Row]:
-    """Return a row for each k: tokens a round, and acceptance by place."""
-    rows = []
-    for k in KS:
-        rounds = walk(agreed, k)
-        low, high = interval(rounds.tokens, rounds.steps)
-        parameters = {"k": k, "temperature": temperature, "low": low, "high": high}
-        parameters |= {"texts": agreed.shape[1], "steps": int(rounds.steps.sum())}
-        parameters |= {"agreement": float(agreed[0].double().mean()), **rounds.conditional()}
-        case, value = f"round-{name}-k{k}-T{temperature:g}", rounds.tokens_a_step
-        rows.append(Row(case, "tokens_per_round", value, "tokens", {}, parameters))
-    return rows
+def round_row(who: str, k: int, temperature: float, rounds: Rounds) -> Row:
+    """Return tokens a round, and acceptance by place."""
+    low, high = interval(rounds.tokens, rounds.steps)
+    parameters = {"k": k, "temperature": temperature, "low": low, "high": high}
+    parameters |= {"texts": len(rounds.steps), "steps": int(rounds.steps.sum())}
+    parameters |= rounds.conditional()
+    case, value = f"round-{who}-k{k}-T{temperature:g}", rounds.tokens_a_step
+    return Row(case, "tokens_per_round", value, "tokens", {}, parameters)
 
 
 def load_heads(folder: Path) -> dict[str, Head]:
@@ -172,26 +170,39 @@ def training_rows(folder: Path) -> list[Row]:
     ]
 
 
-def speed_rows(rounds: list[Row], costs: Costs) -> list[Row]:
-    """Return the formula's speed-up of each proposer and temperature, at its best k."""
-    best: dict[str, Row] = {}
-    for row in rounds:
-        k, temperature = int(row.parameters["k"]), row.parameters["temperature"]
-        who = row.case.removeprefix("round-").split("-k")[0]
-        seconds = costs.round(who, k)
+def speed_rows(found: dict[tuple[str, int, float], Rounds], costs: Costs) -> list[Row]:
+    """Return the formula's speed-up by who drafts and temperature, at the best k of each.
+
+    Beside that of a head stands its ratio to the draft model's over the same texts, with where it
+    lies with 95 % confidence: a bootstrap draws texts, for both at once.
+    """
+    best: dict[tuple[str, float], tuple[float, int]] = {}
+    for (who, k, temperature), rounds in found.items():
+        speed = rounds.tokens_a_step / costs.round(who, k), k
+        best[who, temperature] = max(best.get((who, temperature), speed), speed)
+    rows = []
+    for (who, temperature), (speed, k) in best.items():
+        parameters = {"k": k, "temperature": temperature}
+        if who != DRAFT:
+            other, other_k = best[DRAFT, temperature]
+            ours, theirs = found[who, k, temperature], found[DRAFT, other_k, temperature]
+            count = len(ours.steps)
+            texts = torch.randint(
+                count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0)
+            )
+            rates = [r.tokens[texts].sum(1) / r.steps[texts].sum(1) for r in (ours, theirs)]
+            ratios = rates[0] / rates[1] * costs.round(DRAFT, other_k) / costs.round(who, k)
+            low, high = ratios.quantile(torch.tensor([0.025, 0.975])).tolist()
+            parameters |= {"over_draft": speed / other, "low": low, "high": high}
         case = f"speed-{who}-T{temperature:g}"
-        about = {"k": k, "temperature": temperature, "tokens_per_round": row.value}
-        about |= {bound: row.parameters[bound] / seconds for bound in ("low", "high")}
-        found = Row(case, "speedup", row.value / seconds, "1", {}, about)
-        if case not in best or found.value > best[case].value:
-            best[case] = found
-    return list(best.values())
+        rows.append(Row(case, "speedup", speed, "1", {}, parameters))
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("heads", type=Path, nargs="+", help="what train_head.py wrote")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cpu = torch.device("cpu")
@@ -202,17 +213,18 @@ def main() -> None:
         heads |= load_heads(folder)
         trained |= {row.case: row for row in training_rows(folder)}
     prompts = heldout_texts(cpu_engine("quire-mini"), SIZES.texts, SIZES.prompt_tokens)
-    rounds: list[Row] = []
+    rounds: dict[tuple[str, int, float], Rounds] = {}
     for temperature in TEMPERATURES:
         said = Said.by("quire-mini", prompts, SIZES, temperature)
         share = float(model_agrees(target, said)[0].double().mean())
         if share < 0.999:  # another order of additions may change a token in a thousand
             raise SystemExit(f"the target says {share:.4f} of its own tokens: the noise is not its")
-        rounds += round_rows("draft", model_agrees(draft, said), temperature)
-        for name, head in heads.items():
-            rounds += round_rows(name, head_agrees(head, target, said), temperature)
+        agreed = {DRAFT: model_agrees(draft, said)}
+        agreed |= {name: head_agrees(head, target, said) for name, head in heads.items()}
+        rounds |= {(who, k, temperature): walk(a, k) for who, a in agreed.items() for k in KS}
     costs = measure_costs(target, draft, heads)
-    found = [*trained.values(), *rounds, *costs.rows(), *speed_rows(rounds, costs)]
+    found = [*trained.values(), *(round_row(*key, counted) for key, counted in rounds.items())]
+    found += [*costs.rows(), *speed_rows(rounds, costs)]
     print(Measurement(ID, TITLE, COMMAND, found).save(MODELS.parent / "measurements"))
     for row in found:
         print(f"{row.case:32} {row.value:9.4f} {row.unit}")

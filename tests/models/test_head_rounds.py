@@ -13,7 +13,7 @@ from head_rounds import Said, load_heads, model_agrees, speed_rows, walk
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quire.bench.measurement import Row
+from quire.bench.speculation_rounds import Rounds
 
 
 def rounds_by_hand(agreed: Tensor, k: int) -> list[tuple[int, int, int]]:
@@ -68,24 +68,27 @@ def test_drafts_agree_where_the_same_noise_chooses_what_was_said() -> None:
 
 
 def test_speed_is_the_formula_at_the_best_k() -> None:
-    costs = Costs(100.0, {1: 110.0, 2: 130.0}, {("a", 1): 15.0, ("a", 2): 20.0}, {})
+    drafting = {("a", 1): 15.0, ("a", 2): 20.0, ("draft", 1): 25.0, ("draft", 2): 50.0}
+    costs = Costs(100.0, {1: 110.0, 2: 130.0}, drafting, {})
     assert costs.round("a", 2) == pytest.approx((130 + 15 + 5) / 100)
-    rows = [
-        Row(
-            f"round-a-k{k}-T0",
-            "tokens_per_round",
-            value,
-            "tokens",
-            {},
-            {"k": k, "temperature": 0.0, "low": value - 0.1, "high": value + 0.1},
-        )
-        for k, value in ((1, 1.8), (2, 2.1))
-    ]
-    (best,) = speed_rows(rows, costs)
-    assert best.case == "speed-a-T0"
-    assert best.parameters["k"] == 1
-    assert best.value == pytest.approx(1.8 / 1.25)
-    assert best.parameters["low"] == pytest.approx(1.7 / 1.25)
+    none = torch.zeros(2, dtype=torch.int64)
+    kept = {("draft", 1): [[2, 8], [2, 8]], ("draft", 2): [[5, 0, 5], [5, 0, 5]]}
+    kept |= {("a", 1): [[0, 9], [0, 9]], ("a", 2): [[3, 3, 3], [3, 3, 3]]}
+    rounds = {
+        (who, k, 0.0): Rounds(torch.tensor(stood), none, torch.empty(0))
+        for (who, k), stood in kept.items()
+    }
+    draft, head = speed_rows(rounds, costs)
+    assert draft.case == "speed-draft-T0"
+    assert draft.value == pytest.approx(1.8 / 1.35)
+    assert draft.parameters == {"k": 1, "temperature": 0.0}
+    assert head.case == "speed-a-T0"
+    assert head.value == pytest.approx(2 / 1.25)
+    ratio = (2 / 1.25) / (1.8 / 1.35)
+    # All texts are alike, so no draw of them differs.
+    assert [head.parameters[key] for key in ("over_draft", "low", "high")] == pytest.approx(
+        [ratio] * 3, rel=1e-5
+    )
 
 
 def test_heads_come_back_by_name(tmp_path: Path) -> None:
