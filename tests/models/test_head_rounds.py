@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ from head_costs import Costs
 from head_rounds import Said, load_heads, model_agrees, speed_rows, walk
 from safetensors.torch import save_file
 from torch import Tensor
+from train import MODELS
 
 from quire.bench.speculation_rounds import Rounds
+from quire.resources import load_measurement
 
 
 def rounds_by_hand(agreed: Tensor, k: int) -> list[tuple[int, int, int]]:
@@ -100,3 +104,36 @@ def test_heads_come_back_by_name(tmp_path: Path) -> None:
     for name, head in loaded.items():
         for key, value in head.state_dict().items():
             assert torch.equal(value, heads[name].state_dict()[key].float())
+
+
+def test_recorded_rounds_of_the_draft_model_are_the_engines() -> None:
+    """Rounds counted along the texts are those that the engine's benchmark counted, to the bit."""
+    ours, engine = (
+        {row["case"]: row for row in load_measurement(name)["rows"]}
+        for name in ("speculation-heads-cpu", "speculation-acceptance-cpu")
+    )
+    for k, t in product((2, 3, 4, 8), (0, 1)):
+        counted = ours[f"round-draft-k{k}-T{t}"], engine[f"round-draft-k{k}-T{t}-coupled"]
+        assert counted[0]["value"] == counted[1]["value"]
+        for key in ("low", "high", "steps", "acceptance_1", "acceptance_2_high"):
+            assert counted[0]["parameters"][key] == counted[1]["parameters"][key]
+
+
+def test_card_and_ledger_state_what_was_recorded() -> None:
+    rows = {row["case"]: row for row in load_measurement("speculation-heads-cpu")["rows"]}
+    card, ledger = (
+        " ".join((MODELS.parent / path).read_text("utf8").split())
+        for path in ("models/README.md", "measurements/LEDGER.md")
+    )
+    for name in HEADS:
+        positions = f"{rows[f'trained-{name}']['value'] / 1e6:.0f} M"
+        assert re.search(rf"`{name}` (?:learned )?from {positions}", card), (name, positions)
+        tokens = ", ".join(f"{rows[f'round-{name}-k4-T{t}']['value']:.2f}" for t in (0, 1))
+        assert f"; {positions} positions" in ledger
+        assert tokens in ledger
+    speeds = [rows[f"speed-three-layers-T{t}"]["parameters"] for t in (0, 1)]
+    for speed, when in zip(speeds, ("greedily", "at temperature 1"), strict=True):
+        low, high = f"{speed['low']:.2f}", f"{speed['high']:.2f}"
+        assert re.search(
+            rf"{speed['over_draft']:.2f} [a-z' ]*{when} \([^)]*{low} to {high}\)", ledger
+        )
