@@ -5,8 +5,8 @@
     python models/train_head.py --tokens runs/head-tokens.npy --out runs/heads
 
 A head (`head.py`) learns the target's distribution, as the draft does (`distill.py`), and the
-target's hidden state, as EAGLE does; after 1 … `UNROLL` of its own outputs, as EAGLE-3 and HASS
-do, since that is what it reads at later places of a round. What it will continue is the target's
+target's hidden state, as EAGLE does; after 1 … `UNROLL` of its own outputs, as EAGLE-3 does, since
+that is what it reads at later places of a round. What it will continue is the target's
 own text, so three quarters of the rows are that: prompts of the corpus continued by the target,
 half greedily, half at temperature 1.
 
