@@ -110,8 +110,12 @@ class Attention(nn.Module):
             past[0][:, :, start : start + length] = k
             past[1][:, :, start : start + length] = v
             k, v = past[0][:, :, : start + length], past[1][:, :, : start + length]
-        # A single query sees every cached key; more than one start at position 0 here.
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=True)
+        several = bool(length > 1)  # TorchScript's tracer makes tensors of sizes
+        if several and start > 0:
+            seen = torch.ones(length, start + length, dtype=torch.bool, device=x.device).tril(start)
+            out = F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True)
+        else:  # a single query sees every key
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=several, enable_gqa=True)
         joined_heads = out.transpose(1, 2).reshape(batch, length, heads * size)
         return F.linear(joined_heads, self.o_proj.weight)
 

@@ -63,6 +63,7 @@ def mixed_batches(
     seed: int,
     *,
     generated_rows: int = 16_384,
+    share: float = GENERATED_SHARE,
 ) -> Iterator[Tensor]:
     """Yields corpus batches with a share of the rows replaced by generated text.
 
@@ -73,7 +74,7 @@ def mixed_batches(
     joined = max(1, -(-(length + 1) // ROW))
     generator = torch.Generator().manual_seed(seed + 1)
     for batch in corpus:
-        count = int(len(batch) * GENERATED_SHARE)
+        count = int(len(batch) * share)
         pick = torch.randint(len(written), (count, joined), generator=generator)
         rows = written[pick.to(written.device)].flatten(1)[:, : length + 1]
         yield torch.cat((batch[count:], rows))

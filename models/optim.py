@@ -80,7 +80,7 @@ def build(
     weight_decay: float,
     matrix_weight_decay: float,
 ) -> list[torch.optim.Optimizer]:
-    """Returns the optimizers of a decoder: AdamW alone when `matrix_lr` is None.
+    """Returns the optimizers of a decoder or a head: AdamW alone when `matrix_lr` is None.
 
     Norm weights are never decayed.
     """
@@ -101,7 +101,7 @@ def build(
             ],
             lr=lr,
             betas=betas,
-            fused=decayed[0].is_cuda,
+            fused=vectors[0].is_cuda,
         )
     ]
     if matrix_lr is not None:

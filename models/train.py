@@ -33,7 +33,7 @@ from pace import Pace
 from recipes import RECIPES, Recipe
 from safetensors.torch import load_file, save_file
 from scoring import bits_per_byte, nats
-from torch import Tensor
+from torch import Tensor, nn
 
 MODELS = Path(__file__).resolve().parent
 CORPUS = MODELS / "corpus"
@@ -104,10 +104,19 @@ def next_token_loss(model: Decoder, z_loss: float) -> Loss:
 
 
 def train(
-    model: Decoder, loss: Loss, data: Iterator[Tensor], recipe: Recipe, pace: Pace
+    model: nn.Module,
+    loss: Loss,
+    data: Iterator[Tensor],
+    recipe: Recipe,
+    pace: Pace,
+    *,
+    compiles: bool = True,
 ) -> list[dict[str, float]]:
-    """Runs the recipe; returns a log of step, loss and seconds."""
-    device = model.model.norm.weight.device
+    """Runs the recipe; returns a log of step, loss and seconds.
+
+    compiles: compile `loss` on a GPU, unless it does so itself.
+    """
+    device = next(model.parameters()).device
     optimizers = build(
         model,
         matrix_lr=recipe.matrix_lr,
@@ -118,7 +127,7 @@ def train(
     )
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     peaks = [group["lr"] for group in groups]
-    if device.type == "cuda":
+    if compiles and device.type == "cuda":
         loss = torch.compile(loss, dynamic=False)
     log: list[dict[str, float]] = []
     recent: list[Tensor] = []
