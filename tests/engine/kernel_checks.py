@@ -432,7 +432,8 @@ def kept_tokens(device: str) -> None:
     for dtype, rows, vocab_size, first in draws(device):
         logits = hard_logits(device, rows, vocab_size, dtype)
         temperature, top_k, top_p, min_p = parameters(device, rows, first)
-        cutoff, last_tie = row_cutoffs(logits, temperature, top_k, top_p, min_p)
+        cutoffs = row_cutoffs(logits, temperature, top_k, top_p, min_p)
+        cutoff, last_tie = cutoffs.logits, cutoffs.last_ties
         token = torch.arange(vocab_size, device=device)
         exact = logits.float()
         tied = (exact == cutoff[:, None]) & (token <= last_tie[:, None])

@@ -38,6 +38,11 @@ class Served:
 
 FEW_ROWS = {"x": HALF, "weight": HALF, "bias": HALF, "out": HALF, "size": "i32"}
 SAMPLED = {"logits": HALF, "stride": "i32"}
+FILTERS = {"temperatures": FLOAT, "top_ks": LONG, "top_ps": FLOAT, "min_ps": FLOAT}
+GROUPS = {"maxima": FLOAT, "tops": FLOAT, "masses": FLOAT}
+CUT = {
+    "cutoffs": FLOAT, "last_ties": INT, "candidates": HALF, "candidate_ids": INT, "counts": INT,
+}  # fmt: skip
 BEST = {"values": FLOAT, "token_ids": INT}
 
 ATTENDED = {
@@ -342,22 +347,33 @@ SERVED = [
         },
     ),
     Served(
+        "candidates._groups_kernel",
+        {**SAMPLED, **FILTERS, **GROUPS},
+        {"vocab_size": 151_936, "group": 64, "block": 2048},
+    ),
+    Served(
         "cutoff._cutoff_kernel",
         {
-            **SAMPLED, "temperatures": FLOAT, "top_ks": LONG, "top_ps": FLOAT, "min_ps": FLOAT,
-            "cutoffs": FLOAT, "last_ties": INT,
+            **SAMPLED, **FILTERS, **GROUPS, "chosen": INT, "values": HALF, "token_ids": INT,
+            "counts": INT, "cutoffs": FLOAT, "last_ties": INT,
         },
-        {"vocab_size": 151_936, "block": 8192},
-        {"num_warps": 16},
+        {
+            "vocab_size": 151_936, "num_groups": 2400, "group": 64, "num_parts": 75,
+            "padded_parts": 128, "capacity": 8192, "few": 256, "list_block": 2048,
+            "gather_block": 4096, "row_block": 8192,
+        },
+        {"num_warps": 16, "maxnreg": 64},
     ),
     Served("sampling._largest_kernel", {**SAMPLED, **BEST}, {"vocab_size": 151_936, "block": 2048}),
-    Served(
-        "sampling._race_kernel",
-        {
-            **SAMPLED, "temperatures": FLOAT, "cutoffs": FLOAT, "last_ties": INT, "seeds": LONG,
-            "positions": LONG, **BEST,
-        },
-        {"vocab_size": 151_936, "block": 2048, "purpose": 1},
+    *(
+        Served(
+            "sampling._race_kernel",
+            {
+                **SAMPLED, "temperatures": FLOAT, "seeds": LONG, "positions": LONG, **BEST, **cut,
+            },
+            {"vocab_size": 151_936, "capacity": 8192, "block": 2048, "purpose": 1, **none},
+        )
+        for cut, none in ((CUT, {}), ({}, dict.fromkeys(CUT)))
     ),
     Served(
         "step._begin_step",

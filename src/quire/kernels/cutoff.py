@@ -1,17 +1,28 @@
 """Which tokens stay under top-k, top-p and min-p: in torch with a sort, in Triton without.
 
-All three keep the tokens from some logit upward. The kernel finds that logit by bisection over
-the row: sorting 151,936 logits would cost more than a small model's layers.
+All three keep the tokens from some logit upward. The kernel finds that logit by bisection
+(`quire.kernels.search`) over a short list of candidates (`quire.kernels.candidates`), or over the
+row where a list would be long: sorting 151,936 logits would cost more than a small model's layers.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from quire.kernels.candidates import (
+    LISTS,
+    Candidates,
+    ListTuning,
+    find_groups,
+    is_cut,
+    list_candidates,
+)
 from quire.kernels.runtime import jit, starts_early, tl, triton
+from quire.kernels.search import least_from, lowest_kept, measure, nth_tie
 
 
 # docs: truncation begin
@@ -47,21 +58,47 @@ def apply_top_k_top_p(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None
 # docs: truncation end
 
 
+@dataclass(frozen=True)
+class CutoffTuning:
+    """How a program searches; it changes no token."""
+
+    list_block: int = 2048  # groups or candidates that it looks at in a turn
+    gather_block: int = 4096  # logits of the groups that it looks into
+    row_block: int = 8192  # logits, where a row has no list
+    num_warps: int = 16
+    max_registers: int = 64  # a thread's, so that two programs fit on a multiprocessor
+
+
+@dataclass(frozen=True)
+class Cutoffs:
+    """What stays of each row: a token above the cutoff, or at it with an id up to the last."""
+
+    logits: Tensor  # float32 [R], -inf where all stay
+    last_ties: Tensor  # int32 [R]
+    candidates: Candidates  # where all that stays is listed
+
+
 def row_cutoffs(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    lists: ListTuning = LISTS,
+    tuning: CutoffTuning = CutoffTuning(),  # noqa: B008
+) -> Cutoffs:
     """Return each row's smallest logit that stays, and the last token that stays with it.
 
     The same tokens stay as under `apply_min_p` and then `apply_top_k_top_p`, which take logits
-    that are divided by the temperature.
-
-    A token stays if its logit is above the cutoff, float32 [R], or equals it and its id is at
-    most `last_tie`, int32 [R]. Arguments as those of `quire.kernels.sampling.sample`.
+    that are divided by the temperature. Arguments as those of `quire.kernels.sampling.sample`.
     """
     num_rows, vocab_size = logits.shape
-    cutoffs = temperature.new_empty(num_rows)
-    last_ties = logits.new_empty(num_rows, dtype=torch.int32)
-    block = min(triton.next_power_of_2(vocab_size), 8192)
+    groups = find_groups(logits, temperature, top_k, top_p, min_p, lists)
+    candidates = Candidates.allocate(logits, lists)
+    cutoffs = Cutoffs(
+        temperature.new_empty(num_rows), logits.new_empty(num_rows, dtype=torch.int32), candidates
+    )
+    num_parts = groups.tops.shape[1]
     early = starts_early(logits)
     _cutoff_kernel[(num_rows,)](
         logits,
@@ -70,18 +107,34 @@ def row_cutoffs(
         top_k,
         top_p,
         min_p,
-        cutoffs,
-        last_ties,
+        groups.maxima,
+        groups.tops,
+        groups.masses,
+        groups.chosen,
+        candidates.logits,
+        candidates.token_ids,
+        candidates.counts,
+        cutoffs.logits,
+        cutoffs.last_ties,
         vocab_size=vocab_size,
-        block=block,
+        num_groups=groups.maxima.shape[1],
+        group=lists.group,
+        num_parts=num_parts,
+        padded_parts=triton.next_power_of_2(num_parts),
+        capacity=candidates.capacity,
+        few=lists.few,
+        list_block=tuning.list_block,
+        gather_block=tuning.gather_block,
+        row_block=min(triton.next_power_of_2(vocab_size), tuning.row_block),
         early=early,
-        num_warps=max(block // 512, 1),
+        num_warps=tuning.num_warps,
+        maxnreg=tuning.max_registers,
         launch_pdl=early,
     )
-    return cutoffs, last_ties
+    return cutoffs
 
 
-@partial(jit, any_alignment=("temperatures", "top_ks", "top_ps", "min_ps"))
+@partial(jit, any_alignment=("temperatures", "top_ks", "top_ps", "min_ps", "tops", "masses"))
 def _cutoff_kernel(
     logits,
     stride,
@@ -89,13 +142,28 @@ def _cutoff_kernel(
     top_ks,
     top_ps,
     min_ps,
+    maxima,
+    tops,
+    masses,
+    chosen,
+    values,
+    token_ids,
+    counts,
     cutoffs,
     last_ties,
     vocab_size: tl.constexpr,
-    block: tl.constexpr,
+    num_groups: tl.constexpr,
+    group: tl.constexpr,
+    num_parts: tl.constexpr,
+    padded_parts: tl.constexpr,
+    capacity: tl.constexpr,
+    few: tl.constexpr,
+    list_block: tl.constexpr,
+    gather_block: tl.constexpr,
+    row_block: tl.constexpr,
     early: tl.constexpr,
 ):
-    """One program a row: tokens above the cutoff stay, and those at it up to an id."""
+    """One program a row: it lists candidates and cuts off the list, or else the row itself."""
     if early:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -106,120 +174,63 @@ def _cutoff_kernel(
     min_p = tl.load(min_ps + index)
     cutoff = -float("inf")
     last_tie = vocab_size
-    if (temperature > 0) & ((top_k > 0) | (top_p < 1) | (min_p > 0)):
+    count = 0
+    if is_cut(temperature, top_k, top_p, min_p):
         row = logits + index.to(tl.int64) * stride
         temperature = tl.maximum(temperature, 1e-30)
         scale = 1.4426950408889634 / temperature  # exp2 is what the hardware has
-        top = _largest(row, vocab_size, block)
-        floor = top + tl.log(min_p) * temperature
-        cutoff = _least_from(row, floor, vocab_size, block)
-        if top_k > 0:
-            cutoff = _lowest_kept(row, cutoff, top, top_k, top, 0.0, False, vocab_size, block)
-        if (top_k > 0) | (top_p < 1):
-            above, ties, mass = _measure(row, cutoff, top, scale, vocab_size, block)
-            allowed = tl.where(top_k > 0, tl.minimum(top_k - above, ties), ties)
-            if top_p < 1:
-                target = top_p * (mass + allowed * tl.exp2((cutoff - top) * scale))
-                edge = cutoff
-                cutoff = _lowest_kept(row, cutoff, top, target, top, scale, True, vocab_size, block)
-                above, ties, mass = _measure(row, cutoff, top, scale, vocab_size, block)
-                wanted = tl.ceil((target - mass) / tl.exp2((cutoff - top) * scale))
-                allowed = tl.where(cutoff == edge, allowed, ties)
-                allowed = tl.minimum(allowed, tl.maximum(wanted, 1.0))
-            if allowed < ties:
-                last_tie = _nth_tie(row, cutoff, allowed, vocab_size, block)
+        part = tl.arange(0, padded_parts)
+        own = index * num_parts + part
+        top_of_part = tl.load(tops + own, part < num_parts, other=-float("inf"))
+        top = tl.max(top_of_part)
+        if tl.abs(top) < float("inf"):  # else the row holds no distribution
+            total = 0.0
+            if (top_k <= 0) & (min_p <= 0):
+                mass = tl.load(masses + own, part < num_parts, other=0.0)
+                total = tl.sum(mass * tl.exp2((top_of_part - top) * scale))
+            floor = top + tl.log(min_p) * temperature
+            maxima += index * num_groups
+            chosen += index * num_groups
+            values += index.to(tl.int64) * capacity
+            token_ids += index.to(tl.int64) * capacity
+            count = list_candidates(
+                row, maxima, chosen, values, token_ids, floor, top, scale, top_k, top_p, total,
+                vocab_size, num_groups, group, capacity, few, list_block, gather_block,
+            )  # fmt: skip
+            if count > 0:
+                cutoff, last = _cut(
+                    values, count, floor, top, scale, top_k, top_p, total, list_block
+                )
+                if last < count:
+                    last_tie = tl.load(token_ids + last)
+            else:
+                cutoff, last_tie = _cut(
+                    row, vocab_size, floor, top, scale, top_k, top_p, total, row_block
+                )
+    tl.store(counts + index, count)
     tl.store(cutoffs + index, cutoff)
     tl.store(last_ties + index, last_tie)
 
 
 @jit
-def _lowest_kept(
-    row,
-    low,
-    high,
-    target,
-    top,
-    scale,
-    weighs: tl.constexpr,
-    vocab_size: tl.constexpr,
-    block: tl.constexpr,
-):
-    """The smallest logit in [low, high] whose betters amount to less than `target`.
-
-    They are counted, or weighed with exp2((logit - top) · scale) each. Both ends are logits
-    of the row: a round halves the interval and moves its end on to the next logit, so that
-    the search ends after few rounds, exactly.
-    """
-    while low < high:
-        pivot = low + (high - low) * 0.5
-        pivot = tl.where(pivot > low, pivot, high)
-        amount = tl.zeros((block,), tl.float32)
-        least = tl.full((block,), float("inf"), tl.float32)
-        most = tl.full((block,), -float("inf"), tl.float32)
-        for start in range(0, vocab_size, block):
-            logit = _load(row, start, vocab_size, block)
-            better = logit >= pivot
-            if weighs:
-                amount += tl.where(better, tl.exp2((logit - top) * scale), 0.0)
-            else:
-                amount += better.to(tl.float32)
-            least = tl.minimum(least, tl.where(better, logit, float("inf")))
-            most = tl.maximum(most, tl.where(better, -float("inf"), logit))
-        if tl.sum(amount) < target:
-            high = tl.max(most)
-        else:
-            low = tl.min(least)
-    return low
-
-
-@jit
-def _load(row, start, vocab_size: tl.constexpr, block: tl.constexpr):
-    token = start + tl.arange(0, block)
-    return tl.load(row + token, token < vocab_size, other=-float("inf")).to(tl.float32)
-
-
-@jit
-def _largest(row, vocab_size: tl.constexpr, block: tl.constexpr):
-    best = tl.full((block,), -float("inf"), tl.float32)
-    for start in range(0, vocab_size, block):
-        best = tl.maximum(best, _load(row, start, vocab_size, block))
-    return tl.max(best)
-
-
-@jit
-def _least_from(row, floor, vocab_size: tl.constexpr, block: tl.constexpr):
-    """The smallest logit of at least `floor`; what is -inf does not count."""
-    least = tl.full((block,), float("inf"), tl.float32)
-    for start in range(0, vocab_size, block):
-        logit = _load(row, start, vocab_size, block)
-        counts = (logit >= floor) & (logit > -float("inf"))
-        least = tl.minimum(least, tl.where(counts, logit, float("inf")))
-    return tl.min(least)
-
-
-@jit
-def _measure(row, cutoff, top, scale, vocab_size: tl.constexpr, block: tl.constexpr):
-    """How many logits are above the cutoff, how many equal it, and what those above weigh."""
-    above = tl.zeros((block,), tl.float32)
-    ties = tl.zeros((block,), tl.float32)
-    mass = tl.zeros((block,), tl.float32)
-    for start in range(0, vocab_size, block):
-        logit = _load(row, start, vocab_size, block)
-        above += (logit > cutoff).to(tl.float32)
-        ties += (logit == cutoff).to(tl.float32)
-        mass += tl.where(logit > cutoff, tl.exp2((logit - top) * scale), 0.0)
-    return tl.sum(above), tl.sum(ties), tl.sum(mass)
-
-
-@jit
-def _nth_tie(row, cutoff, n, vocab_size: tl.constexpr, block: tl.constexpr):
-    """The id of the n-th token whose logit is the cutoff."""
-    seen = 0
-    last = tl.full((block,), vocab_size, tl.int32)
-    for start in range(0, vocab_size, block):
-        tie = (_load(row, start, vocab_size, block) == cutoff).to(tl.int32)
-        rank = seen + tl.cumsum(tie, 0)
-        token = start + tl.arange(0, block)
-        last = tl.minimum(last, tl.where((tie == 1) & (rank == n.to(tl.int32)), token, vocab_size))
-        seen += tl.sum(tie)
-    return tl.min(last)
+def _cut(data, size, floor, top, scale, top_k, top_p, total, block: tl.constexpr):
+    """The cutoff of an array, and the place of the last tie that stays, `size` if all do."""
+    last = size
+    cutoff = least_from(data, size, floor, block)
+    if top_k > 0:
+        cutoff = lowest_kept(data, size, cutoff, top, top_k, top, 0.0, False, block)
+    if (top_k > 0) | (top_p < 1):
+        above, ties, mass = measure(data, size, cutoff, top, scale, block)
+        allowed = tl.where(top_k > 0, tl.minimum(top_k - above, ties), ties)
+        if top_p < 1:
+            mass += allowed * tl.exp2((cutoff - top) * scale)
+            target = top_p * tl.where(total > 0, total, mass)
+            edge = cutoff
+            cutoff = lowest_kept(data, size, cutoff, top, target, top, scale, True, block)
+            above, ties, mass = measure(data, size, cutoff, top, scale, block)
+            wanted = tl.ceil((target - mass) / tl.exp2((cutoff - top) * scale))
+            allowed = tl.where(cutoff == edge, allowed, ties)
+            allowed = tl.minimum(allowed, tl.maximum(wanted, 1.0))
+        if allowed < ties:
+            last = nth_tie(data, size, cutoff, allowed, block)
+    return cutoff, last
