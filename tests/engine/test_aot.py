@@ -40,9 +40,6 @@ FEW_ROWS = {"x": HALF, "weight": HALF, "bias": HALF, "out": HALF, "size": "i32"}
 SAMPLED = {"logits": HALF, "stride": "i32"}
 FILTERS = {"temperatures": FLOAT, "top_ks": LONG, "top_ps": FLOAT, "min_ps": FLOAT}
 GROUPS = {"maxima": FLOAT, "tops": FLOAT, "masses": FLOAT}
-CUT = {
-    "cutoffs": FLOAT, "last_ties": INT, "candidates": HALF, "candidate_ids": INT, "counts": INT,
-}  # fmt: skip
 BEST = {"values": FLOAT, "token_ids": INT}
 
 ATTENDED = {
@@ -365,15 +362,14 @@ SERVED = [
         {"num_warps": 16, "maxnreg": 64},
     ),
     Served("sampling._largest_kernel", {**SAMPLED, **BEST}, {"vocab_size": 151_936, "block": 2048}),
-    *(
-        Served(
-            "sampling._race_kernel",
-            {
-                **SAMPLED, "temperatures": FLOAT, "seeds": LONG, "positions": LONG, **BEST, **cut,
-            },
-            {"vocab_size": 151_936, "capacity": 8192, "block": 2048, "purpose": 1, **none},
-        )
-        for cut, none in ((CUT, {}), ({}, dict.fromkeys(CUT)))
+    Served(
+        "sampling._race_kernel",
+        {
+            **SAMPLED, "temperatures": FLOAT, "cutoffs": FLOAT, "last_ties": INT,
+            "candidates": HALF, "candidate_ids": INT, "counts": INT, "seeds": LONG,
+            "positions": LONG, **BEST,
+        },
+        {"vocab_size": 151_936, "capacity": 8192, "block": 2048, "purpose": 1},
     ),
     Served(
         "step._begin_step",

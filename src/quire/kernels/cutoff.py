@@ -59,7 +59,7 @@ def apply_top_k_top_p(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None
 
 
 @dataclass(frozen=True)
-class CutoffTuning:
+class SearchTuning:
     """How a program searches; it changes no token."""
 
     list_block: int = 2048  # groups or candidates that it looks at in a turn
@@ -67,6 +67,9 @@ class CutoffTuning:
     row_block: int = 8192  # logits, where a row has no list
     num_warps: int = 16
     max_registers: int = 64  # a thread's, so that two programs fit on a multiprocessor
+
+
+SEARCH = SearchTuning()
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def row_cutoffs(
     top_p: Tensor,
     min_p: Tensor,
     lists: ListTuning = LISTS,
-    tuning: CutoffTuning = CutoffTuning(),  # noqa: B008
+    search: SearchTuning = SEARCH,
 ) -> Cutoffs:
     """Return each row's smallest logit that stays, and the last token that stays with it.
 
@@ -123,12 +126,12 @@ def row_cutoffs(
         padded_parts=triton.next_power_of_2(num_parts),
         capacity=candidates.capacity,
         few=lists.few,
-        list_block=tuning.list_block,
-        gather_block=tuning.gather_block,
-        row_block=min(triton.next_power_of_2(vocab_size), tuning.row_block),
+        list_block=search.list_block,
+        gather_block=search.gather_block,
+        row_block=min(triton.next_power_of_2(vocab_size), search.row_block),
         early=early,
-        num_warps=tuning.num_warps,
-        maxnreg=tuning.max_registers,
+        num_warps=search.num_warps,
+        maxnreg=search.max_registers,
         launch_pdl=early,
     )
     return cutoffs

@@ -153,32 +153,31 @@ def sample_triton(
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """`sample` in up to four kernels: where each row is cut off (two), the race, the winner."""
-    cutoffs = None
-    if not (top_k is None and top_p is None and min_p is None):
-        cutoffs = row_cutoffs(
-            logits,
-            temperature,
-            torch.zeros_like(seeds) if top_k is None else top_k,
-            torch.ones_like(temperature) if top_p is None else top_p,
-            torch.zeros_like(temperature) if min_p is None else min_p,
-        )
+    """`sample` in four kernels: where each row is cut off (two), the race, the winner."""
+    if top_k is None:
+        top_k = torch.zeros_like(seeds)
+    if top_p is None:
+        top_p = torch.ones_like(temperature)
+    if min_p is None:
+        min_p = torch.zeros_like(temperature)
+    cutoffs = row_cutoffs(logits, temperature, top_k, top_p, min_p)
+    candidates = cutoffs.candidates
     parts = Parts(logits)
     _race_kernel[parts.grid](
         logits,
         logits.stride(0),
         temperature,
-        cutoffs and cutoffs.logits,
-        cutoffs and cutoffs.last_ties,
-        cutoffs and cutoffs.candidates.logits,
-        cutoffs and cutoffs.candidates.token_ids,
-        cutoffs and cutoffs.candidates.counts,
+        cutoffs.logits,
+        cutoffs.last_ties,
+        candidates.logits,
+        candidates.token_ids,
+        candidates.counts,
         seeds.contiguous(),
         positions.contiguous(),
         parts.values,
         parts.token_ids,
         vocab_size=logits.shape[1],
-        capacity=0 if cutoffs is None else cutoffs.candidates.capacity,
+        capacity=candidates.capacity,
         purpose=int(Purpose.TOKEN),
         block=_PART,
         early=parts.early,
@@ -240,12 +239,14 @@ def _largest_kernel(
     _store_best(score, token, values, token_ids, vocab_size)
 
 
-@partial(jit, any_alignment=("temperatures", "cutoffs", "last_ties", "counts", "seeds", "positions"))
+@partial(
+    jit, any_alignment=("temperatures", "cutoffs", "last_ties", "counts", "seeds", "positions")
+)
 def _race_kernel(
     logits,
     stride,
     temperatures,
-    cutoffs,  # None: all tokens stay, and the four that follow are None as well
+    cutoffs,
     last_ties,
     candidates,
     candidate_ids,
@@ -267,34 +268,29 @@ def _race_kernel(
     row = tl.program_id(0)
     first = tl.program_id(1) * block
     place = first + tl.arange(0, block)
-    count = 0
-    if cutoffs is not None:
-        count = tl.load(counts + row)
-    if (count == 0) | (first < count):
+    count = tl.load(counts + row)
+    if first < tl.where(count > 0, count, vocab_size):
         token = place
-        source = logits + row.to(tl.int64) * stride + token
-        looked_at = (token < vocab_size) & (count == 0)
-        score = tl.load(source, looked_at, other=-float("inf")).to(tl.float32)
-        if cutoffs is not None:
-            if count > 0:
-                own = row.to(tl.int64) * capacity + place
-                listed = place < count
-                token = tl.load(candidate_ids + own, listed, other=vocab_size)
-                score = tl.load(candidates + own, listed, other=-float("inf")).to(tl.float32)
+        if count > 0:
+            listed = row.to(tl.int64) * capacity + place
+            token = tl.load(candidate_ids + listed, place < count, other=vocab_size)
+            score = tl.load(candidates + listed, place < count, other=-float("inf"))
+        else:
+            source = logits + row.to(tl.int64) * stride + token
+            score = tl.load(source, token < vocab_size, other=-float("inf"))
+        score = score.to(tl.float32)
         score = tl.where(score == score, score, float("inf"))  # NaN, as in `_largest_kernel`
         temperature = tl.load(temperatures + row)
         if temperature > 0:
+            cutoff = tl.load(cutoffs + row)
+            ties = (score == cutoff) & (token <= tl.load(last_ties + row))
+            stays = (score > cutoff) | ties | (score == float("inf"))
             seed, position = tl.load(seeds + row), tl.load(positions + row)
             race = exponential_of_row(seed, position, purpose, token)
-            drawn = score / tl.maximum(temperature, 1e-30) - tl.log(race)
-            if cutoffs is not None:
-                cutoff = tl.load(cutoffs + row)
-                ties = (score == cutoff) & (token <= tl.load(last_ties + row))
-                stays = (score > cutoff) | ties | (score == float("inf"))
-                drawn = tl.where(stays, drawn, -float("inf"))
-            score = drawn
+            score = score / tl.maximum(temperature, 1e-30) - tl.log(race)
+            score = tl.where(stays, score, -float("inf"))
         _store_best(score, token, values, token_ids, vocab_size)
-    else:  # the list has ended; the token of a part without one is not read
+    else:  # behind the list; the token of a part that holds none is not looked at
         tl.store(values + row * tl.num_programs(1) + tl.program_id(1), -float("inf"))
 
 

@@ -10,7 +10,9 @@ from quire.kernels.runtime import jit, tl
 
 
 @jit
-def lowest_kept(data, size, low, high, target, top, scale, weighs: tl.constexpr, block: tl.constexpr):
+def lowest_kept(
+    data, size, low, high, target, top, scale, weighs: tl.constexpr, block: tl.constexpr
+):
     """The smallest logit in [low, high] whose betters amount to less than `target`.
 
     They are counted, or weighed with exp2((logit - top) · scale) each. Both ends are logits
