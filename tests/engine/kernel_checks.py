@@ -436,8 +436,8 @@ def hard_logits(device: str, rows: int, vocab_size: int, dtype: torch.dtype) -> 
 
 # Sizes by which a short row has many groups and several parts, and by which lists overflow.
 SMALL = (
-    ListTuning(part=64, group=4, few=2, capacity=40),
-    SearchTuning(list_block=32, gather_block=64, row_block=128, num_warps=2),
+    ListTuning(part=64, group=4, few=2, most=30, capacity=40),
+    SearchTuning(block=32, gather_block=64, num_warps=2),
 )
 
 

@@ -349,17 +349,26 @@ SERVED = [
         {"vocab_size": 151_936, "group": 64, "block": 2048},
     ),
     Served(
-        "cutoff._cutoff_kernel",
+        "cutoff._list_kernel",
         {
             **SAMPLED, **FILTERS, **GROUPS, "chosen": INT, "values": HALF, "token_ids": INT,
             "counts": INT, "cutoffs": FLOAT, "last_ties": INT,
         },
         {
             "vocab_size": 151_936, "num_groups": 2400, "group": 64, "num_parts": 75,
-            "padded_parts": 128, "capacity": 8192, "few": 256, "list_block": 2048,
-            "gather_block": 4096, "row_block": 8192,
+            "padded_parts": 128, "few": 256, "most": 1024, "capacity": 4096, "block": 1024,
+            "gather_block": 2048,
         },
-        {"num_warps": 16, "maxnreg": 64},
+        {"num_warps": 8},
+    ),
+    Served(
+        "cutoff._cutoff_kernel",
+        {
+            **SAMPLED, **FILTERS, "tops": FLOAT, "counts": INT,
+            "cutoffs": FLOAT, "last_ties": INT,
+        },
+        {"vocab_size": 151_936, "num_parts": 75, "padded_parts": 128, "block": 8192},
+        {"num_warps": 16},
     ),
     Served("sampling._largest_kernel", {**SAMPLED, **BEST}, {"vocab_size": 151_936, "block": 2048}),
     Served(
@@ -369,7 +378,7 @@ SERVED = [
             "candidates": HALF, "candidate_ids": INT, "counts": INT, "seeds": LONG,
             "positions": LONG, **BEST,
         },
-        {"vocab_size": 151_936, "capacity": 8192, "block": 2048, "purpose": 1},
+        {"vocab_size": 151_936, "capacity": 4096, "block": 2048, "purpose": 1},
     ),
     Served(
         "step._begin_step",

@@ -6,9 +6,9 @@ maximum is t or more. Many programs share the pass that finds the maxima. Then o
 looks into the groups that count and lists what is t or more: of random logits and k = 50 about
 50 of 151,936. The list is what is searched for the cutoff, and what is drawn from.
 
-Top-p alone names no k: a program tries the 256 best groups, then eight times as many, and takes
-the first list that holds enough probability. How much the row holds is known from the first
-pass. A list that would be too long is given up, and the row itself is searched.
+Top-p alone names no k: a program lists the 256 best groups' and sees whether they hold enough
+probability. How much the row holds is known from the first pass. If they do not, or if a list
+would be long, there is none, and the row itself is searched.
 
 The maxima are the delegates of Dr. Top-k (Gaihre et al. 2021, arXiv 2109.08219).
 """
@@ -31,8 +31,9 @@ class ListTuning:
 
     part: int = 2048  # logits that a program of the first pass looks at
     group: int = 64
-    few: int = 256  # groups that top-p alone tries first
-    capacity: int = 8192  # candidates
+    few: int = 256  # groups that top-p alone looks into
+    most: int = 1024  # groups worth looking into at all
+    capacity: int = 4096  # candidates
 
 
 LISTS = ListTuning()
@@ -44,7 +45,7 @@ class Groups:
 
     maxima: Tensor  # float32 [R, G]: each group's largest logit, +inf where one is NaN
     tops: Tensor  # float32 [R, P]: each part's
-    masses: Tensor  # float32 [R, P]: Σ exp((logit - top) / T) of a part, where top-p is alone
+    masses: Tensor  # float32 [R, G]: Σ exp((logit - top of the part) / T), where top-p is alone
     chosen: Tensor  # int32 [R, G]: room for the groups that a program looks into
 
 
@@ -88,7 +89,7 @@ def find_groups(
     groups = Groups(
         maxima=temperature.new_empty(num_rows, num_groups),
         tops=temperature.new_empty(num_rows, num_parts),
-        masses=temperature.new_empty(num_rows, num_parts),
+        masses=temperature.new_empty(num_rows, num_groups),
         chosen=logits.new_empty(num_rows, num_groups, dtype=torch.int32),
     )
     early = starts_early(logits)
@@ -117,7 +118,7 @@ def is_cut(temperature, top_k, top_p, min_p):
     return (temperature > 0) & ((top_k > 0) | (top_p < 1) | (min_p > 0))
 
 
-@partial(jit, any_alignment=("temperatures", "top_ks", "top_ps", "min_ps", "tops", "masses"))
+@partial(jit, any_alignment=("temperatures", "top_ks", "top_ps", "min_ps", "tops"))
 def _groups_kernel(
     logits,
     stride,
@@ -156,13 +157,39 @@ def _groups_kernel(
         if (top_k <= 0) & (min_p <= 0):
             scale = 1.4426950408889634 / tl.maximum(temperature, 1e-30)
             weight = tl.where(logit > -float("inf"), tl.exp2((logit - top) * scale), 0.0)
-            tl.store(masses + part, tl.sum(tl.sum(weight, 1)))
+            tl.store(masses + part * (block // group) + one, tl.sum(weight, 1))
+
+
+@jit
+def mass_of_groups(
+    maxima,
+    tops,
+    masses,
+    low,
+    top,
+    scale,
+    num_groups: tl.constexpr,
+    num_parts: tl.constexpr,
+    block: tl.constexpr,
+):
+    """What all tokens of the groups weigh that have one of at least `low`."""
+    total = tl.zeros((block,), tl.float32)
+    for start in range(0, num_groups, block):
+        place = start + tl.arange(0, block)
+        there = place < num_groups
+        counts = there & (tl.load(maxima + place, there, other=-float("inf")) >= low)
+        top_of_part = tl.load(tops + place // (num_groups // num_parts), counts, other=0.0)
+        mass = tl.load(masses + place, counts, other=0.0)
+        total += mass * tl.exp2((top_of_part - top) * scale)
+    return tl.sum(total)
 
 
 @jit
 def list_candidates(
     row,
     maxima,
+    tops,
+    masses,
     chosen,
     values,
     token_ids,
@@ -175,60 +202,47 @@ def list_candidates(
     vocab_size: tl.constexpr,
     num_groups: tl.constexpr,
     group: tl.constexpr,
-    capacity: tl.constexpr,
+    num_parts: tl.constexpr,
     few: tl.constexpr,
+    most: tl.constexpr,
+    capacity: tl.constexpr,
     block: tl.constexpr,
     gather_block: tl.constexpr,
 ):
     """List the tokens of a row from some logit up, all that stay among them; return how many.
 
-    0 says that they would be too many.
-
-    Args:
-        floor: the least logit that min-p keeps, -inf if it keeps all.
-        top_k: float32, 0 if it keeps all.
-        total: what all tokens weigh, exp2((logit - top) · scale) each, if top-p is alone; else 0.
+    0: there is no list, since it would be long or hold too little. Arguments are those of
+    `quire.kernels.search.cut` and the row's of `Groups`.
     """
     wanted = tl.where(top_k > 0, top_k, num_groups)
     wanted = tl.where(total > 0, few, wanted).to(tl.float32)
+    low = floor
+    if wanted < num_groups:
+        low = least_from(maxima, num_groups, floor, block)
+        low = lowest_kept(maxima, num_groups, low, top, wanted, top, 0.0, False, block)
+    mass = total  # no less than the list will hold
+    if total > 0:
+        mass = mass_of_groups(maxima, tops, masses, low, top, scale, num_groups, num_parts, block)
+    num_chosen = _choose_groups(maxima, chosen, low, num_groups, block)
     count = 0
-    searches = 1
-    while searches > 0:
-        searches = 0
-        low = floor
-        if wanted < num_groups:
-            low = least_from(maxima, num_groups, floor, block)
-            low = lowest_kept(maxima, num_groups, low, top, wanted, top, 0.0, False, block)
+    if (num_chosen <= most) & (mass >= top_p * total):
         count = _list_from(
-            row, maxima, chosen, values, token_ids, low, vocab_size, num_groups, group, capacity,
-            block, gather_block,
+            row, chosen, num_chosen, values, token_ids, low, vocab_size, group, capacity,
+            gather_block,
         )  # fmt: skip
-        if (wanted < num_groups) & (count <= capacity):
+        if count > capacity:
+            count = 0
+        elif wanted < num_groups:
             _, ties, mass = measure(values, count, low, top, scale, block)
             mass += ties * tl.exp2((low - top) * scale)
             enough = tl.where(total > 0, mass >= top_p * total, count >= top_k)
-            if not enough:
-                searches = 1
-                wanted *= 8
-    return tl.where(count <= capacity, count, 0)
+            count = tl.where(enough, count, 0)
+    return count
 
 
 @jit
-def _list_from(
-    row,
-    maxima,
-    chosen,
-    values,
-    token_ids,
-    low,
-    vocab_size: tl.constexpr,
-    num_groups: tl.constexpr,
-    group: tl.constexpr,
-    capacity: tl.constexpr,
-    block: tl.constexpr,
-    gather_block: tl.constexpr,
-):
-    """List the tokens of at least `low` and above -inf; return how many, or more than fit."""
+def _choose_groups(maxima, chosen, low, num_groups: tl.constexpr, block: tl.constexpr):
+    """Write down the groups with a logit of at least `low`; return how many."""
     num_chosen = 0
     for start in range(0, num_groups, block):
         maximum = load_logits(maxima, num_groups, start, block)
@@ -237,10 +251,26 @@ def _list_from(
         tl.store(chosen + place, start + tl.arange(0, block), chooses > 0)
         num_chosen += tl.sum(chooses)
     tl.debug_barrier()  # a thread reads what others have written
+    return num_chosen
+
+
+@jit
+def _list_from(
+    row,
+    chosen,
+    num_chosen,
+    values,
+    token_ids,
+    low,
+    vocab_size: tl.constexpr,
+    group: tl.constexpr,
+    capacity: tl.constexpr,
+    block: tl.constexpr,
+):
+    """List the groups' tokens of at least `low` and above -inf; return how many there are."""
     count = 0
-    start = 0
-    while (start < num_chosen * group) & (count <= capacity):
-        member = start + tl.arange(0, gather_block)
+    for start in range(0, num_chosen * group, block):
+        member = start + tl.arange(0, block)
         there = member < num_chosen * group
         token = tl.load(chosen + member // group, there, other=0) * group + member % group
         value = tl.load(row + token, there & (token < vocab_size), other=-float("inf"))
@@ -251,6 +281,5 @@ def _list_from(
         tl.store(values + place, value, fits)
         tl.store(token_ids + place, token, fits)
         count += tl.sum(lists)
-        start += gather_block
     tl.debug_barrier()
     return count

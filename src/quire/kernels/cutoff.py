@@ -20,9 +20,10 @@ from quire.kernels.candidates import (
     find_groups,
     is_cut,
     list_candidates,
+    mass_of_groups,
 )
 from quire.kernels.runtime import jit, starts_early, tl, triton
-from quire.kernels.search import least_from, lowest_kept, measure, nth_tie
+from quire.kernels.search import cut
 
 
 # docs: truncation begin
@@ -60,13 +61,11 @@ def apply_top_k_top_p(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None
 
 @dataclass(frozen=True)
 class SearchTuning:
-    """How a program searches; it changes no token."""
+    """How a program makes and searches a list; which tokens stay does not depend on it."""
 
-    list_block: int = 2048  # groups or candidates that it looks at in a turn
-    gather_block: int = 4096  # logits of the groups that it looks into
-    row_block: int = 8192  # logits, where a row has no list
-    num_warps: int = 16
-    max_registers: int = 64  # a thread's, so that two programs fit on a multiprocessor
+    block: int = 1024  # groups or candidates that it looks at in a turn
+    gather_block: int = 2048  # logits of the groups that it looks into
+    num_warps: int = 8
 
 
 SEARCH = SearchTuning()
@@ -96,20 +95,18 @@ def row_cutoffs(
     that are divided by the temperature. Arguments as those of `quire.kernels.sampling.sample`.
     """
     num_rows, vocab_size = logits.shape
-    groups = find_groups(logits, temperature, top_k, top_p, min_p, lists)
+    filters = temperature, top_k, top_p, min_p
+    groups = find_groups(logits, *filters, lists)
     candidates = Candidates.allocate(logits, lists)
     cutoffs = Cutoffs(
         temperature.new_empty(num_rows), logits.new_empty(num_rows, dtype=torch.int32), candidates
     )
     num_parts = groups.tops.shape[1]
     early = starts_early(logits)
-    _cutoff_kernel[(num_rows,)](
+    _list_kernel[(num_rows,)](
         logits,
         logits.stride(0),
-        temperature,
-        top_k,
-        top_p,
-        min_p,
+        *filters,
         groups.maxima,
         groups.tops,
         groups.masses,
@@ -124,21 +121,40 @@ def row_cutoffs(
         group=lists.group,
         num_parts=num_parts,
         padded_parts=triton.next_power_of_2(num_parts),
-        capacity=candidates.capacity,
         few=lists.few,
-        list_block=search.list_block,
+        most=lists.most,
+        capacity=candidates.capacity,
+        block=search.block,
         gather_block=search.gather_block,
-        row_block=min(triton.next_power_of_2(vocab_size), search.row_block),
         early=early,
         num_warps=search.num_warps,
-        maxnreg=search.max_registers,
+        launch_pdl=early,
+    )
+    block = min(triton.next_power_of_2(vocab_size), 8192)
+    _cutoff_kernel[(num_rows,)](
+        logits,
+        logits.stride(0),
+        *filters,
+        groups.tops,
+        candidates.counts,
+        cutoffs.logits,
+        cutoffs.last_ties,
+        vocab_size=vocab_size,
+        num_parts=num_parts,
+        padded_parts=triton.next_power_of_2(num_parts),
+        block=block,
+        early=early,
+        num_warps=max(block // 512, 1),
         launch_pdl=early,
     )
     return cutoffs
 
 
-@partial(jit, any_alignment=("temperatures", "top_ks", "top_ps", "min_ps", "tops", "masses"))
-def _cutoff_kernel(
+_A_NUMBER_A_ROW = ("temperatures", "top_ks", "top_ps", "min_ps", "tops", "counts")
+
+
+@partial(jit, any_alignment=_A_NUMBER_A_ROW)
+def _list_kernel(
     logits,
     stride,
     temperatures,
@@ -159,14 +175,14 @@ def _cutoff_kernel(
     group: tl.constexpr,
     num_parts: tl.constexpr,
     padded_parts: tl.constexpr,
-    capacity: tl.constexpr,
     few: tl.constexpr,
-    list_block: tl.constexpr,
+    most: tl.constexpr,
+    capacity: tl.constexpr,
+    block: tl.constexpr,
     gather_block: tl.constexpr,
-    row_block: tl.constexpr,
     early: tl.constexpr,
 ):
-    """One program a row: it lists candidates and cuts off the list, or else the row itself."""
+    """One program a row: it lists candidates and cuts off the list; no list, no cutoff."""
     if early:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -179,61 +195,76 @@ def _cutoff_kernel(
     last_tie = vocab_size
     count = 0
     if is_cut(temperature, top_k, top_p, min_p):
-        row = logits + index.to(tl.int64) * stride
-        temperature = tl.maximum(temperature, 1e-30)
-        scale = 1.4426950408889634 / temperature  # exp2 is what the hardware has
-        part = tl.arange(0, padded_parts)
-        own = index * num_parts + part
-        top_of_part = tl.load(tops + own, part < num_parts, other=-float("inf"))
-        top = tl.max(top_of_part)
+        top = _top_of_row(tops + index * num_parts, num_parts, padded_parts)
         if tl.abs(top) < float("inf"):  # else the row holds no distribution
-            total = 0.0
-            if (top_k <= 0) & (min_p <= 0):
-                mass = tl.load(masses + own, part < num_parts, other=0.0)
-                total = tl.sum(mass * tl.exp2((top_of_part - top) * scale))
+            temperature = tl.maximum(temperature, 1e-30)
+            scale = 1.4426950408889634 / temperature  # exp2 is what the hardware has
             floor = top + tl.log(min_p) * temperature
             maxima += index * num_groups
-            chosen += index * num_groups
+            tops += index * num_parts
+            masses += index * num_groups
+            total = 0.0
+            if (top_k <= 0) & (min_p <= 0):
+                total = mass_of_groups(
+                    maxima, tops, masses, floor, top, scale, num_groups, num_parts, block
+                )
             values += index.to(tl.int64) * capacity
             token_ids += index.to(tl.int64) * capacity
             count = list_candidates(
-                row, maxima, chosen, values, token_ids, floor, top, scale, top_k, top_p, total,
-                vocab_size, num_groups, group, capacity, few, list_block, gather_block,
+                logits + index.to(tl.int64) * stride, maxima, tops, masses,
+                chosen + index * num_groups, values, token_ids, floor, top, scale, top_k, top_p,
+                total, vocab_size, num_groups, group, num_parts, few, most, capacity, block,
+                gather_block,
             )  # fmt: skip
             if count > 0:
-                cutoff, last = _cut(
-                    values, count, floor, top, scale, top_k, top_p, total, list_block
-                )
+                cutoff, last = cut(values, count, floor, top, scale, top_k, top_p, total, block)
                 if last < count:
                     last_tie = tl.load(token_ids + last)
-            else:
-                cutoff, last_tie = _cut(
-                    row, vocab_size, floor, top, scale, top_k, top_p, total, row_block
-                )
     tl.store(counts + index, count)
     tl.store(cutoffs + index, cutoff)
     tl.store(last_ties + index, last_tie)
 
 
+@partial(jit, any_alignment=(*_A_NUMBER_A_ROW, "cutoffs", "last_ties"))
+def _cutoff_kernel(
+    logits,
+    stride,
+    temperatures,
+    top_ks,
+    top_ps,
+    min_ps,
+    tops,
+    counts,
+    cutoffs,
+    last_ties,
+    vocab_size: tl.constexpr,
+    num_parts: tl.constexpr,
+    padded_parts: tl.constexpr,
+    block: tl.constexpr,
+    early: tl.constexpr,
+):
+    """One program a row: it cuts off the row itself, if that has no list."""
+    if early:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    index = tl.program_id(0)
+    temperature = tl.load(temperatures + index)
+    top_k = tl.load(top_ks + index).to(tl.float32)
+    top_p = tl.load(top_ps + index)
+    min_p = tl.load(min_ps + index)
+    if is_cut(temperature, top_k, top_p, min_p) & (tl.load(counts + index) == 0):
+        top = _top_of_row(tops + index * num_parts, num_parts, padded_parts)
+        if tl.abs(top) < float("inf"):
+            temperature = tl.maximum(temperature, 1e-30)
+            scale = 1.4426950408889634 / temperature
+            floor = top + tl.log(min_p) * temperature
+            row = logits + index.to(tl.int64) * stride
+            cutoff, last_tie = cut(row, vocab_size, floor, top, scale, top_k, top_p, 0.0, block)
+            tl.store(cutoffs + index, cutoff)
+            tl.store(last_ties + index, last_tie)
+
+
 @jit
-def _cut(data, size, floor, top, scale, top_k, top_p, total, block: tl.constexpr):
-    """The cutoff of an array, and the place of the last tie that stays, `size` if all do."""
-    last = size
-    cutoff = least_from(data, size, floor, block)
-    if top_k > 0:
-        cutoff = lowest_kept(data, size, cutoff, top, top_k, top, 0.0, False, block)
-    if (top_k > 0) | (top_p < 1):
-        above, ties, mass = measure(data, size, cutoff, top, scale, block)
-        allowed = tl.where(top_k > 0, tl.minimum(top_k - above, ties), ties)
-        if top_p < 1:
-            mass += allowed * tl.exp2((cutoff - top) * scale)
-            target = top_p * tl.where(total > 0, total, mass)
-            edge = cutoff
-            cutoff = lowest_kept(data, size, cutoff, top, target, top, scale, True, block)
-            above, ties, mass = measure(data, size, cutoff, top, scale, block)
-            wanted = tl.ceil((target - mass) / tl.exp2((cutoff - top) * scale))
-            allowed = tl.where(cutoff == edge, allowed, ties)
-            allowed = tl.minimum(allowed, tl.maximum(wanted, 1.0))
-        if allowed < ties:
-            last = nth_tie(data, size, cutoff, allowed, block)
-    return cutoff, last
+def _top_of_row(tops, num_parts: tl.constexpr, padded_parts: tl.constexpr):
+    part = tl.arange(0, padded_parts)
+    return tl.max(tl.load(tops + part, part < num_parts, other=-float("inf")))

@@ -10,6 +10,38 @@ from quire.kernels.runtime import jit, tl
 
 
 @jit
+def cut(data, size, floor, top, scale, top_k, top_p, total, block: tl.constexpr):
+    """The least logit that stays, and the place of the last of its ties that does, or `size`.
+
+    Args:
+        floor: what min-p keeps, -inf if it keeps all.
+        top: the largest logit; all of at least it and the cutoff are in the array.
+        scale: of weights exp2((logit - top) · scale).
+        top_k: float32, 0 if it keeps all.
+        total: what all tokens weigh, if the array lacks some and top-p is alone; else 0.
+    """
+    last = size
+    cutoff = least_from(data, size, floor, block)
+    if top_k > 0:
+        cutoff = lowest_kept(data, size, cutoff, top, top_k, top, 0.0, False, block)
+    if (top_k > 0) | (top_p < 1):
+        above, ties, mass = measure(data, size, cutoff, top, scale, block)
+        allowed = tl.where(top_k > 0, tl.minimum(top_k - above, ties), ties)
+        if top_p < 1:
+            mass += allowed * tl.exp2((cutoff - top) * scale)
+            target = top_p * tl.where(total > 0, total, mass)
+            edge = cutoff
+            cutoff = lowest_kept(data, size, cutoff, top, target, top, scale, True, block)
+            above, ties, mass = measure(data, size, cutoff, top, scale, block)
+            wanted = tl.ceil((target - mass) / tl.exp2((cutoff - top) * scale))
+            allowed = tl.where(cutoff == edge, allowed, ties)
+            allowed = tl.minimum(allowed, tl.maximum(wanted, 1.0))
+        if allowed < ties:
+            last = nth_tie(data, size, cutoff, allowed, block)
+    return cutoff, last
+
+
+@jit
 def lowest_kept(
     data, size, low, high, target, top, scale, weighs: tl.constexpr, block: tl.constexpr
 ):
