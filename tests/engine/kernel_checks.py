@@ -503,6 +503,11 @@ def odd_rows(device: str) -> None:
             best = logits.argsort(descending=True, stable=True)[:k].sort().values
             kept = kept_by(logits[None], cutoffs)[0].nonzero()[:, 0]
             assert torch.equal(kept, best[logits[best] > -torch.inf])
+    # The eight largest, of which min-p keeps three: a list all the same.
+    logits = torch.arange(120.0, device=device)[None]
+    cutoffs = row_cutoffs(logits, one, (8 * one).long(), one, (-2.5 * one).exp(), *SMALL)
+    assert kept_by(logits, cutoffs)[0].nonzero()[:, 0].tolist() == [117, 118, 119]
+    assert cutoffs.candidates.counts.tolist() == [3]
 
 
 def sample(device: str) -> None:

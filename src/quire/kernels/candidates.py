@@ -27,7 +27,7 @@ from quire.kernels.search import least_from, load_logits, lowest_kept, measure
 
 @dataclass(frozen=True)
 class ListTuning:
-    """Sizes of the first pass and of a list; which tokens stay does not depend on them."""
+    """Sizes of the first pass and of a list."""
 
     part: int = 2048  # logits that a program of the first pass looks at
     group: int = 64
@@ -220,10 +220,12 @@ def list_candidates(
     if wanted < num_groups:
         low = least_from(maxima, num_groups, floor, block)
         low = lowest_kept(maxima, num_groups, low, top, wanted, top, 0.0, False, block)
+    num_chosen = _choose_groups(maxima, chosen, low, num_groups, block)
+    if num_chosen < wanted:  # there are no more groups with a logit that min-p keeps
+        low = floor
     mass = total  # no less than the list will hold
     if total > 0:
         mass = mass_of_groups(maxima, tops, masses, low, top, scale, num_groups, num_parts, block)
-    num_chosen = _choose_groups(maxima, chosen, low, num_groups, block)
     count = 0
     if (num_chosen <= most) & (mass >= top_p * total):
         count = _list_from(
@@ -232,11 +234,10 @@ def list_candidates(
         )  # fmt: skip
         if count > capacity:
             count = 0
-        elif wanted < num_groups:
+        elif (total > 0) & (low > floor):
             _, ties, mass = measure(values, count, low, top, scale, block)
             mass += ties * tl.exp2((low - top) * scale)
-            enough = tl.where(total > 0, mass >= top_p * total, count >= top_k)
-            count = tl.where(enough, count, 0)
+            count = tl.where(mass >= top_p * total, count, 0)
     return count
 
 

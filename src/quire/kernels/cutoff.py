@@ -61,7 +61,10 @@ def apply_top_k_top_p(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None
 
 @dataclass(frozen=True)
 class SearchTuning:
-    """How a program makes and searches a list; which tokens stay does not depend on it."""
+    """How a program makes and searches a list.
+
+    Which tokens stay depends on it where a sum meets top-p to its last bits, and nowhere else.
+    """
 
     block: int = 1024  # groups or candidates that it looks at in a turn
     gather_block: int = 2048  # logits of the groups that it looks into
