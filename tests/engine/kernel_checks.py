@@ -508,6 +508,13 @@ def odd_rows(device: str) -> None:
     cutoffs = row_cutoffs(logits, one, (8 * one).long(), one, (-2.5 * one).exp(), *SMALL)
     assert kept_by(logits, cutoffs)[0].nonzero()[:, 0].tolist() == [117, 118, 119]
     assert cutoffs.candidates.counts.tolist() == [3]
+    # The two best groups hold enough, but not their tokens from the second group's largest up.
+    logits = torch.full((1, 120), -5.0, device=device)
+    logits[0, 60:68] = torch.tensor([10, 9.9, 9.9, 9.9, 9.95, 9.9, 9.9, 9.9])
+    cutoffs = row_cutoffs(logits, one, zero.long(), one * 0.9, zero, *SMALL)
+    kept = kept_by(logits, cutoffs)[0].nonzero()[:, 0]
+    assert kept.tolist() == list(range(60, 68))
+    assert cutoffs.candidates.counts.tolist() == [0]
 
 
 def sample(device: str) -> None:
