@@ -29,7 +29,14 @@ from quire.kernels.best_keys import (
     best_tokens_torch,
     best_tokens_triton,
 )
-from quire.kernels.cutoff import apply_min_p, apply_top_k_top_p, row_cutoffs
+from quire.kernels.candidates import ListTuning
+from quire.kernels.cutoff import (
+    Cutoffs,
+    SearchTuning,
+    apply_min_p,
+    apply_top_k_top_p,
+    row_cutoffs,
+)
 from quire.kernels.linear import Tile, few_rows_linear
 from quire.kernels.norm import add_rms_norm_triton, rms_norm_triton
 from quire.kernels.qkv import norm_rotate_torch, norm_rotate_triton
@@ -428,23 +435,87 @@ def hard_logits(device: str, rows: int, vocab_size: int, dtype: torch.dtype) -> 
     return logits
 
 
+# Sizes by which a short row has many groups and several parts, and by which lists overflow.
+SMALL = (
+    ListTuning(part=64, group=4, few=2, most=30, capacity=40),
+    SearchTuning(block=32, gather_block=64, num_warps=2),
+)
+
+
+def kept_by(logits: Tensor, cutoffs: Cutoffs) -> Tensor:
+    """Which tokens stay, bool [R, V]."""
+    exact, token = logits.float(), torch.arange(logits.shape[1], device=logits.device)
+    tied = (exact == cutoffs.logits[:, None]) & (token <= cutoffs.last_ties[:, None])
+    return ((exact > cutoffs.logits[:, None]) | tied) & (exact > -torch.inf)
+
+
 def kept_tokens(device: str) -> None:
-    """The cutoff keeps what the sort keeps, ties included."""
+    """The cutoff keeps what the sort keeps, ties included, whatever the sizes of the search."""
     for dtype, rows, vocab_size, first in draws(device):
         logits = hard_logits(device, rows, vocab_size, dtype)
         temperature, top_k, top_p, min_p = parameters(device, rows, first)
-        cutoff, last_tie = row_cutoffs(logits, temperature, top_k, top_p, min_p)
-        token = torch.arange(vocab_size, device=device)
-        exact = logits.float()
-        tied = (exact == cutoff[:, None]) & (token <= last_tie[:, None])
-        stays = ((exact > cutoff[:, None]) | tied) & (exact > -torch.inf)
-        scaled = apply_min_p(apply_temperature(exact, temperature), min_p)
+        scaled = apply_min_p(apply_temperature(logits.float(), temperature), min_p)
         expected = apply_top_k_top_p(scaled, top_k, top_p) > -torch.inf
-        drawn = temperature > 0
-        # Where the sum of probabilities meets top_p to its last bits, either is right.
-        differ = (stays != expected).sum(-1)[drawn]
-        assert (differ <= 1).all()
-        assert (differ > 0).float().mean() <= (0 if device == "cpu" else 0.01)
+        for tunings in ((), SMALL):
+            cutoffs = row_cutoffs(logits, temperature, top_k, top_p, min_p, *tunings)
+            # Where the sum of probabilities meets top_p to its last bits, either is right.
+            differ = (kept_by(logits, cutoffs) != expected).sum(-1)[temperature > 0]
+            assert (differ <= 1).all()
+            assert (differ > 0).float().mean() <= (0 if device == "cpu" else 0.01)
+
+
+def candidates(device: str) -> None:
+    """A list holds what stays, once and in order; a row's does not depend on its neighbours."""
+    rows, vocab_size = (24, 300) if device == "cpu" else (240, 20_000)
+    logits = hard_logits(device, rows, vocab_size, torch.bfloat16)
+    filters = temperature, top_k, top_p, min_p = parameters(device, rows)
+    is_cut = (temperature > 0) & ((top_k > 0) | (top_p < 1) | (min_p > 0))
+    for tunings in ((), SMALL):
+        cutoffs = row_cutoffs(logits, *filters, *tunings)
+        listed, kept = cutoffs.candidates, kept_by(logits, cutoffs)
+        assert (listed.counts <= listed.capacity).all()
+        assert (listed.counts[~is_cut] == 0).all()
+        assert (listed.counts[is_cut] > 0).any()
+        # Small lists overflow too, and their rows are searched.
+        assert tunings == () or (listed.counts[is_cut] == 0).any()
+        for row in listed.counts.nonzero()[:, 0].tolist():
+            count = int(listed.counts[row])
+            ids = listed.token_ids[row, :count].long()
+            assert (ids.diff() > 0).all()
+            assert torch.equal(listed.logits[row, :count], logits[row, ids])
+            assert kept[row, ids].sum() == kept[row].sum()
+        for row in range(0, rows, 5):
+            one = slice(row, row + 1)
+            alone = row_cutoffs(logits[one], *(x[one] for x in filters), *tunings)
+            assert torch.equal(alone.logits, cutoffs.logits[one])
+            assert torch.equal(alone.last_ties, cutoffs.last_ties[one])
+
+
+def odd_rows(device: str) -> None:
+    """Logits too far apart for their difference to be finite; fewer groups with any than k."""
+    most = torch.finfo(torch.float32).max
+    far = torch.tensor([0.0, -most, most, most / 2, 1.0, most] * 20, device=device)
+    few = torch.full((120,), -torch.inf, device=device)
+    few[60:88] = torch.arange(28.0, device=device)  # in 7 groups of 4
+    one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
+    for k in (1, 2, 8, 20, 28, 29, 30, 39, 41, 60, 61, 119):
+        for logits in (far, few):
+            cutoffs = row_cutoffs(logits[None], one, (one * k).long(), one, zero, *SMALL)
+            best = logits.argsort(descending=True, stable=True)[:k].sort().values
+            kept = kept_by(logits[None], cutoffs)[0].nonzero()[:, 0]
+            assert torch.equal(kept, best[logits[best] > -torch.inf])
+    # The eight largest, of which min-p keeps three: a list all the same.
+    logits = torch.arange(120.0, device=device)[None]
+    cutoffs = row_cutoffs(logits, one, (8 * one).long(), one, (-2.5 * one).exp(), *SMALL)
+    assert kept_by(logits, cutoffs)[0].nonzero()[:, 0].tolist() == [117, 118, 119]
+    assert cutoffs.candidates.counts.tolist() == [3]
+    # The two best groups hold enough, but not their tokens from the second group's largest up.
+    logits = torch.full((1, 120), -5.0, device=device)
+    logits[0, 60:68] = torch.tensor([10, 9.9, 9.9, 9.9, 9.95, 9.9, 9.9, 9.9])
+    cutoffs = row_cutoffs(logits, one, zero.long(), one * 0.9, zero, *SMALL)
+    kept = kept_by(logits, cutoffs)[0].nonzero()[:, 0]
+    assert kept.tolist() == list(range(60, 68))
+    assert cutoffs.candidates.counts.tolist() == [0]
 
 
 def sample(device: str) -> None:
@@ -569,6 +640,8 @@ CHECKS: dict[str, Check] = {
         keys_of_ranks,
         rows_without_a_token,
         kept_tokens,
+        candidates,
+        odd_rows,
         sample,
         step,
     )

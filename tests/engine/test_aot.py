@@ -39,6 +39,8 @@ class Served:
 
 FEW_ROWS = {"x": HALF, "weight": HALF, "bias": HALF, "out": HALF, "size": "i32"}
 SAMPLED = {"logits": HALF, "stride": "i32"}
+FILTERS = {"temperatures": FLOAT, "top_ks": LONG, "top_ps": FLOAT, "min_ps": FLOAT}
+GROUPS = {"maxima": FLOAT, "tops": FLOAT, "masses": FLOAT}
 BEST = {"values": FLOAT, "token_ids": INT}
 
 ATTENDED = {
@@ -389,22 +391,41 @@ SERVED = [
         },
     ),
     Served(
+        "candidates._groups_kernel",
+        {**SAMPLED, **FILTERS, **GROUPS},
+        {"vocab_size": 151_936, "group": 64, "block": 2048},
+    ),
+    Served(
+        "cutoff._list_kernel",
+        {
+            **SAMPLED, **FILTERS, **GROUPS, "chosen": INT, "values": HALF, "token_ids": INT,
+            "counts": INT, "cutoffs": FLOAT, "last_ties": INT,
+        },
+        {
+            "vocab_size": 151_936, "num_groups": 2400, "group": 64, "num_parts": 75,
+            "padded_parts": 128, "few": 256, "most": 1024, "capacity": 4096, "block": 1024,
+            "gather_block": 2048,
+        },
+        {"num_warps": 8},
+    ),
+    Served(
         "cutoff._cutoff_kernel",
         {
-            **SAMPLED, "temperatures": FLOAT, "top_ks": LONG, "top_ps": FLOAT, "min_ps": FLOAT,
+            **SAMPLED, **FILTERS, "tops": FLOAT, "counts": INT,
             "cutoffs": FLOAT, "last_ties": INT,
         },
-        {"vocab_size": 151_936, "block": 8192},
+        {"vocab_size": 151_936, "num_parts": 75, "padded_parts": 128, "block": 8192},
         {"num_warps": 16},
     ),
     Served("sampling._largest_kernel", {**SAMPLED, **BEST}, {"vocab_size": 151_936, "block": 2048}),
     Served(
         "sampling._race_kernel",
         {
-            **SAMPLED, "temperatures": FLOAT, "cutoffs": FLOAT, "last_ties": INT, "seeds": LONG,
+            **SAMPLED, "temperatures": FLOAT, "cutoffs": FLOAT, "last_ties": INT,
+            "candidates": HALF, "candidate_ids": INT, "counts": INT, "seeds": LONG,
             "positions": LONG, **BEST,
         },
-        {"vocab_size": 151_936, "block": 2048, "purpose": 1},
+        {"vocab_size": 151_936, "capacity": 4096, "block": 2048, "purpose": 1},
     ),
     *(
         Served(

@@ -1,17 +1,29 @@
 """Which tokens stay under top-k, top-p and min-p: in torch with a sort, in Triton without.
 
-All three keep the tokens from some logit upward. The kernel finds that logit by bisection over
-the row: sorting 151,936 logits would cost more than a small model's layers.
+All three keep the tokens from some logit upward. The kernel finds that logit by bisection
+(`quire.kernels.search`) over a short list of candidates (`quire.kernels.candidates`), or over the
+row where a list would be long: sorting 151,936 logits would cost more than a small model's layers.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from quire.kernels.candidates import (
+    LISTS,
+    Candidates,
+    ListTuning,
+    find_groups,
+    is_cut,
+    list_candidates,
+    mass_of_groups,
+)
 from quire.kernels.runtime import jit, starts_early, tl, triton
+from quire.kernels.search import cut
 
 
 # docs: truncation begin
@@ -47,55 +59,133 @@ def apply_top_k_top_p(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None
 # docs: truncation end
 
 
+@dataclass(frozen=True)
+class SearchTuning:
+    """How a program makes and searches a list.
+
+    Which tokens stay depends on it where a sum meets top-p to its last bits, and nowhere else.
+    """
+
+    block: int = 1024  # groups or candidates that it looks at in a turn
+    gather_block: int = 2048  # logits of the groups that it looks into
+    num_warps: int = 8
+
+
+SEARCH = SearchTuning()
+
+
+@dataclass(frozen=True)
+class Cutoffs:
+    """What stays of each row: a token above the cutoff, or at it with an id up to the last."""
+
+    logits: Tensor  # float32 [R], -inf where all stay
+    last_ties: Tensor  # int32 [R]
+    candidates: Candidates  # where all that stays is listed
+
+
 def row_cutoffs(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    lists: ListTuning = LISTS,
+    search: SearchTuning = SEARCH,
+) -> Cutoffs:
     """Return each row's smallest logit that stays, and the last token that stays with it.
 
     The same tokens stay as under `apply_min_p` and then `apply_top_k_top_p`, which take logits
-    that are divided by the temperature.
-
-    A token stays if its logit is above the cutoff, float32 [R], or equals it and its id is at
-    most `last_tie`, int32 [R]. Arguments as those of `quire.kernels.sampling.sample`.
+    that are divided by the temperature. Arguments as those of `quire.kernels.sampling.sample`.
     """
     num_rows, vocab_size = logits.shape
-    cutoffs = temperature.new_empty(num_rows)
-    last_ties = logits.new_empty(num_rows, dtype=torch.int32)
-    block = min(triton.next_power_of_2(vocab_size), 8192)
+    filters = temperature, top_k, top_p, min_p
+    groups = find_groups(logits, *filters, lists)
+    candidates = Candidates.allocate(logits, lists)
+    cutoffs = Cutoffs(
+        temperature.new_empty(num_rows), logits.new_empty(num_rows, dtype=torch.int32), candidates
+    )
+    num_parts = groups.tops.shape[1]
     early = starts_early(logits)
+    _list_kernel[(num_rows,)](
+        logits,
+        logits.stride(0),
+        *filters,
+        groups.maxima,
+        groups.tops,
+        groups.masses,
+        groups.chosen,
+        candidates.logits,
+        candidates.token_ids,
+        candidates.counts,
+        cutoffs.logits,
+        cutoffs.last_ties,
+        vocab_size=vocab_size,
+        num_groups=groups.maxima.shape[1],
+        group=lists.group,
+        num_parts=num_parts,
+        padded_parts=triton.next_power_of_2(num_parts),
+        few=lists.few,
+        most=lists.most,
+        capacity=candidates.capacity,
+        block=search.block,
+        gather_block=search.gather_block,
+        early=early,
+        num_warps=search.num_warps,
+        launch_pdl=early,
+    )
+    block = min(triton.next_power_of_2(vocab_size), 8192)
     _cutoff_kernel[(num_rows,)](
         logits,
         logits.stride(0),
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        cutoffs,
-        last_ties,
+        *filters,
+        groups.tops,
+        candidates.counts,
+        cutoffs.logits,
+        cutoffs.last_ties,
         vocab_size=vocab_size,
+        num_parts=num_parts,
+        padded_parts=triton.next_power_of_2(num_parts),
         block=block,
         early=early,
         num_warps=max(block // 512, 1),
         launch_pdl=early,
     )
-    return cutoffs, last_ties
+    return cutoffs
 
 
-@partial(jit, any_alignment=("temperatures", "top_ks", "top_ps", "min_ps"))
-def _cutoff_kernel(
+_A_NUMBER_A_ROW = ("temperatures", "top_ks", "top_ps", "min_ps", "tops", "counts")
+
+
+@partial(jit, any_alignment=_A_NUMBER_A_ROW)
+def _list_kernel(
     logits,
     stride,
     temperatures,
     top_ks,
     top_ps,
     min_ps,
+    maxima,
+    tops,
+    masses,
+    chosen,
+    values,
+    token_ids,
+    counts,
     cutoffs,
     last_ties,
     vocab_size: tl.constexpr,
+    num_groups: tl.constexpr,
+    group: tl.constexpr,
+    num_parts: tl.constexpr,
+    padded_parts: tl.constexpr,
+    few: tl.constexpr,
+    most: tl.constexpr,
+    capacity: tl.constexpr,
     block: tl.constexpr,
+    gather_block: tl.constexpr,
     early: tl.constexpr,
 ):
-    """One program a row: tokens above the cutoff stay, and those at it up to an id."""
+    """One program a row: it lists candidates and cuts off the list; no list, no cutoff."""
     if early:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -106,120 +196,78 @@ def _cutoff_kernel(
     min_p = tl.load(min_ps + index)
     cutoff = -float("inf")
     last_tie = vocab_size
-    if (temperature > 0) & ((top_k > 0) | (top_p < 1) | (min_p > 0)):
-        row = logits + index.to(tl.int64) * stride
-        temperature = tl.maximum(temperature, 1e-30)
-        scale = 1.4426950408889634 / temperature  # exp2 is what the hardware has
-        top = _largest(row, vocab_size, block)
-        floor = top + tl.log(min_p) * temperature
-        cutoff = _least_from(row, floor, vocab_size, block)
-        if top_k > 0:
-            cutoff = _lowest_kept(row, cutoff, top, top_k, top, 0.0, False, vocab_size, block)
-        if (top_k > 0) | (top_p < 1):
-            above, ties, mass = _measure(row, cutoff, top, scale, vocab_size, block)
-            allowed = tl.where(top_k > 0, tl.minimum(top_k - above, ties), ties)
-            if top_p < 1:
-                target = top_p * (mass + allowed * tl.exp2((cutoff - top) * scale))
-                edge = cutoff
-                cutoff = _lowest_kept(row, cutoff, top, target, top, scale, True, vocab_size, block)
-                above, ties, mass = _measure(row, cutoff, top, scale, vocab_size, block)
-                wanted = tl.ceil((target - mass) / tl.exp2((cutoff - top) * scale))
-                allowed = tl.where(cutoff == edge, allowed, ties)
-                allowed = tl.minimum(allowed, tl.maximum(wanted, 1.0))
-            if allowed < ties:
-                last_tie = _nth_tie(row, cutoff, allowed, vocab_size, block)
+    count = 0
+    if is_cut(temperature, top_k, top_p, min_p):
+        top = _top_of_row(tops + index * num_parts, num_parts, padded_parts)
+        if tl.abs(top) < float("inf"):  # else the row holds no distribution
+            temperature = tl.maximum(temperature, 1e-30)
+            scale = 1.4426950408889634 / temperature  # exp2 is what the hardware has
+            floor = top + tl.log(min_p) * temperature
+            maxima += index * num_groups
+            tops += index * num_parts
+            masses += index * num_groups
+            total = 0.0
+            if (top_k <= 0) & (min_p <= 0):
+                total = mass_of_groups(
+                    maxima, tops, masses, floor, top, scale, num_groups, num_parts, block
+                )
+            values += index.to(tl.int64) * capacity
+            token_ids += index.to(tl.int64) * capacity
+            count = list_candidates(
+                logits + index.to(tl.int64) * stride, maxima, tops, masses,
+                chosen + index * num_groups, values, token_ids, floor, top, scale, top_k, top_p,
+                total, vocab_size, num_groups, group, num_parts, few, most, capacity, block,
+                gather_block,
+            )  # fmt: skip
+            if count > 0:
+                cutoff, last = cut(values, count, floor, top, scale, top_k, top_p, total, block)
+                if last < count:
+                    last_tie = tl.load(token_ids + last)
+    tl.store(counts + index, count)
     tl.store(cutoffs + index, cutoff)
     tl.store(last_ties + index, last_tie)
 
 
-@jit
-def _lowest_kept(
-    row,
-    low,
-    high,
-    target,
-    top,
-    scale,
-    weighs: tl.constexpr,
+@partial(jit, any_alignment=(*_A_NUMBER_A_ROW, "cutoffs", "last_ties"))
+def _cutoff_kernel(
+    logits,
+    stride,
+    temperatures,
+    top_ks,
+    top_ps,
+    min_ps,
+    tops,
+    counts,
+    cutoffs,
+    last_ties,
     vocab_size: tl.constexpr,
+    num_parts: tl.constexpr,
+    padded_parts: tl.constexpr,
     block: tl.constexpr,
+    early: tl.constexpr,
 ):
-    """The smallest logit in [low, high] whose betters amount to less than `target`.
-
-    They are counted, or weighed with exp2((logit - top) · scale) each. Both ends are logits
-    of the row: a round halves the interval and moves its end on to the next logit, so that
-    the search ends after few rounds, exactly.
-    """
-    while low < high:
-        pivot = low + (high - low) * 0.5
-        pivot = tl.where(pivot > low, pivot, high)
-        amount = tl.zeros((block,), tl.float32)
-        least = tl.full((block,), float("inf"), tl.float32)
-        most = tl.full((block,), -float("inf"), tl.float32)
-        for start in range(0, vocab_size, block):
-            logit = _load(row, start, vocab_size, block)
-            better = logit >= pivot
-            if weighs:
-                amount += tl.where(better, tl.exp2((logit - top) * scale), 0.0)
-            else:
-                amount += better.to(tl.float32)
-            least = tl.minimum(least, tl.where(better, logit, float("inf")))
-            most = tl.maximum(most, tl.where(better, -float("inf"), logit))
-        if tl.sum(amount) < target:
-            high = tl.max(most)
-        else:
-            low = tl.min(least)
-    return low
+    """One program a row: it cuts off the row itself, if that has no list."""
+    if early:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    index = tl.program_id(0)
+    temperature = tl.load(temperatures + index)
+    top_k = tl.load(top_ks + index).to(tl.float32)
+    top_p = tl.load(top_ps + index)
+    min_p = tl.load(min_ps + index)
+    if is_cut(temperature, top_k, top_p, min_p) & (tl.load(counts + index) == 0):
+        top = _top_of_row(tops + index * num_parts, num_parts, padded_parts)
+        if tl.abs(top) < float("inf"):
+            temperature = tl.maximum(temperature, 1e-30)
+            scale = 1.4426950408889634 / temperature
+            floor = top + tl.log(min_p) * temperature
+            row = logits + index.to(tl.int64) * stride
+            cutoff, last_tie = cut(row, vocab_size, floor, top, scale, top_k, top_p, 0.0, block)
+            tl.store(cutoffs + index, cutoff)
+            tl.store(last_ties + index, last_tie)
 
 
 @jit
-def _load(row, start, vocab_size: tl.constexpr, block: tl.constexpr):
-    token = start + tl.arange(0, block)
-    return tl.load(row + token, token < vocab_size, other=-float("inf")).to(tl.float32)
-
-
-@jit
-def _largest(row, vocab_size: tl.constexpr, block: tl.constexpr):
-    best = tl.full((block,), -float("inf"), tl.float32)
-    for start in range(0, vocab_size, block):
-        best = tl.maximum(best, _load(row, start, vocab_size, block))
-    return tl.max(best)
-
-
-@jit
-def _least_from(row, floor, vocab_size: tl.constexpr, block: tl.constexpr):
-    """The smallest logit of at least `floor`; what is -inf does not count."""
-    least = tl.full((block,), float("inf"), tl.float32)
-    for start in range(0, vocab_size, block):
-        logit = _load(row, start, vocab_size, block)
-        counts = (logit >= floor) & (logit > -float("inf"))
-        least = tl.minimum(least, tl.where(counts, logit, float("inf")))
-    return tl.min(least)
-
-
-@jit
-def _measure(row, cutoff, top, scale, vocab_size: tl.constexpr, block: tl.constexpr):
-    """How many logits are above the cutoff, how many equal it, and what those above weigh."""
-    above = tl.zeros((block,), tl.float32)
-    ties = tl.zeros((block,), tl.float32)
-    mass = tl.zeros((block,), tl.float32)
-    for start in range(0, vocab_size, block):
-        logit = _load(row, start, vocab_size, block)
-        above += (logit > cutoff).to(tl.float32)
-        ties += (logit == cutoff).to(tl.float32)
-        mass += tl.where(logit > cutoff, tl.exp2((logit - top) * scale), 0.0)
-    return tl.sum(above), tl.sum(ties), tl.sum(mass)
-
-
-@jit
-def _nth_tie(row, cutoff, n, vocab_size: tl.constexpr, block: tl.constexpr):
-    """The id of the n-th token whose logit is the cutoff."""
-    seen = 0
-    last = tl.full((block,), vocab_size, tl.int32)
-    for start in range(0, vocab_size, block):
-        tie = (_load(row, start, vocab_size, block) == cutoff).to(tl.int32)
-        rank = seen + tl.cumsum(tie, 0)
-        token = start + tl.arange(0, block)
-        last = tl.minimum(last, tl.where((tie == 1) & (rank == n.to(tl.int32)), token, vocab_size))
-        seen += tl.sum(tie)
-    return tl.min(last)
+def _top_of_row(tops, num_parts: tl.constexpr, padded_parts: tl.constexpr):
+    part = tl.arange(0, padded_parts)
+    return tl.max(tl.load(tops + part, part < num_parts, other=-float("inf")))

@@ -153,26 +153,31 @@ def sample_triton(
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """`sample` in three kernels: where each row is cut off, the race, the winner."""
+    """`sample` in four kernels: where each row is cut off (two), the race, the winner."""
     if top_k is None:
         top_k = torch.zeros_like(seeds)
     if top_p is None:
         top_p = torch.ones_like(temperature)
     if min_p is None:
         min_p = torch.zeros_like(temperature)
+    cutoffs = row_cutoffs(logits, temperature, top_k, top_p, min_p)
+    candidates = cutoffs.candidates
     parts = Parts(logits)
-    cutoff, last_tie = row_cutoffs(logits, temperature, top_k, top_p, min_p)
     _race_kernel[parts.grid](
         logits,
         logits.stride(0),
         temperature,
-        cutoff,
-        last_tie,
+        cutoffs.logits,
+        cutoffs.last_ties,
+        candidates.logits,
+        candidates.token_ids,
+        candidates.counts,
         seeds.contiguous(),
         positions.contiguous(),
         parts.values,
         parts.token_ids,
         vocab_size=logits.shape[1],
+        capacity=candidates.capacity,
         purpose=int(Purpose.TOKEN),
         block=_PART,
         early=parts.early,
@@ -234,40 +239,59 @@ def _largest_kernel(
     _store_best(score, token, values, token_ids, vocab_size)
 
 
-@partial(jit, any_alignment=("temperatures", "cutoffs", "last_ties", "seeds", "positions"))
+@partial(
+    jit, any_alignment=("temperatures", "cutoffs", "last_ties", "counts", "seeds", "positions")
+)
 def _race_kernel(
     logits,
     stride,
     temperatures,
     cutoffs,
     last_ties,
+    candidates,
+    candidate_ids,
+    counts,
     seeds,
     positions,
     values,
     token_ids,
     vocab_size: tl.constexpr,
+    capacity: tl.constexpr,
     purpose: tl.constexpr,
     block: tl.constexpr,
     early: tl.constexpr,
 ):
-    """argmax(logit / T - log E) over the tokens that stay, in one part of a row."""
+    """argmax(logit / T - log E) over the tokens that stay, in one part of a row or of its list."""
     if early:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     row = tl.program_id(0)
-    token = tl.program_id(1) * block + tl.arange(0, block)
-    place = logits + row.to(tl.int64) * stride + token
-    score = tl.load(place, token < vocab_size, other=-float("inf")).to(tl.float32)
-    score = tl.where(score == score, score, float("inf"))  # NaN, as in `_largest_kernel`
-    temperature = tl.load(temperatures + row)
-    if temperature > 0:
-        cutoff = tl.load(cutoffs + row)
-        stays = (score > cutoff) | ((score == cutoff) & (token <= tl.load(last_ties + row)))
-        stays |= score == float("inf")
-        race = exponential_of_row(tl.load(seeds + row), tl.load(positions + row), purpose, token)
-        score = score / tl.maximum(temperature, 1e-30) - tl.log(race)
-        score = tl.where(stays, score, -float("inf"))
-    _store_best(score, token, values, token_ids, vocab_size)
+    first = tl.program_id(1) * block
+    place = first + tl.arange(0, block)
+    count = tl.load(counts + row)
+    if first < tl.where(count > 0, count, vocab_size):
+        token = place
+        if count > 0:
+            listed = row.to(tl.int64) * capacity + place
+            token = tl.load(candidate_ids + listed, place < count, other=vocab_size)
+            score = tl.load(candidates + listed, place < count, other=-float("inf"))
+        else:
+            source = logits + row.to(tl.int64) * stride + token
+            score = tl.load(source, token < vocab_size, other=-float("inf"))
+        score = score.to(tl.float32)
+        score = tl.where(score == score, score, float("inf"))  # NaN, as in `_largest_kernel`
+        temperature = tl.load(temperatures + row)
+        if temperature > 0:
+            cutoff = tl.load(cutoffs + row)
+            ties = (score == cutoff) & (token <= tl.load(last_ties + row))
+            stays = (score > cutoff) | ties | (score == float("inf"))
+            seed, position = tl.load(seeds + row), tl.load(positions + row)
+            race = exponential_of_row(seed, position, purpose, token)
+            score = score / tl.maximum(temperature, 1e-30) - tl.log(race)
+            score = tl.where(stays, score, -float("inf"))
+        _store_best(score, token, values, token_ids, vocab_size)
+    else:  # behind the list; the token of a part that holds none is not looked at
+        tl.store(values + row * tl.num_programs(1) + tl.program_id(1), -float("inf"))
 
 
 @jit
