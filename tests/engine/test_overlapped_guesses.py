@@ -29,6 +29,7 @@ from rig import BLOCK, Rig
 from scheduler_machine import SchedulerMachine
 
 from quire import LLM, RequestOutput, SamplingParams, Trace
+from quire.runner.draft_model import DraftModel
 from quire.scheduler import TokenBudgetScheduler
 from quire.speculation.controller import LengthController
 
@@ -220,3 +221,37 @@ def test_the_first_end_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
             max_tokens=20, temperature=0, stop_token_ids=ends, min_tokens=first, ignore_eos=True
         )
         assert_same(said(llm, params), said(plain, params))
+
+
+def test_a_draft_model_computes_each_token_that_is_rejected_anew(
+    monkeypatch: pytest.MonkeyPatch, queued: Counter[str]
+) -> None:
+    """A coin rejects what the model itself has guessed; now and then nothing is guessed."""
+    looked = watch_the_draft_models_cache(monkeypatch)
+    numbers = random.Random(2)
+    monkeypatch.setattr(
+        LengthController, "choose", lambda self, batch: numbers.choice([0, 1, 4, 4])
+    )
+    config = {**ITSELF, "num_speculative_tokens": "auto"}
+    config |= {"verification": "synthetic", "acceptance_rate": 0.4}
+    llm = Stages(monkeypatch).one_rank(MODEL, overlap=True, speculative_config=config, **SIZES)
+    said(llm, SamplingParams(max_tokens=100, temperature=0, ignore_eos=True))
+    assert min(queued["ahead"], looked["rows"]) > 50
+
+
+def test_a_draft_model_that_keeps_up_computes_prompts_and_guesses_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caught_up: list[int] = []
+    compute = DraftModel._compute
+
+    def noted(self: DraftModel, pieces: Sequence[Any]) -> None:
+        caught_up.extend(piece.end - piece.begin for piece in pieces)
+        compute(self, pieces)
+
+    monkeypatch.setattr(DraftModel, "_compute", noted)
+    llm = Stages(monkeypatch).one_rank(
+        MODEL, overlap=True, speculative_config=LARGER, enable_prefix_caching=False, **SIZES
+    )
+    outputs = said(llm, SamplingParams(max_tokens=40, temperature=0))
+    assert sorted(caught_up) == sorted(len(output.prompt_token_ids) for output in outputs)

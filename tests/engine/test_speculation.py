@@ -527,9 +527,10 @@ def test_a_request_that_does_not_speculate_is_not_drafted_for(
 
     monkeypatch.setattr(DraftModel, "_guess", noted)
     config = {**DRAFTS["itself"], "num_speculative_tokens": 3}
-    llm = LLM("quire-mini-draft", **SIZES, speculative_config=config)
+    trace = Trace()
+    llm = LLM("quire-mini-draft", **SIZES, speculative_config=config, trace=trace)
     silent = SamplingParams(temperature=0, max_tokens=20, speculate=False)
     llm.generate(list(CODE), silent)
-    assert rows == []
+    assert (rows, drafted(trace)) == ([], 0)
     llm.generate(list(CODE[:3]), [silent, silent, SamplingParams(temperature=0, max_tokens=20)])
     assert set(rows) == {1}

@@ -107,7 +107,7 @@ class FakeDevice:
         row = self.rows[entry.row]
         assert row.request_id == entry.request_id, f"row {entry.row} is {row.request_id}'s"
         # It begins where the verdicts of the steps before it say.
-        assert 0 <= entry.start - row.num_computed <= entry.num_unverified
+        assert 0 <= entry.start - row.num_computed <= entry.num_unverified * self.guesses
         assert entry.num_tokens >= 1, "a query of length zero"
         end = row.num_computed + entry.num_tokens
         num_known = end - entry.num_draft_tokens

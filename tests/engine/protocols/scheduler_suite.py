@@ -409,6 +409,26 @@ def check_what_drafts_leave_in_the_cache(make: MakeScheduler) -> None:
         assert hits[f"b{i}"] == (len(said) - 1) // BLOCK * BLOCK
 
 
+def check_what_follows_drafts_of_the_host_waits(make: MakeScheduler) -> None:
+    """It guesses behind tokens that it has read: a request with drafts in flight is left out."""
+    rig = Rig(make, in_flight=2)
+    for name in "xy":
+        rig.add(name, 5, max_tokens=20)
+    output = rig.scheduler.schedule()
+    tokens = {entry.request_id: [1] for entry in output.entries}
+    rig.scheduler.update(output, StepResult(output.step, tokens, num_draft_tokens={"x": 3}))
+    output = rig.scheduler.schedule()
+    assert [(e.request_id, e.start, e.num_tokens) for e in output.entries] == [
+        ("x", 5, 4),
+        ("y", 5, 1),
+    ]
+    ahead = rig.scheduler.schedule()
+    assert [(e.request_id, e.start) for e in ahead.entries] == [("y", 6)]
+    rig.scheduler.update(output, StepResult(output.step, {"x": [1, 2], "y": [1]}))
+    later = rig.scheduler.schedule()
+    assert [(e.request_id, e.start) for e in later.entries] == [("x", 7), ("y", 7)]
+
+
 def check_drafts_preempt_nobody(make: MakeScheduler) -> None:
     """Two requests hold the cache's two blocks; drafts that need a third are left out."""
     rig = Rig(make, num_blocks=2)
