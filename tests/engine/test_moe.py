@@ -436,9 +436,11 @@ def test_random_weights(folder: Folder) -> None:
 
 @pytest.mark.parametrize(("top_k", "num_slots"), [(8, 128), (2, 8), (1, 1)])
 def test_where_tiles_change(top_k: int, num_slots: int) -> None:
-    """Just there, and nowhere between: by the pairs, then by every tile that 16 bits have."""
+    """Just there, and nowhere between: by the pairs, which choose at first, then by every tile."""
 
     def served(num_tokens: int) -> Any:
+        if chooses_in_pairs(num_tokens, top_k):
+            return "pairs that choose"
         if prefers_pairs(num_tokens, top_k):
             return "pairs"
         tiles = group_tiles(num_tokens, top_k, num_slots, 2)
@@ -448,6 +450,7 @@ def test_where_tiles_change(top_k: int, num_slots: int) -> None:
     last = 2 * changes[-1]
     found = [n for n in range(2, last) if served(n) != served(n - 1)]
     assert set(found) <= set(changes)
+    assert changes == sorted(set(changes))
     assert len(found) >= 2
 
 

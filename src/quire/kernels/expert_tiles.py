@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# Pairs of token and expert up to which each is multiplied by itself. With 8 experts a token, one
-# token takes 22 us by pairs; eight take 146 by pairs and 124 in groups, with the best tile of
-# pairs. Four were compared with an earlier tile only: 103 and 77.
-MOST_PAIRS = 16
+# Pairs of token and expert up to which each is multiplied by itself. With 8 of 128 experts a token,
+# 1, 2, 3 and 4 tokens take 22.6, 46.4, 63.2 and 80.1 us by pairs, and 33.7, 48.5, 67.8 and 77.5 in
+# groups. Where more tokens share an expert, as with 2 of 8, the two were not compared.
+MOST_PAIRS = 24
 # Pairs up to which their programs find a token's experts themselves, which spares the router's
-# kernel: at most MOST_PAIRS, and 0 for never. At batch 1 a step of Qwen3-30B-A3B takes 2.625 and
-# 2.534 ms with it, 2.646 and 2.651 without, in turns on an H200. Two tokens were not measured.
-CHOICE_PAIRS = 8
+# kernel: at most MOST_PAIRS, and 0 for never. Choice and products of 1 and 2 tokens take 23.0 and
+# 42.0 us so, 24.7 and 55.2 with a kernel for the choice; three tokens were not measured.
+CHOICE_PAIRS = 16
 MEANS = (12, 32, 96)  # pairs of a group, up to which a tile of `group_tiles` serves
 REGISTER_BYTES = 96 * 4  # of weights that a thread may hold
 
@@ -107,8 +107,9 @@ def group_tiles(
 
 
 def tile_changes(top_k: int, num_slots: int) -> list[int]:
-    """Return from how many tokens on each further pair of tiles serves, rising.
+    """Return from how many tokens on another way, or another pair of tiles, serves, rising.
 
-    Another tile is another kernel, which has to be compiled before the first request.
+    Either is another kernel, which has to be compiled before the first request.
     """
-    return [MOST_PAIRS // top_k + 1, *(mean * num_slots // top_k + 1 for mean in MEANS)]
+    pairs = {most // top_k + 1 for most in (CHOICE_PAIRS, MOST_PAIRS)}
+    return sorted(pairs | {mean * num_slots // top_k + 1 for mean in MEANS})
