@@ -19,9 +19,8 @@ from quire.kernels.candidates import (
     ListTuning,
     find_groups,
     is_cut,
-    list_candidates,
-    mass_of_groups,
 )
+from quire.kernels.listing import list_candidates, mass_of_groups
 from quire.kernels.runtime import jit, starts_early, tl, triton
 from quire.kernels.search import cut
 
