@@ -26,16 +26,11 @@ def load_registers(place, mask, threads: tl.constexpr):
     return first, second, third, fourth
 
 
-# docs: multiply begin
 @jit
-def multiply_bf16(a, b, c):
-    """Return c plus what 16 columns of 16 outputs, a, give with 8 rows of x, b.
-
-    a: four registers of two bfloat16; b: two; c: four float32.
-    """
+def _floats(instruction: tl.constexpr, a, b, c):
+    """Run an instruction of the matrix units whose result is float32."""
     return tl.inline_asm_elementwise(
-        """mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
-        {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};""",
+        instruction,
         "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
         [a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]],
         dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
@@ -44,20 +39,30 @@ def multiply_bf16(a, b, c):
     )
 
 
-# docs: multiply end
+@jit
+def multiply_bf16(a, b, c):
+    """Return c plus what 16 columns of 16 outputs, a, give with 8 rows of x, b.
+
+    a: four registers of two bfloat16; b: two; c: four float32.
+    """
+    return _floats(
+        """mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
+        {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};""",
+        a,
+        b,
+        c,
+    )
 
 
 @jit
 def multiply_fp8(a, b, c):
     """`multiply_bf16` for 32 columns of E4M3 numbers, four a register."""
-    return tl.inline_asm_elementwise(
+    return _floats(
         """mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32
         {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};""",
-        "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
-        [a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]],
-        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
-        is_pure=True,
-        pack=1,
+        a,
+        b,
+        c,
     )
 
 

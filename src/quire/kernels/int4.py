@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quire.kernels.int4_few_rows import few_rows_int4_linear, share_for
-from quire.kernels.int4_packing import PackedInt4
+from quire.kernels.int4_packing import PackedInt4, scale_of
 from quire.kernels.runtime import jit, starts_early, tl, triton
 from quire.kernels.tiles import Tile, finish_tile
 
@@ -128,14 +128,6 @@ def _unpack(words, zero):
 
 
 @jit
-def _scale_of(scales, halves: tl.constexpr):
-    """Return the scale in the lower half of words, float32."""
-    if halves:
-        return (scales & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    return (scales << 16).to(tl.float32, bitcast=True)
-
-
-@jit
 def _zero_of(scales, tiles: tl.constexpr):
     """Return the upper half of words [tiles, 16] for each element of a word tile, int16."""
     zero = tl.reshape((scales >> 16).to(tl.int16), (tiles, 1, 2, 8, 1, 1))
@@ -223,7 +215,7 @@ def _int4_kernel(
             inside = (row < num_rows) & (k < depth)
             values = tl.load(x + row.to(tl.int64) * depth + k, inside, other=0.0)
             product = tl.dot(operand, values)
-            total += product * tl.reshape(_scale_of(scale, halves), (block_outputs, 1))
+            total += product * tl.reshape(scale_of(scale, halves), (block_outputs, 1))
     finish_tile(total, bias, out, parts, counters, output, row, num_rows, size, adds_bias, split)
 
 
@@ -281,7 +273,7 @@ def _unpack_kernel(
         left_codes = _beside(_unpack(left, zero), group * pieces, pieces)
         right_codes = _beside(_unpack(right, zero), group * pieces, pieces)
         codes = _as_operand(left_codes, right_codes, tiles, pieces).to(tl.float32)
-        numbers = codes * tl.reshape(_scale_of(scale, halves), (16 * tiles, 1))
+        numbers = codes * tl.reshape(scale_of(scale, halves), (16 * tiles, 1))
         k = block * 128 + group * (32 * pieces) + tl.arange(0, 32 * pieces)[None, :]
         place = out + row.to(tl.int64) * depth + k
         tl.store(place, numbers.to(out.dtype.element_ty), (row < size) & (k < depth))

@@ -26,7 +26,7 @@ from quire.kernels.fragments import (
     result_outputs,
     result_rows,
 )
-from quire.kernels.int4_packing import PackedInt4
+from quire.kernels.int4_packing import PackedInt4, scale_of
 from quire.kernels.runtime import jit, starts_early, tl, triton
 
 
@@ -112,14 +112,6 @@ def _numbers(words, piece: tl.constexpr):
 
 
 # docs: numbers end
-
-
-@jit
-def _scale_of(unit, halves: tl.constexpr):
-    """Return the scale in the lower half of words, float32."""
-    if halves:
-        return (unit & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    return (unit << 16).to(tl.float32, bitcast=True)
 
 
 @jit
@@ -223,7 +215,7 @@ def _turn(
         added = ()
         for tile in tl.static_range(tiles):
             low, high = weight[tile][2][group]
-            low_scale, high_scale = _scale_of(low, halves), _scale_of(high, halves)
+            low_scale, high_scale = scale_of(low, halves), scale_of(high, halves)
             low_zero, high_zero = _minus_zero_of(low), _minus_zero_of(high)
             for eight in tl.static_range(beside):
                 part = _nothing(warps)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quire.kernels.runtime import jit, tl
 from quire.kernels.tiles import make_counters
 
 COLUMNS = 128  # of a block, whose words lie together
@@ -113,3 +114,11 @@ def unpack_int4_torch(weight: PackedInt4) -> Tensor:
     )
     rows, columns = weight.shape
     return ((codes.float() + 128 + minus_zero) * scale)[:rows, :columns]
+
+
+@jit
+def scale_of(scales, halves: tl.constexpr):
+    """Return the scale in the lower half of words, float32."""
+    if halves:
+        return (scales & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return (scales << 16).to(tl.float32, bitcast=True)
