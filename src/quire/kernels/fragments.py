@@ -1,8 +1,8 @@
 """The matrix units' own instruction, and what it takes from each thread.
 
 `tl.dot` brings its operands to where the matrix units want them, through shared memory. In a
-product of a few rows each number of the weight is used once, so that way costs as much as the
-product. Here a tensor has one element a thread, which stands for one of its registers, and each
+product of a few rows a program uses each number of the weight once, so nothing pays for that way.
+Here a tensor has one element a thread, which stands for one of its registers, and each
 thread loads what the instruction wants from it (PTX ISA, "Matrix fragments for mma.m16n8k16" and
 "mma.m16n8k32"): of a tile of 16 outputs thread t of a warp holds outputs t / 4 and t / 4 + 8; of
 8 rows of x it gives row t / 4, and of the result it holds rows 2 (t mod 4) and the next.
