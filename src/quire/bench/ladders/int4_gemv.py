@@ -18,7 +18,7 @@ from torch import Tensor
 from quire.bench.ladders.gemv import SHAPE
 from quire.bench.ladders.int4_matrix import int4_on_matrix_units
 from quire.bench.ladders.ladder import Ladder, draw, sets_of
-from quire.kernels.int4 import int4_linear
+from quire.kernels.int4 import tile_for, tiled_int4_linear
 from quire.kernels.int4_packing import PackedInt4, pack_int4
 from quire.kernels.runtime import jit, tl, triton
 
@@ -124,8 +124,12 @@ def matrix_units(product: Int4Product) -> Tensor:
 
 
 def engine(product: Int4Product) -> Tensor:
-    """The engine's packing, whose codes lie where the matrix units want them."""
-    return int4_linear(product.x, product.packed, None)
+    """The engine's packing and tiles: codes lie where the matrix units want them.
+
+    For so few rows the engine itself has a kernel without tiles (`quire.kernels.int4_few_rows`).
+    """
+    tile = tile_for(len(product.x), product.packed.shape[0])
+    return tiled_int4_linear(product.x, product.packed, None, tile)
 
 
 def _on_lanes(kernel: Any, product: Int4Product, block_outputs: int = 16) -> Tensor:
