@@ -68,6 +68,13 @@ def _leave_out_several_gpus(config: pytest.Config, items: list[pytest.Item]) -> 
         items[:] = [item for item in items if item not in wanting]
 
 
+@pytest.fixture(autouse=True)
+def _the_same_numbers_each_run() -> None:
+    """What a test draws without a seed of its own is the same in every run and every order."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is None:
         return

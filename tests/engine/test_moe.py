@@ -224,7 +224,7 @@ def test_experts_are_their_definition(num_tokens: int) -> None:
 def test_all_tokens_to_the_same_experts() -> None:
     experts = filled(Experts(tiny(), 16, "mlp", torch.float32, CPU))
     x = torch.randn(9, 16, generator=torch.Generator().manual_seed(1))
-    ids, weights = torch.tensor([[4, 1]] * 9, dtype=torch.int32), torch.rand(9, 2)
+    ids, weights = torch.tensor([[4, 1]] * 9, dtype=torch.int32), routes(9, 6, 2)[1]
     torch.testing.assert_close(
         experts(x, ids, weights).double(), dense(experts, x, ids, weights), rtol=1e-5, atol=1e-6
     )
