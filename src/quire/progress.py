@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from quire.errors import QuireError
 from quire.messages import Logprob, PromptLogprobs
-from quire.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from quire.outputs import CompletionOutput, Prefix, RequestMetrics, RequestOutput
 from quire.request import FinishReason, Request
 
 
@@ -44,20 +44,21 @@ class SequenceProgress:
                 self.cumulative_logprob += row[token_id].logprob
 
     def snapshot(self) -> CompletionOutput:
-        """Return what the sequence has said; one that has ended is copied once."""
+        """Return what the sequence has said; only one that has ended is copied, once."""
         if self.last is not None:
             return self.last
         request, detokenizer = self.request, self.request.detokenizer
         scored = self.logprobs is not None
         reason = request.finish_reason
+        taken = Prefix if reason is None else list
         completion = CompletionOutput(
             index=self.index,
             text="" if detokenizer is None else detokenizer.ready,
-            token_ids=list(request.output_token_ids),
+            token_ids=taken(request.output_token_ids),
             finish_reason=None if reason is None else str(reason),
             stop_reason=_stop_reason(request),
             cumulative_logprob=self.cumulative_logprob if scored else None,
-            logprobs=None if self.logprobs is None else list(self.logprobs),
+            logprobs=None if self.logprobs is None else taken(self.logprobs),
         )
         if reason is not None:
             self.last = completion
@@ -123,18 +124,20 @@ class RequestHandle:
             self._prompt_logprobs = rows
 
     def snapshot(self) -> RequestOutput:
-        """Return what the prompt's sequences have said so far; it shares nothing that grows."""
+        """Return what the prompt's sequences have said so far; later steps do not change it."""
         first = self.sequences[0]
+        taken = list if self.finished else Prefix
+        rows = self._prompt_logprobs
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt,
-            prompt_token_ids=self._prompt_token_ids,
+            prompt_token_ids=taken(self._prompt_token_ids),
             outputs=[sequence.snapshot() for sequence in self.sequences],
             finished=self.finished,
-            prompt_logprobs=self._prompt_logprobs,
+            prompt_logprobs=None if rows is None else taken(rows),
             metrics=RequestMetrics(
                 first.request.arrival_time,
-                list(first.token_times),
+                taken(first.token_times),
                 first.request.num_judged_drafts,
                 first.request.num_accepted_drafts,
             ),

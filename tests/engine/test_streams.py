@@ -79,19 +79,26 @@ def test_leaving_a_stream_early(llm: LLM) -> None:
 
 
 def test_what_a_reader_does_to_an_output_changes_nothing_else(llm: LLM) -> None:
-    """No list of an output is one that the engine, or the next output, goes on with."""
+    """No list of an output is one that the engine, or the next output, goes on with.
+
+    What grows is no list before the end, and nothing in it can be changed.
+    """
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=0)
     (expected,) = llm.generate([[5, 6, 7]], params)
     last = None
     for output in llm.stream([5, 6, 7], params):
         last = copy.deepcopy(output)
         (completion,) = output.outputs
-        completion.token_ids.append(99)
-        completion.logprobs = (completion.logprobs or []) * 2
-        output.prompt_token_ids.clear()
+        for said in (completion.token_ids, completion.logprobs, output.prompt_token_ids):
+            if output.finished:
+                said.clear()  # type: ignore[union-attr]
+            else:
+                with pytest.raises(TypeError):
+                    said[0] = None  # type: ignore[index]
+        completion.logprobs = None
         output.outputs.clear()
     assert last is not None
-    assert last.outputs == expected.outputs
+    assert (last.outputs, last.prompt_token_ids) == (expected.outputs, [5, 6, 7])
 
 
 def test_two_streams_at_once(llm: LLM) -> None:

@@ -52,7 +52,7 @@ def run(model: str | ModelConfig, device: torch.device, dtypes: tuple[str, ...])
             texts: list[list[int]] = []
             for begin in range(0, len(prompts), batch):
                 outputs = llm.generate(prompts[begin : begin + batch], params)
-                texts += [output.outputs[0].token_ids for output in outputs]
+                texts += [list(output.outputs[0].token_ids) for output in outputs]
             return texts
 
         alone = tokens(1)
