@@ -5,10 +5,10 @@
     python models/train_head.py --tokens runs/head-tokens.npy --out runs/heads
 
 A head (`head.py`) learns the target's distribution, as the draft does (`distill.py`), and the
-target's hidden state, as EAGLE does; after 1 … `UNROLL` of its own outputs, as EAGLE-3 does, since
-that is what it reads at later places of a round. What it will continue is the target's
-own text, so three quarters of the rows are that: prompts of the corpus continued by the target,
-half greedily, half at temperature 1.
+target's hidden state, as EAGLE does. It learns them for the first `UNROLL` places of a round: at
+the first it reads the target's states, and behind that its own outputs, as EAGLE-3's does. What it
+will continue is the target's own text, so three quarters of the rows are that: prompts of the
+corpus continued by the target, half greedily, half at temperature 1.
 
 Every head of `HEADS` that `--heads` names is trained on the same rows in the same order. `--out`
 gets `heads.safetensors`, the weights in bfloat16 as `<head>.<parameter>`, and `heads.json`: the
@@ -38,7 +38,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from train import MODELS, Loss, batches, documents, load_decoder, overrides, train
 
-UNROLL = 4  # of its own outputs that a head learns from, the first from the target's state
+UNROLL = 4  # places of a round that a head learns, the first from the target's states
 LATER = 0.8  # weight of a step's loss over that of the step before
 STATE_WEIGHT = 0.5  # of the smooth L1 loss, beside the divergence in nats
 WRITTEN_SHARE = 0.75  # of the rows of a batch: text that the target wrote
@@ -61,7 +61,7 @@ def pack(path: Path, num_tokens: int = PACKED_TOKENS, seed: int = 1) -> None:
 
 
 def new_head(shape: HeadShape, target: Decoder, recipe: Recipe) -> Head:
-    """Returns a head that begins as the identity of its state, with the target's final norm."""
+    """Returns a head that adds nothing to its state yet, with the target's final norm."""
     head = Head(shape)
     generator = torch.Generator().manual_seed(recipe.seed)
     for name, parameter in head.named_parameters():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,7 +53,20 @@ class Interruptions:
         return self._forward(*args, **kwargs)
 
 
-def random_engine(rng: random.Random, checkpoint: Folder, name: str) -> Run:
+def random_drafts(folder: Path, seed: int) -> dict[str, Any] | None:
+    """Who guesses: nobody, the text itself, or the model itself; how far, the engine may choose."""
+    rng = random.Random(f"who {seed}")
+    config: dict[str, Any] | None = rng.choice(
+        [None, {"method": "ngram", "prompt_lookup_min": 1}, {"method": "draft_model"}]
+    )
+    if config is not None:
+        config["num_speculative_tokens"] = rng.choice([1, 3, 5, "auto"])
+        if config["method"] == "draft_model":
+            config["model"] = folder
+    return config
+
+
+def random_engine(rng: random.Random, checkpoint: Folder, name: str, seed: int) -> Run:
     """An engine whose cache holds one of the longest requests and a little more."""
     block_size = rng.choice([8, 8, 16])
     longest = MAX_MODEL_LEN // block_size
@@ -66,6 +80,7 @@ def random_engine(rng: random.Random, checkpoint: Folder, name: str) -> Run:
         enable_prefix_caching=rng.random() < 0.75,
         policy=rng.choice(list(POLICIES)),
         overlap=rng.random() < 0.6,
+        speculative_config=random_drafts(checkpoint(name), seed),
     )
 
 
@@ -170,7 +185,7 @@ def alone(checkpoint: Folder) -> dict[str, Alone]:
 def test_random_requests(seed: int, checkpoint: Folder, alone: dict[str, Alone]) -> None:
     rng = random.Random(seed)
     name = CHECKPOINTS[seed % len(CHECKPOINTS)]
-    run = random_engine(rng, checkpoint, name)
+    run = random_engine(rng, checkpoint, name, seed)
     submitted: list[tuple[RequestHandle, SamplingParams]] = []
     interruptions = Interruptions(run)
     while len(submitted) < NUM_REQUESTS or run.llm.engine.has_requests:

@@ -24,6 +24,7 @@ from quire.sampling.drafts import Drafts
 from quire.speculation.config import SpeculativeConfig
 from quire.speculation.controller import LengthController
 from quire.speculation.coupled import accept_equal
+from quire.speculation.host import HostDrafting
 from quire.speculation.ngram import NGramProposer
 from quire.speculation.proposer import ProposeContext
 
@@ -464,6 +465,42 @@ def test_only_guesses_of_the_host_are_waited_for(
     llm = LLM("quire-mini-draft", **SIZES, overlap=True, speculative_config=config)
     llm.generate(CODE[0], params)
     assert most[3] == in_flight
+
+
+def test_what_the_host_knows_of_a_text_that_was_preempted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With three steps in flight a request may be back in its row before its last life's answer."""
+    monkeypatch.setattr(LengthController, "choose", lambda self, batch: 0)
+    params = SamplingParams(max_tokens=100, temperature=0, ignore_eos=True)
+    plain = LLM("quire-mini-draft", **SIZES)
+    outputs = plain.generate(list(CODE) * 2, params, use_tqdm=False)
+    texts = texts_of(outputs)
+    propose, looked = HostDrafting.propose, []
+
+    def watched(self: HostDrafting, *args: Any) -> dict[str, int]:
+        numbers = propose(self, *args)
+        for entry in args[0]:
+            if self._owners[entry.row] == entry.request_id:
+                known = tuple(self._known[entry.row, : self._num_known[entry.row]].tolist())
+                assert any(text[: len(known)] == known for text in texts), entry
+                looked.append(entry)
+        return numbers
+
+    monkeypatch.setattr(HostDrafting, "propose", watched)
+    trace = Trace()
+    llm = LLM(
+        "quire-mini-draft",
+        tensor_parallel_size=2,
+        distributed_executor_backend="lockstep",
+        speculative_config={"method": "ngram"},
+        overlap=True,
+        block_size=8,
+        num_blocks=24,
+        trace=trace,
+        **SIZES,
+    )
+    assert_same(llm.generate(list(CODE) * 2, params, use_tqdm=False), outputs)
+    assert any(decision.kind == "preempt" for decision in trace.decisions())
+    assert len(looked) > 500
 
 
 @pytest.mark.parametrize("stop", range(3))

@@ -114,7 +114,7 @@ class LengthController:
         return shares
 
     def observe(self, output: SchedulerOutput, result: StepResult, seconds: float) -> None:
-        """Learn from a step behind which guesses had been asked for before.
+        """Learn what a step took and, where guesses had been asked for, how many stood.
 
         Args:
             seconds: from the end of the step before it to its own.

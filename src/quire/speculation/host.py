@@ -46,8 +46,7 @@ class HostDrafting:
         for request in output.new_requests:
             self._owners[request.row] = request.request_id
             self._speculates[request.row] = request.sampling_params.speculate
-            self._num_known[request.row] = 0
-            self._extend(request.row, request.token_ids)
+            self._write(request.row, 0, request.token_ids)
 
     def queue(self, output: SchedulerOutput) -> None:
         """Nothing to queue: the tokens must be known first."""
@@ -75,7 +74,7 @@ class HostDrafting:
             for entry in entries
             if told.get(entry.request_id) and self._owners[entry.row] == entry.request_id
         ]
-        self._take([(entry.row, told[entry.request_id]) for entry in entries])
+        self._take(entries, told)
         guessing = [entry for entry in entries if self._speculates[entry.row]]
         if not guessing or most == 0:
             return {}
@@ -98,18 +97,22 @@ class HostDrafting:
             self._token_ids[sent[0], sent[1]] = sent[2]
         return numbers
 
-    def _take(self, told: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Take a step's tokens of each row: in one write if it gave each one token."""
-        if any(len(tokens) != 1 for _, tokens in told):
-            for row, tokens in told:
-                self._extend(row, tokens)
-            return
-        rows = [row for row, _ in told]
-        self._known[rows, [self._num_known[row] for row in rows]] = [ids[0] for _, ids in told]
-        for row in rows:
-            self._num_known[row] += 1
+    def _take(self, entries: Sequence[ScheduledEntry], told: Mapping[str, Sequence[int]]) -> None:
+        """Take a step's tokens of each row: in one write if it gave each one token.
 
-    def _extend(self, row: int, token_ids: Sequence[int]) -> None:
-        begin = self._num_known[row]
+        They go to their positions: a step that was queued before its request was preempted says
+        a token that the request's next life says again.
+        """
+        if any(len(told[entry.request_id]) != 1 for entry in entries):
+            for entry in entries:
+                self._write(entry.row, entry.chosen_positions.start, told[entry.request_id])
+            return
+        rows = [entry.row for entry in entries]
+        positions = [entry.chosen_positions.start for entry in entries]
+        self._known[rows, positions] = [told[entry.request_id][0] for entry in entries]
+        for row, position in zip(rows, positions, strict=True):
+            self._num_known[row] = position + 1
+
+    def _write(self, row: int, begin: int, token_ids: Sequence[int]) -> None:
         self._known[row, begin : begin + len(token_ids)] = token_ids
         self._num_known[row] = begin + len(token_ids)

@@ -65,7 +65,7 @@ class DraftRoom:
         """Return how many guesses a model makes behind a request's queued tokens.
 
         Each is computed behind the one before it, the first where the last token is: all in
-        the places of the request's blocks.
+        the request's blocks, which hold `num_places` positions.
         """
         if request.num_placeholders == 0 or not request.sampling_params.speculate:
             return 0
