@@ -169,7 +169,7 @@ def not_yet(student: Subject, variant: str) -> None:
 
 
 def rule(student: Subject, variant: str) -> None:
-    """Your variant's rule: a client's quota, two candidates a position, or a grammar."""
+    """The rule of your variant."""
     if variant == "pair":
         made = _request(variant, [7, 6, 0, 0, 3], [[7, 4], [5, 6]])
         want = [_answer(variant, [7, 6, 3], [0, 1, 4])]
@@ -401,7 +401,7 @@ def compete(student: Subject, variant: str) -> None:
 
 
 def rule_of_plan(student: Subject, variant: str) -> None:
-    """Your variant's rule: a client's quota, a tree of two candidates a place, or forced places."""
+    """The rule of your variant."""
     if variant == "pair":
         wish = {"most": 2, "history": []}
         want = [[[0], [1], [0, 0], [0, 1], [1, 0]]]
