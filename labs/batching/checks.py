@@ -234,7 +234,7 @@ def decodes(student: Subject, variant: str) -> None:
 
 
 def passes_on(student: Subject, variant: str) -> None:
-    """A prompt that can get no chunk holds up nobody: one behind it may still fit."""
+    """A prompt that can get no chunk does not end the step: one behind it may still fit."""
     # By any variant's rule the first prompt comes first.
     first = _wish(variant, "a", 9, 1, deadline=15, served=0)
     second = _wish(variant, "b", 3, 9, deadline=19, served=1)

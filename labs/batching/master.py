@@ -434,13 +434,10 @@ labkit.check("continuous")
 #   decodes, those that have waited longest are served, among equals those listed first.
 # - Blocks are cached when they are full, so a chunk that does not end its prompt is a multiple of
 #   `block`.
-# ### BEGIN VARIANT deadline shortest
-# - A prompt that can get no such chunk gets 0 and holds up nobody, be it for the budget or for the
-#   pairs below: one behind it may still fit.
-# ### END VARIANT
+# - A prompt that can get no such chunk, be it for the budget or for the pairs below, gets none. That
+#   does not end the step: another prompt behind it may still fit.
 # ### BEGIN VARIANT fair
-# - A turn that does not fit, be it for the budget or for the pairs below, ends the turns of its
-#   client alone: a turn of another client may still fit.
+#   In your variant this is a prompt of another client.
 # ### END VARIANT
 #
 # The pairs:

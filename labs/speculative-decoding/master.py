@@ -185,7 +185,7 @@ labkit.check("propose")
 # would choose one more token, and no candidates stand behind it.
 # ### END VARIANT
 # ### BEGIN VARIANT grammar
-# With the drafts `[7, 5]` and `state` 0 there are three rows:
+# With the drafts `[7, 5]` there are three rows. Here `state` is 0:
 #
 # | row | at position | state | chooses | because | goes on in row |
 # |---|---|---|---|---|---|
@@ -393,7 +393,8 @@ labkit.check("verify")
 # What is settled, in this order:
 #
 # - First the positions of rejected drafts are taken back: of the positions behind the known tokens
-#   as many stay computed as drafts were kept. Then the tokens are appended. Last the blocks are published.
+#   as many stay computed as drafts were kept. Then the tokens are appended. Last the blocks are
+#   published.
 # - So behind a step that samples all known tokens are computed but the last.
 # - A block is published when all its positions are computed, all of known tokens. Each `settle`
 #   returns the blocks that became so since the last, from the first on, with their tokens.

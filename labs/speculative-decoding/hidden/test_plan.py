@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from labkit.reader.values import describe
+
+from .driving import pure
 from .plan_oracle import plan
 
 RULES = {
@@ -35,7 +39,14 @@ def request(variant, most, records, client="a", quota=99, forced=()):
 
 def _judge(student, variant, costs, requests, recent=99, because=""):
     want = plan(variant, costs, requests, recent)
-    student.expect("plan", costs, requests, recent, want=want, because=because)
+    said = functools.partial(_said, costs, requests, recent)
+    student.expect("plan", costs, requests, recent, want=want, because=because, said=said)
+
+
+def _said(costs, requests, recent):
+    """The call in words: all of each request."""
+    shown = [", ".join(f"{key} {value}" for key, value in one.items()) for one in requests]
+    return f"plan with recent {recent}, costs {describe(costs)}, requests: " + "; and ".join(shown)
 
 
 def _costs(base, *more):
@@ -150,9 +161,10 @@ def test_rule_of_the_variant(student, variant, histories, numbers, base, steps):
 )  # fmt: skip
 @example(histories=[], most=2, base=5, steps=[0, 0, 0], recent=3)
 def test_any_step(student, variant, histories, most, base, steps, recent):
-    """Any step, one without requests included."""
+    """Any step, one without requests included; nothing of it is changed."""
     requests = [
         request(variant, (most + i) % 4, records, "ab"[i % 2], 1 + most, forced=[i])
         for i, records in enumerate(histories)
     ]
-    _judge(student, variant, _costs(base, 0, *steps), requests, recent)
+    args = (_costs(base, 0, *steps), requests, recent)
+    pure(student, "plan", *args, want=plan(variant, *args))
