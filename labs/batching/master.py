@@ -207,8 +207,8 @@ labkit.check("static")
 # - Each request has a rank. It starts at the request's `priority`, and it falls by one for every
 #   `patience` calls of `schedule` since it was added, not counting the present one: it is
 #   `priority - calls // patience`. Calls while the request ran count, too.
-# - Of those that wait the request of the lowest rank goes first, among equals the first added. So no
-#   one who waits is passed for ever.
+# - Of those that wait the request of the lowest rank goes first, among equals the first added. So
+#   no one who waits is passed for ever.
 # - A waiting request is admitted while a seat is free and its client has fewer than `per_client`
 #   requests running; one whose client has no seat left is passed over and holds up nobody.
 # - It gets the free seat of the smallest number, 0 to `num_seats - 1`, and keeps it while it runs.
@@ -434,8 +434,8 @@ labkit.check("continuous")
 #   decodes, those that have waited longest are served, among equals those listed first.
 # - Blocks are cached when they are full, so a chunk that does not end its prompt is a multiple of
 #   `block`.
-# - A prompt that can get no such chunk, be it for the budget or for the pairs below, gets none. That
-#   does not end the step: another prompt behind it may still fit.
+# - A prompt that can get no such chunk, be it for the budget or for the pairs below, gets none.
+#   That does not end the step: another prompt behind it may still fit.
 # ### BEGIN VARIANT fair
 #   In your variant this is a prompt of another client.
 # ### END VARIANT
@@ -696,7 +696,7 @@ labkit.check("engine")
 #
 # The class below has the methods of quire's `Scheduler` protocol on the outside and your parts
 # inside. It leaves one method of the protocol out, `guess`. The engine calls `guess` only where it
-# chooses the number of drafts itself (`num_speculative_tokens` is `"auto"`), and here nobody drafts.
+# chooses the number of drafts itself (`num_speculative_tokens` is `"auto"`); here nobody drafts.
 # Greedy tokens must be quire's own, whoever waits, is preempted or computed in chunks; the cell
 # asserts it, with a cache so small that requests are preempted.
 

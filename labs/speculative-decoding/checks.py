@@ -6,6 +6,7 @@ from typing import Any
 
 from labkit.reader.subject import Subject
 
+
 def _unchanged(student: Subject, name: str, *args: Any) -> None:
     """No argument changes."""
     _, after = student.call_returning(range(len(args)), name, *args)

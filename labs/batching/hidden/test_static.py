@@ -9,6 +9,7 @@ from labkit.grading.twin import Twin
 
 from .static_oracle import StaticOracle
 
+
 def entries_of(step):
     """What a step computes, without its padding: that is judged by one test."""
     return step.get("entries") if type(step) is dict else step
