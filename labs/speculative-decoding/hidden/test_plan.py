@@ -125,6 +125,10 @@ def test_ties(student, variant, which, base, steps):
     # One draft more brings exactly what it costs: 1 / 6 = (3 / 2) / 9, or (4 / 3) / 8.
     for costs in ([0, 6, 9], [0, 6, 8], [0, 12, 18, 21, 30]):
         _judge(student, variant, costs, [request(variant, 2, [])])
+    # The second draft of the first request and the first of the second are both worth 1/2.
+    equal = [request(variant, 2, [(2, 2), (1, 1)]), request(variant, 2, [])]
+    why = "" if variant == "pair" else "the values are 3/4, 1/2 and 1/2, two of them of the first"
+    _judge(student, variant, [0, 9, 10, 10, 10, 99, 99], equal, because=why)
     # Two drafts are exactly worth the time that they add; in floats they seem to be worth more.
     _judge(student, variant, [0, 9, 16, 15], [request(variant, 2, [(2, 1), (3, 0)])])
 
