@@ -468,9 +468,10 @@ labkit.check("continuous")
 # - A wish also has `client` and `served`, the tokens that its client was given before this step.
 #   Prompts are dealt to in turns of one `block`, or of all that is left of a prompt if that is
 #   less. A client's tokens are its `served` and all that this step has given it so far, its decodes
-#   included. The next turn is of the client with the fewest tokens, among equals the one whose first
-#   unfinished prompt is listed first. The turn goes to that prompt. A client whose turn does not fit into what is left of the budget or of the pairs
-#   gets no more turns in this step, not for its other prompts either.
+#   included. The next turn is of the client with the fewest tokens, among equals the one whose
+#   first unfinished prompt is listed first. The turn goes to that prompt. A client whose turn does
+#   not fit into what is left of the budget or of the pairs gets no more turns in this step, not for
+#   its other prompts either.
 # ### END VARIANT
 # ### BEGIN VARIANT deadline
 # - A wish also has `deadline`, the step by which its prompt should be complete. A prompt can still
