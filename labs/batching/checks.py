@@ -74,7 +74,7 @@ def joins(student: Subject, variant: str) -> None:
 
 
 def shares(student: Subject, variant: str) -> None:
-    """A client has its share of the seats, and age makes urgent."""
+    """A client has its share of the seats, and age lowers a rank."""
     server = student.new("Scheduler", 2, 1, 2)
     for name, client, priority in (("a", "ada", 0), ("b", "ada", 0), ("c", "bob", 1)):
         server.expect("add", name, client, priority, 3, 1, 2, want=None)
@@ -83,7 +83,7 @@ def shares(student: Subject, variant: str) -> None:
     server.expect("schedule", want=[])
     server.expect("update", 1, [], want=["a", "c"])
     server.expect("add", "d", "ada", -1, 3, 1, 3, want=None)
-    why = "b has waited 2 calls, so its number is -1, too"
+    why = "b has waited 2 calls, so its rank is -1, too"
     server.expect("schedule", want=[["b", 0, 2, 1]], because=why)
     server.expect("abort", "b", want=None)
     server.expect("schedule", want=[["d", 0, 2, 1]], because="one position of d is left")
@@ -118,7 +118,7 @@ def stale(student: Subject, variant: str) -> None:
 
 
 def ages(student: Subject, variant: str) -> None:
-    """A number falls by one for every `patience` calls before the present one."""
+    """A rank falls by one for every `patience` calls before the present one."""
     server = student.new("Scheduler", 1, 9, 2)
     server.expect("add", "x", "ada", 0, 3, 1, 0, want=None)
     server.expect("add", "z", "ada", 1, 3, 1, 0, want=None)
@@ -234,7 +234,7 @@ def decodes(student: Subject, variant: str) -> None:
 
 
 def passes_on(student: Subject, variant: str) -> None:
-    """A prompt that can get no chunk holds up nobody: one behind it may still fit."""
+    """A prompt that can get no chunk does not end the step: one behind it may still fit."""
     # By any variant's rule the first prompt comes first.
     first = _wish(variant, "a", 9, 1, deadline=15, served=0)
     second = _wish(variant, "b", 3, 9, deadline=19, served=1)

@@ -27,8 +27,9 @@
 # differs from quire's on purpose; the sentences that say how are the ones the hidden tests judge.
 #
 # Four words are used throughout. A request has *positions*, counted from the start of its prompt;
-# a step *computes* some of them. Computing the position of the last token there is *samples* the
-# next token, which the request then has *said*. A *seat* is a place for one request in the steps.
+# a step *computes* some of them. A step that computes the position of a request's last known token
+# *samples* the next token, and the request has then *said* that token. A *seat* is a place for one
+# request in the steps.
 # So a request with a prompt of 5 that may say 3 tokens computes positions 0 to 4 and says its
 # first, then 5, then 6, and is done: the last token is never computed.
 #
@@ -71,8 +72,9 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 #
 # The batch:
 #
-# - A batch is formed only when none runs. It takes the oldest waiting request and, up to
-#   `num_seats` in all, those whose prompts are nearest to it in length, among equals the older.
+# - A batch is formed only when none runs, by `schedule`, so of all that wait at that call. It takes
+#   the oldest waiting request and, up to `num_seats` in all, those whose prompts are nearest to the
+#   prompt of that oldest one in length, longer or shorter, among equals the older.
 # - A batch's first step computes the prompts, each whole; every later step one position of each
 #   request that has not finished.
 # - A request finishes when it has said `output` tokens or is in `ended`. Every entry of a step
@@ -202,11 +204,11 @@ labkit.check("static")
 # Who runs. A request *waits* from its `add` until it is admitted; then it *runs*, until it ends,
 # is aborted or is preempted. Each `schedule` first admits, one after another:
 #
-# - The most urgent goes first, which is the request of the smallest number, among equals the first
-#   added.
-# - A request starts with its `priority`, and its number falls by one for every `patience` calls of
-#   `schedule` since it was added, not counting the present one: it is
-#   `priority - calls // patience`. No one who waits is passed for ever.
+# - Each request has a rank. It starts at the request's `priority`, and it falls by one for every
+#   `patience` calls of `schedule` since it was added, not counting the present one: it is
+#   `priority - calls // patience`. Calls while the request ran count, too.
+# - Of those that wait the request of the lowest rank goes first, among equals the first added. So
+#   no one who waits is passed for ever.
 # - A waiting request is admitted while a seat is free and its client has fewer than `per_client`
 #   requests running; one whose client has no seat left is passed over and holds up nobody.
 # - It gets the free seat of the smallest number, 0 to `num_seats - 1`, and keeps it while it runs.
@@ -382,8 +384,13 @@ labkit.check("continuous")
 #
 # **Specification.** `pack` returns for each wish how many tokens it gets in this step, none more
 # than it wants and never more than `budget` tokens in all. First every decode gets its token; what
+# ### BEGIN VARIANT deadline shortest
 # is left goes to prompts, one after another in the order of your variant, each as much as it can
 # get.
+# ### END VARIANT
+# ### BEGIN VARIANT fair
+# is left is dealt to prompts in turns, by the rule of your variant at the end.
+# ### END VARIANT
 #
 # A wish is a dict, and `now` is the number of this step:
 #
@@ -409,7 +416,7 @@ labkit.check("continuous")
 # block. With `pairs` 300, b gets 4 as well and c gets 2: 31 + 170 + 3 = 204 pairs.
 # ### END VARIANT
 # ### BEGIN VARIANT fair
-# | wish | `start`, `count` | turn of | its pairs | gets | budget, pairs left |
+# | wish | `start`, `count` | tokens of the turn | its pairs | gets | budget, pairs left |
 # |---|---|---|---|---|---|
 # | a, a decode | 30, 1 | 1 | 31 | 1 | 8, 169 |
 # | b, a prompt of client 1 | 40, 9 | 4 | 4 · 40 + 10 = 170 | 4 | 4, -1 |
@@ -427,16 +434,24 @@ labkit.check("continuous")
 #   decodes, those that have waited longest are served, among equals those listed first.
 # - Blocks are cached when they are full, so a chunk that does not end its prompt is a multiple of
 #   `block`.
-# - A prompt that can get no such chunk gets 0 and holds up nobody, be it for the budget or for the
-#   pairs below: one behind it may still fit.
+# - A prompt that can get no such chunk, be it for the budget or for the pairs below, gets none.
+#   That does not end the step: another prompt behind it may still fit.
+# ### BEGIN VARIANT fair
+#   In your variant this is a prompt of another client.
+# ### END VARIANT
 #
 # The pairs:
 #
 # - Each position attends to all before it and to itself, so `c` positions behind `n` others make
 #   `c * n + c * (c + 1) // 2` pairs, and a decode makes `start + 1`.
 # - A prompt gets a chunk only if its pairs and those of everything that this step has given out
-#   already, the decodes that are served included, are at most `pairs` in all. If the largest chunk
-#   has too many, a smaller one may fit.
+#   already, the decodes that are served included, are at most `pairs` in all.
+# ### BEGIN VARIANT deadline shortest
+#   If the largest chunk has too many, a smaller one may fit: the prompt gets the largest that does.
+# ### END VARIANT
+# ### BEGIN VARIANT fair
+#   Each turn is such a chunk, and its `n` includes what earlier turns of this step gave.
+# ### END VARIANT
 # - But nobody may wait for ever: while no prompt has got anything in this step, a prompt may have
 #   one `block`, or all that is left of it if that is less, whatever its pairs. They count for those
 #   behind it. The budget bounds that chunk, too.
@@ -452,10 +467,11 @@ labkit.check("continuous")
 # ### BEGIN VARIANT fair
 # - A wish also has `client` and `served`, the tokens that its client was given before this step.
 #   Prompts are dealt to in turns of one `block`, or of all that is left of a prompt if that is
-#   less. The next turn is of the client with the fewest tokens, those of this step and its served
-#   decodes included, among equals the one whose first unfinished prompt is listed first; it goes to
-#   that prompt. A client whose turn does not fit into what is left of the budget or of the pairs
-#   gets no more turns in this step, not for its other prompts either.
+#   less. A client's tokens are its `served` and all that this step has given it so far, its decodes
+#   included. The next turn is of the client with the fewest tokens, among equals the one whose
+#   first unfinished prompt is listed first. The turn goes to that prompt. A client whose turn does
+#   not fit into what is left of the budget or of the pairs gets no more turns in this step, not for
+#   its other prompts either.
 # ### END VARIANT
 # ### BEGIN VARIANT deadline
 # - A wish also has `deadline`, the step by which its prompt should be complete. A prompt can still
@@ -596,14 +612,21 @@ labkit.check("chunked")
 #   blocks or another new one. So when one new request gives way, so do all new ones behind it, or a
 #   long prompt would be overtaken for ever.
 #
-# In quire. The class after the check passes these arguments: `Scheduler(6, per_client, 16)` with
-# 3 or 6 seats a client; `add` with `priority` 0 and `cached` 0; `schedule` and `update` once for
-# each step, with two steps in flight where quire overlaps them; `Memory` with quire's blocks of 8
-# positions, 2 of them spare. `place` gets all entries of `schedule`, as they stand. The requests
-# that it returns are preempted and freed; with a budget, `pack` gets the other entries as wishes
-# (where there are deadlines, 12 steps after the arrival), and `trim` is called for each that got
-# less. The greedy tokens must be those that quire's own
-# scheduler gives. Your own `Scheduler` of task 2 runs here, so a fault of task 2 shows here, too.
+# In quire. The class after the check uses your parts so:
+#
+# - `Scheduler(6, per_client, 16)` has 3 or 6 seats a client. `add` passes `priority` 0 and `cached`
+#   0. `schedule` and `update` are called once for each step, with two steps in flight where quire
+#   overlaps them.
+# - `Memory` has quire's blocks of 8 positions, 2 of them spare. `place` gets all entries of
+#   `schedule`, as they stand. The requests that it returns are preempted and freed.
+# - With a budget, `pack` gets the other entries as wishes, and `trim` is called for each that got
+#   less than it wanted.
+# ### BEGIN VARIANT deadline
+#   A deadline is 12 steps after the arrival.
+# ### END VARIANT
+#
+# The greedy tokens must be those that quire's own scheduler gives. Your own `Scheduler` of task 2
+# runs here, so a fault of task 2 shows here, too.
 #
 # *Section of the chapter:* *Seats, room, and who must leave*.
 #
@@ -672,13 +695,18 @@ labkit.check("engine")
 # %% [markdown]
 # ### In the engine
 #
-# The class below is all it takes: quire's `Scheduler` protocol on the outside, your parts inside.
+# The class below has the methods of quire's `Scheduler` protocol on the outside and your parts
+# inside. It leaves one method of the protocol out, `guess`. The engine calls `guess` only where it
+# chooses the number of drafts itself (`num_speculative_tokens` is `"auto"`); here nobody drafts.
 # Greedy tokens must be quire's own, whoever waits, is preempted or computed in chunks; the cell
 # asserts it, with a cache so small that requests are preempted.
 
 # %%
 import itertools
 import time
+import warnings
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # no widgets
 
 import torch
 

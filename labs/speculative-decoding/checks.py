@@ -6,6 +6,15 @@ from typing import Any
 
 from labkit.reader.subject import Subject
 
+
+def _unchanged(student: Subject, name: str, *args: Any) -> None:
+    """No argument changes."""
+    _, after = student.call_returning(range(len(args)), name, *args)
+    for place, (left, given) in enumerate(zip(after, args, strict=True)):
+        call = f"{student.said(name, *args)}, and looked at argument {place} afterwards"
+        student.compare(call, left, given, because="no function changes its arguments")
+
+
 NEVER = 99  # a separator that no text holds
 RACE = [5, 4, 6]  # of 8 equal weights with seed 11, at the positions 5, 6 and 7
 
@@ -27,6 +36,7 @@ def votes(student: Subject, variant: str) -> None:
     _propose(student, [1, 1, 1, 2, 1, 1], 2, 1, [2], why)
     _propose(student, [1, 2, 1, 3, 1], 1, 1, [3], "2 and 3 followed once each, 3 later")
     _propose(student, [1, 2, 1, 3, 1], 1, 0, [], "no drafts are wanted")
+    _unchanged(student, "propose", [1, 2, 1, 3, 1], 1, 1, NEVER, 2)
 
 
 def backs_off(student: Subject, variant: str) -> None:
@@ -114,6 +124,7 @@ def kept(student: Subject, variant: str) -> None:
     made = _says(variant, [7, 5, 3], [7, 5])
     why = "both are kept, and a token is said behind them"
     _verify(student, [made], [_answer(variant, [7, 5, 3], rows)], why)
+    _unchanged(student, "verify", [made])
     _verify(student, [_request(variant, [4], [])], [_answer(variant, [4], [0])], "no drafts")
     ties = _request(variant, [4], []) | {"weights": [[1, 3, 3]]}
     if variant == "grammar":
@@ -169,7 +180,7 @@ def not_yet(student: Subject, variant: str) -> None:
 
 
 def rule(student: Subject, variant: str) -> None:
-    """Your variant's rule: a client's quota, two candidates a position, or a grammar."""
+    """The rule of your variant."""
     if variant == "pair":
         made = _request(variant, [7, 6, 0, 0, 3], [[7, 4], [5, 6]])
         want = [_answer(variant, [7, 6, 3], [0, 1, 4])]
@@ -372,6 +383,7 @@ def table(student: Subject, variant: str) -> None:
         wish = _wish(variant, 3, (3, 3), (3, 1), (2, 2), (3, 0))
         _plan(student, variant, [0, 10, 11, 12, 20], [wish], [2], "the table's request")
         _plan(student, variant, [0, 10, 11, 12], [wish], [2], "there is no time for 4 rows")
+        _unchanged(student, "plan", [0, 10, 11, 12], [wish], 2)
         _plan(student, variant, [0, 10, 11, 12, 14], [wish], [2], "the third is worth 4/15")
         _plan(student, variant, [0, 100, 165], [wish], [1], "the first is worth 4/6")
         _plan(student, variant, [0, 10, 18, 18, 18], [wish], [3], "only the first row is dear")
@@ -401,7 +413,7 @@ def compete(student: Subject, variant: str) -> None:
 
 
 def rule_of_plan(student: Subject, variant: str) -> None:
-    """Your variant's rule: a client's quota, a tree of two candidates a place, or forced places."""
+    """The rule of your variant."""
     if variant == "pair":
         wish = {"most": 2, "history": []}
         want = [[[0], [1], [0, 0], [0, 1], [1, 0]]]

@@ -185,7 +185,7 @@ labkit.check("propose")
 # would choose one more token, and no candidates stand behind it.
 # ### END VARIANT
 # ### BEGIN VARIANT grammar
-# With the drafts `[7, 5]` there are three rows:
+# With the drafts `[7, 5]` there are three rows. Here `state` is 0:
 #
 # | row | at position | state | chooses | because | goes on in row |
 # |---|---|---|---|---|---|
@@ -212,8 +212,8 @@ labkit.check("propose")
 #   that of the token being chosen, one further for each token that this step has said before it.
 # - A token of weight 0 is never chosen. Weights need not add up to 1.
 # - Where `seed` is `None` the token of the largest weight is chosen, among equals the smallest.
-# - While fewer than `least` tokens have been said, this step's included, no token of `stops` may be
-#   chosen; so with `least` 2 neither the first nor the second token of this step is a stop.
+# - While this step has said fewer than `least` tokens for a request, no token of its `stops` may be
+#   chosen. So with `least` 2 neither the first nor the second token of this step is a stop.
 # - In every row that is used some token is left to choose. Rows that are not used may hold
 #   anything.
 #
@@ -392,8 +392,9 @@ labkit.check("verify")
 #
 # What is settled, in this order:
 #
-# - First the rejected drafts are taken back: as many positions behind the known tokens stay
-#   computed as drafts were kept. Then the tokens are appended. Last the blocks are published.
+# - First the positions of rejected drafts are taken back: of the positions behind the known tokens
+#   as many stay computed as drafts were kept. Then the tokens are appended. Last the blocks are
+#   published.
 # - So behind a step that samples all known tokens are computed but the last.
 # - A block is published when all its positions are computed, all of known tokens. Each `settle`
 #   returns the blocks that became so since the last, from the first on, with their tokens.
@@ -546,7 +547,8 @@ labkit.check("ledger")
 # the number of drafts follows from what steps cost and from what drafts have brought lately.
 #
 # **Specification.** `plan` gets the measured times of steps and the requests of the next one, and
-# returns for each request which drafts to compute, so that the tokens expected per time are most.
+# returns for each request which drafts to compute, so that the step has the most tokens expected
+# per time.
 #
 # `costs[n]` is the time of a step with `n` rows, a whole number; a step may have at most
 # `len(costs) - 1` rows. A request is a dict:
@@ -826,6 +828,9 @@ labkit.check("engine")
 # %%
 import random
 import time
+import warnings
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # no widgets
 
 import torch
 

@@ -11,7 +11,8 @@ NOW = 40
 MANY = 1 << 40  # pairs that bound nothing
 RULES = {
     "shortest": "the fewest tokens left first, but whoever has waited 8 steps or more before all",
-    "fair": "each turn is of the client with the fewest tokens, this step's and decodes included",
+    "fair": "each turn is of the client with the fewest tokens, this step's and decodes included;"
+    " a client whose turn does not fit gets no more",
     "deadline": "first those that can still meet their deadline, the earliest first",
 }
 
@@ -43,6 +44,11 @@ def _said(budget, pairs, block, shown):
         rest = [f"{k} {w[k]}" for k in ("start", "since", "client", "served", "deadline") if k in w]
         parts.append(f"{'decode' if w['decode'] else w['count']} ({', '.join(rest)})")
     return f"pack({budget}, {pairs}, {block}, wishes, {NOW}) with the wishes " + "; ".join(parts)
+
+
+def _strangers(wishes):
+    """The wishes, each of a client of its own: what one may get does not bar another."""
+    return [w | {"client": f"c{i}"} for i, w in enumerate(wishes)]
 
 
 @st.composite
@@ -104,7 +110,8 @@ def test_more_decodes_than_budget(student, variant, waits, short, prompt):
 @example(step=(7, 4, [wish(0, 7)]))
 def test_whole_blocks(student, variant, step):
     """A prompt is cut at the border of a block only; its own end need not be one."""
-    _judge(student, variant, *step)
+    budget, block, wishes = step
+    _judge(student, variant, budget, block, _strangers(wishes))
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=2, max_size=5), budget=st.integers(1, 12))
@@ -114,10 +121,10 @@ def test_no_head_of_line(student, variant, lengths, budget):
     """Where no block of the first prompt fits, the end of another may."""
     # Long ago, an early deadline and few tokens put the long prompts first in any variant.
     wishes = [
-        wish(i, n, waited=1 + n * 3, client=i % 3, deadline=60 - n, served=9 - 3 * (i % 3))
+        wish(i, n, waited=1 + n * 3, deadline=60 - n, served=9 - 3 * (i % 3))
         for i, n in enumerate(lengths)
     ]
-    _judge(student, variant, budget, 4, wishes)
+    _judge(student, variant, budget, 4, _strangers(wishes))
 
 
 @given(
@@ -185,6 +192,7 @@ def test_one_block_for_a_start(
 @example(step=(8, 4, [wish(0, 4, deadline=40), wish(1, 8, deadline=40), wish(2, 4, deadline=41)]))
 @example(step=(3, 2, [wish(0, 1, True, client=1), wish(1, 9, served=1), wish(2, 9, client=1)]))
 @example(step=(6, 2, [wish(0, 2), wish(1, 9, client=1), wish(2, 9)]))
+@example(step=(3, 4, [wish(0, 9), wish(1, 2)]))  # the first turn does not fit
 def test_rule_of_the_variant(student, variant, step):
     """The order of the prompts."""
     _judge(student, variant, *step, because=f"the rule of your variant: {RULES[variant]}")

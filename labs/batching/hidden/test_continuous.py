@@ -184,7 +184,7 @@ def test_preempted(student, variant, day, ahead):
     for i in range(4):
         steps.add(f"r{i}", 2 + i, 6, priority=i // 2, cached=1)
     for which, quiet, _ in day:
-        entries = steps.plan()
+        entries = steps.plan("who was preempted has the rank and order that it has had since `add`")
         if entries and quiet < 5:
             steps.call("preempt", entries[which % len(entries)][0])
         while len(steps.flying) > ahead:

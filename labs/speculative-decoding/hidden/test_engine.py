@@ -5,15 +5,16 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from .driving import pure
 from .engine_oracle import draft, tally
 from .in_quire import LONGEST, SEPARATOR, SHORTEST, TRIALS, K, plain_tokens, run
 
 TEXT = st.lists(st.integers(1, 2), min_size=1, max_size=14)
 
 
-def _judge(student, texts, k, trials, longest=2, because=""):
+def _judge(student, texts, k, trials, longest=2):
     args = (texts, longest, 1, 0, k, trials)
-    student.expect("draft", *args, want=draft(*args), because=because)
+    student.expect("draft", *args, want=draft(*args))
 
 
 @given(text=TEXT, trials=st.integers(1, 5))
@@ -67,7 +68,7 @@ def test_behind_the_end(student, variant, numbers, cut):
         [drafts, said[: i % (cut + 1)]] for i, (drafts, said) in enumerate(_records(numbers))
     ]
     records += [[[4, 5, 6], [4, 5]], [[4, 5, 6], [4]], [[4, 5], []]]
-    student.expect("tally", records, want=tally(records))
+    pure(student, "tally", records, want=tally(records))
 
 
 def _served(student, seed):

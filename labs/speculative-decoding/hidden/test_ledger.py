@@ -99,15 +99,19 @@ def test_chunks(student, variant, prompt, budgets):
 @example(max_len=8, prompt=5, drafts=3)
 @example(max_len=6, prompt=6, drafts=2)
 def test_length_limit(student, variant, max_len, prompt, drafts):
-    """With all drafts kept and one token more a request has at most `max_len` tokens."""
+    """With all drafts kept and one token more a request has at most `max_len` tokens.
+
+    The draft model has computed drafts that were left out, and none where the plan was refused.
+    """
     steps = Day(student, max_len=max_len)
     steps.add("a", prompt)
     for i in range(9):
         planned = steps.plan("a", drafts)
-        steps.look("a")
+        steps.look("a", draft_model=True)
         if planned is None:
             break
         steps.settle(planned, 5 if i % 2 else 1)
+        steps.look("a", draft_model=True)
     steps.add("b", max_len)
     chunk = steps.plan("b", drafts, max_len - 1)
     steps.settle(chunk)
@@ -165,6 +169,12 @@ def test_preempted(student, variant, day, prompt):
         steps.settle(late, kept, because="it was preempted after this step was planned")
         steps.look("a")
         steps.settle(again, kept)
+    for tokens in ([], [1, 2, 3, 4]):  # what the step cannot have said
+        late = steps.plan("a", 1)
+        steps.call("preempt", "a")
+        why = "its request was preempted, so its tokens are not looked at"
+        steps.call("settle", late[0], tokens, because=why)
+        steps.look("a")
     late = steps.plan("a", 1)
     steps.call("end", "a")
     steps.add("a", 3)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from labkit.reader.values import describe
+
+from .driving import pure
 from .plan_oracle import plan
 
 RULES = {
@@ -35,7 +39,14 @@ def request(variant, most, records, client="a", quota=99, forced=()):
 
 def _judge(student, variant, costs, requests, recent=99, because=""):
     want = plan(variant, costs, requests, recent)
-    student.expect("plan", costs, requests, recent, want=want, because=because)
+    said = functools.partial(_said, costs, requests, recent)
+    student.expect("plan", costs, requests, recent, want=want, because=because, said=said)
+
+
+def _said(costs, requests, recent):
+    """The call in words: all of each request."""
+    shown = [", ".join(f"{key} {value}" for key, value in one.items()) for one in requests]
+    return f"plan with recent {recent}, costs {describe(costs)}, requests: " + "; and ".join(shown)
 
 
 def _costs(base, *more):
@@ -114,6 +125,10 @@ def test_ties(student, variant, which, base, steps):
     # One draft more brings exactly what it costs: 1 / 6 = (3 / 2) / 9, or (4 / 3) / 8.
     for costs in ([0, 6, 9], [0, 6, 8], [0, 12, 18, 21, 30]):
         _judge(student, variant, costs, [request(variant, 2, [])])
+    # The second draft of the first request and the first of the second are both worth 1/2.
+    equal = [request(variant, 2, [(2, 2), (1, 1)]), request(variant, 2, [])]
+    why = "" if variant == "pair" else "the values are 3/4, 1/2 and 1/2, two of them of the first"
+    _judge(student, variant, [0, 9, 10, 10, 10, 99, 99], equal, because=why)
     # Two drafts are exactly worth the time that they add; in floats they seem to be worth more.
     _judge(student, variant, [0, 9, 16, 15], [request(variant, 2, [(2, 1), (3, 0)])])
 
@@ -150,9 +165,10 @@ def test_rule_of_the_variant(student, variant, histories, numbers, base, steps):
 )  # fmt: skip
 @example(histories=[], most=2, base=5, steps=[0, 0, 0], recent=3)
 def test_any_step(student, variant, histories, most, base, steps, recent):
-    """Any step, one without requests included."""
+    """Any step, one without requests included; nothing of it is changed."""
     requests = [
         request(variant, (most + i) % 4, records, "ab"[i % 2], 1 + most, forced=[i])
         for i, records in enumerate(histories)
     ]
-    _judge(student, variant, _costs(base, 0, *steps), requests, recent)
+    args = (_costs(base, 0, *steps), requests, recent)
+    pure(student, "plan", *args, want=plan(variant, *args))
