@@ -152,8 +152,9 @@ def test_a_call_can_be_worded() -> None:
     subject = Subject(in_notebook({"half": half}))
     with pytest.raises(Wrong, match=r"called half of four\nexpected 3"):
         subject.expect("half", 4, want=3.0, said=lambda: "half of four")
-    with pytest.raises(Wrong, match=r"called half of a word\ngot TypeError"):
-        subject.expect("half", "a", want=3.0, said=lambda: "half of a word")
+    with pytest.raises(Wrong, match=r"called half of a word\nexpected 3  \(why\)\ngot TypeError"):
+        said = lambda: "half of a word"  # noqa: E731
+        subject.expect("half", "a", want=3.0, because="why", said=said)
 
 
 def test_a_refusal_is_a_value_error() -> None:
