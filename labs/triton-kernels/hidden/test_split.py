@@ -107,8 +107,8 @@ def test_matrix_units(student, variant, seed):
     if "wgmma.mma_async" not in text:
         student.fail(
             "compiled `partial` of product_launch(rows=16, n=4096, k=4096, splits=4) for sm_90\n"
-            f"expected wgmma\ngot {_instead(text)} (wgmma takes at least 64 rows of the left operand "
-            "of `tl.dot`, at least 16 columns of the right one, and num_warps 4 or more)"
+            f"expected wgmma\ngot {_instead(text)} (wgmma takes at least 64 rows of the left "
+            "operand of `tl.dot`, at least 16 columns of the right one, and num_warps 4 or more)"
         )
 
 
