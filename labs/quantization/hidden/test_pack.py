@@ -168,4 +168,8 @@ def test_refuses(student, variant, number):
             student.refuses("fuse", [one | {key: longer}], because=f"a row of {key} too many")
             wider = np.concatenate([one[key], one[key][:, :1]], 1)
             student.refuses("fuse", [one | {key: wider}], because=f"a column of {key} too many")
+    turned = {"scales": bare["scales"].T, "words": bare["words"].reshape(1, -1)}
+    for key, value in turned.items():
+        why = f"{key} of the shape {list(value.shape)}, not {list(bare[key].shape)}"
+        student.refuses("fuse", [bare | {key: value}], because=why)
     _fuse(student, [bare], [unstored], "its shapes are those of its numbers, so it is not refused")
