@@ -72,7 +72,8 @@ def _same_types(student: Subject, said: str, got: Any, want: Any) -> None:
 
 def _pure(student: Subject, name: str, *args: Any, want: Any, because: str) -> None:
     """Call a function: it gives `want` in arrays of the same kinds, and no argument changes."""
-    got, after = student.call_returning(range(len(args)), name, *args)
+    with student.wanting(want, because):
+        got, after = student.call_returning(range(len(args)), name, *args)
     said = student.said(name, *args)
     student.compare(said, got, want, because=because)
     if isinstance(want, dict | list):
@@ -91,7 +92,8 @@ def _both(
     student: Subject, variant: str, codes: np.ndarray[Any, Any], bits: int, group: int,
     words: np.ndarray[Any, Any], because: str,
 ) -> None:  # fmt: skip
-    got = student.call("pack", codes, bits, group)
+    with student.wanting(words, because):
+        got = student.call("pack", codes, bits, group)
     said = student.said("pack", codes, bits, group)
     _words_alike(student, said, got, words, variant, bits, because)
     _pure(student, "pack", codes, bits, group, want=words, because=because)
@@ -443,7 +445,8 @@ def _stream(
     args = np.array(rows, float), np.array(importance, float), 4, [1.0], limit
     want = {**_rows_of_words(words), "scales": np.array(scales, float)}
     because = f"the words are {' '.join(words)} in hexadecimal; {because}"
-    got = student.call("write", *args)
+    with student.wanting(want, because):
+        got = student.call("write", *args)
     found = got.get("words") if isinstance(got, dict) else None
     if isinstance(found, np.ndarray) and found.dtype.kind == "i" and found.ndim == 1:
         because += f"; yours are {_hex(found[None])}{_first_bit(found, want)}"
@@ -474,9 +477,9 @@ def chosen(student: Subject, variant: str) -> None:
         scales = [[0.25, 0.125], [0.25, 0.25]]
         _stream(student, DENSE_ROWS, [1] * 6, 0.01, ["01E7BE08", "00787F08"], scales, why)
         scales = [[0.25, float(np.float16(1.875 / 7))], [0.25, 0.25]]
-        why = "0.023 is not above 0.03"
+        why = "the limit is 0.03, which 0.023 is not above"
         _stream(student, DENSE_ROWS, [1] * 6, 0.03, ["0072BE08", "00787F08"], scales, why)
-        why = "its columns have no importance, so it costs 0"
+        why = "the limit is 0; its columns have no importance, so it costs 0, which is not above 0"
         words = ["0072BE08", "00787F08"]
         _stream(student, DENSE_ROWS, [1, 1, 1, 1, 0, 0], 0.0, words, scales, why)
     elif variant == "doubled":

@@ -587,7 +587,7 @@ labkit.check("gptq")
 #
 # - The last group of a row may have fewer columns: its grid and cost are of these alone.
 # - A cost that equals `limit` is not above it.
-# - `read` refuses with `ValueError` a row whose own words end before its last code.
+# - `read` refuses with `ValueError` a row whose own words end before the last bit of its last code.
 # ### END VARIANT
 # ### BEGIN VARIANT doubled
 # With `block` 3 a row of five groups:

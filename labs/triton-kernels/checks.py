@@ -588,9 +588,10 @@ STEP = [
 
 
 def _ledger(
-    student: Subject, launches: list[dict[str, Any]], want: dict[str, Any], *numbers: float
-) -> None:
-    student.expect("ledger", launches, *numbers, want=want, tolerance=1e-9)
+    student: Subject, launches: list[dict[str, Any]], want: dict[str, Any], because: str,
+    *numbers: float,
+) -> None:  # fmt: skip
+    student.expect("ledger", launches, *numbers, want=want, tolerance=1e-9, because=because)
 
 
 def bytes_and_idle(student: Subject, variant: str) -> None:
@@ -599,9 +600,11 @@ def bytes_and_idle(student: Subject, variant: str) -> None:
         "read": 6300, "written": 1200, "by_kernel": {"gemv": 6500, "combine": 1000},
         "idle": ["combine", "gemv"], "seconds": 9.0, "bound": "bytes",
     }  # fmt: skip
-    _ledger(student, STEP, want, 132, 1000.0, 2.0)
+    why = "the launches take 5, 2 and 2 s; the first has more programs than the 132 processors"
+    _ledger(student, STEP, want, why, 132, 1000.0, 2.0)
+    why = "the launches take 5, 3.5 and 3.5 s, and all have fewer programs than 400"
     want |= {"idle": ["gemv", "combine"], "bound": "launches", "seconds": 12.0}
-    _ledger(student, STEP, want, 400, 1000.0, 3.5)
+    _ledger(student, STEP, want, why, 400, 1000.0, 3.5)
 
 
 def what_bounds(student: Subject, variant: str) -> None:
@@ -612,17 +615,21 @@ def what_bounds(student: Subject, variant: str) -> None:
         "read": 5000, "written": 1000, "by_kernel": {"gemv": 6000}, "idle": [], "seconds": 7.0,
         "bound": "bytes",
     }  # fmt: skip
-    _ledger(student, [one, two], want, 9, 1000.0, 2.0)
+    why = "5 s of 7; 9 programs are not fewer than 9 processors"
+    _ledger(student, [one, two], want, why, 9, 1000.0, 2.0)
     want = {**want, "seconds": 10.0, "bound": "launches"}
-    _ledger(student, [one, two], want, 9, 1000.0, 5.0)
+    why = "the bytes of the second launch take exactly the overhead, which is not longer"
+    _ledger(student, [one, two], want, why, 9, 1000.0, 5.0)
     want |= {"seconds": 5.0, "by_kernel": {"gemv": 5000}, "read": 4000}
-    _ledger(student, [two], want, 9, 1000.0, 5.0)  # its bytes take exactly the overhead
+    why = "its bytes take exactly the overhead, which is not longer"
+    _ledger(student, [two], want, why, 9, 1000.0, 5.0)
     want |= {"seconds": 10.0, "by_kernel": {"gemv": 7000}, "read": 6000}
-    _ledger(student, [two, one, one], want, 9, 1000.0, 2.5)  # exactly half is of bytes
+    why = "5 s of 10 are of bytes, and half is not more than half"
+    _ledger(student, [two, one, one], want, why, 9, 1000.0, 2.5)
     nothing = {
         "read": 0, "written": 0, "by_kernel": {}, "idle": [], "seconds": 0.0, "bound": "launches",
     }  # fmt: skip
-    _ledger(student, [], nothing, 9, 1000.0, 5.0)
+    _ledger(student, [], nothing, "no launches", 9, 1000.0, 5.0)
 
 
 def own_kernels(student: Subject, variant: str) -> None:
@@ -650,7 +657,8 @@ def own_kernels(student: Subject, variant: str) -> None:
         },
         "idle": list(dict.fromkeys(names)), "seconds": 2.0 * len(ran), "bound": "launches",
     }  # fmt: skip
-    _ledger(student, records, want, 4097, 1e9, 2.0)
+    why = "each launch takes 2 s, and all have fewer programs than 4,097"
+    _ledger(student, records, want, why, 4097, 1e9, 2.0)
 
 
 CHECKS = {

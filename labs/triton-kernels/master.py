@@ -35,9 +35,10 @@
 # are small, and a kernel of very many tiny programs may take too long. All public checks of a task
 # have 2 seconds together, and a call in grading has 10.
 #
-# A launch has at most 4,096 programs here. Where a kernel is run and not only compiled, a matrix
-# has at most 4,096 rows and 1,024 columns (in task 1, 64 rows and 4,096 columns). There are at most
-# 16 splits, and at most 64 tokens, sequences and heads.
+# A launch has at most 4,096 programs here. One program for each row of a matrix is never more, and
+# no case needs more for its tokens and heads either. Where a kernel is run and not only compiled, a
+# matrix has at most 4,096 rows and 1,024 columns (in task 1, 64 rows and 4,096 columns). There are
+# at most 16 splits, and at most 64 tokens, sequences and heads.
 #
 # What a kernel or a function of yours prints is not shown. To look into a kernel, store the tile in
 # question into an output: the check that fails says the first number that differs, and shows a
@@ -159,7 +160,8 @@ LAB = "{{lab}}"  # which lab this is, and which variant
 # ### BEGIN VARIANT rope
 # - The columns of a row are cut into groups of `group` columns, and `size` is a multiple of
 #   `group`. Each group has a mean of its own: a number `s` of the *unrounded* sum becomes `s /
-#   sqrt(mean(s² of its group) + eps)`. `group` need not be a power of two.
+#   sqrt(mean(s² of its group) + eps)`. `group` need not be a power of two. A row has at most 64
+#   groups.
 # - It is multiplied by `weight`.
 #
 # With `eps` 0 and `group` 2 the row `x` = `3 4 0 5` and a residual of zeros have the groups `3 4`
@@ -459,8 +461,9 @@ labkit.check("gemv")
 # - Each number of `weight` is read once, and no program of `partial` reads the blocks of two
 #   splits.
 # - Compiled for a Hopper, `partial` multiplies with `wgmma`, the instruction of its matrix units.
-#   It takes 64 rows of its left operand at a time. This is tried with 16 rows, `n` and `k` 4,096
-#   and 4 splits.
+#   Triton chooses it where the left operand of `tl.dot` has at least 64 rows, the right one at
+#   least 16 columns, and `num_warps` is 4 or more. Else it takes the older `mma.sync`, or a loop.
+#   This is tried with 16 rows, `n` and `k` 4,096 and 4 splits.
 #
 # With `k` 200 there are blocks of 64, 64, 64 and 8 columns. With 3 splits they belong to the
 # splits:
@@ -476,7 +479,7 @@ labkit.check("gemv")
 # shows in float32: the sums `16777216 1 1 -16777216` give 0 in this order and 2 in the opposite
 # one.
 #
-# *Sections of the chapter:* *Tiles, and their order*, *Too few programs*.
+# *Sections of the chapter:* *Tiles, and their order*, *Too few programs*, *What the compiler made*.
 #
 # *Deliverable:* `partial`, `combine` and `product_launch`; their check passes, and the cell *What
 # your kernels compile to* at the end shows `wgmma` for `partial`, which the check does not try.

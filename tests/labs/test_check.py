@@ -143,6 +143,8 @@ def test_calls_that_a_message_leaves_out_are_counted(more: int, cut: str) -> Non
         counter.call("subtract", 1)
     assert "before …; .add(" in str(error.value)
     assert "; .add(70); .subtract(1)\ngot AttributeError" in str(error.value)
+    with pytest.raises(Wrong, match=r"; .subtract\(1\)\nexpected 69  \(why\)\ngot AttributeError"):
+        counter.expect("subtract", 1, want=69, because="why")
 
 
 def test_a_call_can_be_worded() -> None:
@@ -152,8 +154,8 @@ def test_a_call_can_be_worded() -> None:
     subject = Subject(in_notebook({"half": half}))
     with pytest.raises(Wrong, match=r"called half of four\nexpected 3"):
         subject.expect("half", 4, want=3.0, said=lambda: "half of four")
-    with pytest.raises(Wrong, match=r"called half of a word\ngot TypeError"):
-        subject.expect("half", "a", want=3.0, said=lambda: "half of a word")
+    with pytest.raises(Wrong, match=r"called half of a word\nexpected 3  \(why\)\ngot TypeError"):
+        subject.expect("half", "a", want=3.0, because="why", said=lambda: "half of a word")
 
 
 def test_a_refusal_is_a_value_error() -> None:

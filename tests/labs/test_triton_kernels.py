@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from lab_suite import LabSuite
 
+import labkit
 from labkit.author.build import build_notebook
+from labkit.grading.cells import reference_cells
 from labkit.reader.lab import import_folder, load_lab
 
 VARIANTS = ("words", "sinks", "rope")
@@ -113,3 +116,17 @@ def test_the_straddling_code_of_the_text() -> None:
     assert codes[0] == int(said[2])
     assert codes[10] == 7
     assert sum(codes) == 8
+
+
+@pytest.mark.parametrize(("task", "has_kernels"), [("norm", True), ("step", False)])
+def test_a_check_that_passes_says_that_grading_compiles_kernels(
+    task: str,
+    has_kernels: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a check keeps what was run
+    cells = reference_cells(load_lab("triton-kernels"))
+    labkit.check(task, {"LAB": "triton-kernels", "In": list(cells.values())})
+    assert ("compiles the kernels" in capsys.readouterr().out) is has_kernels

@@ -16,7 +16,8 @@ def pure(student: Subject, name: str, *args: Any, want: Any, because: str = "") 
     def said() -> str:
         return student.said(name, *args)
 
-    value, after = student.call_returning(range(len(args)), name, *args)
+    with student.wanting(want, because):
+        value, after = student.call_returning(range(len(args)), name, *args)
     student.compare(said, value, want, because=because)
     same_types(student, said, value, want)
     for place, (left, given) in enumerate(zip(after, args, strict=True)):

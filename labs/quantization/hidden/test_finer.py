@@ -239,6 +239,12 @@ def _edges_dense(student, rng, number):
     student.refuses("read", cut, columns, 4, because="the last word is missing")
     spread = {**made, "words": np.append(made["words"], 5)}
     student.expect("read", spread, columns, 4, want=weights, because="one word more at the end")
+    stream = oracle.stream_of([3], [5], [[rng.randrange(8) for _ in range(10)]])
+    assert len(stream) == 34  # bits 31 to 33 are the last code's
+    made = {**oracle.words_of([stream]), "scales": np.array([[0.5]])}
+    cut = {**made, "words": made["words"][:1]}
+    why = "the last code begins in the row's word and would end in the next"
+    student.refuses("read", cut, 10, 10, because=why)
     exact = [[7] * 6, [1, 2]]  # 1 + 3 * 7 + 1 + 3 * 3 bits are 32
     stream = oracle.stream_of([3, 3], [5, 6], exact)
     assert len(stream) == 32

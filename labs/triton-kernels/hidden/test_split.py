@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from labkit.gpu.interpreted import ptx
@@ -105,5 +107,13 @@ def test_matrix_units(student, variant, seed):
     if "wgmma.mma_async" not in text:
         student.fail(
             "compiled `partial` of product_launch(rows=16, n=4096, k=4096, splits=4) for sm_90\n"
-            "expected wgmma\ngot none"
+            f"expected wgmma\ngot {_instead(text)} (wgmma takes at least 64 rows of the left "
+            "operand of `tl.dot`, at least 16 columns of the right one, and num_warps 4 or more)"
         )
+
+
+def _instead(text):
+    """The product of matrix units that the PTX has, and how many warps a program."""
+    warps = int(re.search(r"\.reqntid (\d+)", text)[1]) // 32
+    found = "mma.sync, the older instruction" if "mma.sync" in text else "no matrix units"
+    return f"{found}, in programs of {warps} warp{'s' * (warps > 1)}"

@@ -7,8 +7,9 @@ business, so one test can be written for both.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from labkit.reader.values import MAX_SHOWN, describe, difference, in_full
@@ -135,10 +136,11 @@ class Subject:
         """Call a function and compare its value with `want`.
 
         Raises:
-            Wrong: the value differs; the message says the call (as `said` words it, where that
-                is given), both values and `because`.
+            Wrong: the value differs, or there is none; the message says the call (as `said` words
+                it, where that is given), what was expected and came back, and `because`.
         """
-        got = self.call(name, *args, said=said)
+        with self.wanting(want, because):
+            got = self.call(name, *args, said=said)
         self.compare(said or (lambda: self.said(name, *args)), got, want, tolerance, because)
 
     def refuses(self, name: str, *args: Any, because: str = "") -> None:
@@ -166,11 +168,24 @@ class Subject:
         found = difference(got, want, tolerance)
         if found is not None:
             call = call if isinstance(call, str) else call()
-            reason = f"  ({because})" if because else ""
             detail = "" if "at " not in found[:4] and "shape" not in found else f"\n{found}"
-            expected = in_full(want) if self._in_full else describe(want)
             answer = describe(got, MAX_ANSWER if self._in_full else MAX_SHOWN)
-            self.fail(f"called {call}\nexpected {expected}{reason}\ngot {answer}{detail}")
+            expected = self._expected(want, because)
+            self.fail(f"called {call}\n{expected}\ngot {answer}{detail}")
+
+    @contextlib.contextmanager
+    def wanting(self, want: Any, because: str = "") -> Iterator[None]:
+        """Add what was expected to the complaint about a call that gave no value."""
+        try:
+            yield
+        except Wrong as wrong:
+            call, got, answer = str(wrong).partition("\ngot ")
+            raise Wrong(f"{call}\n{self._expected(want, because)}{got}{answer}") from None
+
+    def _expected(self, want: Any, because: str) -> str:
+        """The line of a complaint that says what was expected, and why."""
+        shown = in_full(want) if self._in_full else describe(want)
+        return f"expected {shown}" + (f"  ({because})" if because else "")
 
     def new(self, name: str, *args: Any) -> Instance:
         """Make an object of one of the reader's classes."""
@@ -212,7 +227,8 @@ class Instance:
         self, name: str, *args: Any, want: Any, tolerance: float = 0.0, because: str = ""
     ) -> None:
         """Call a method and compare its value with `want`; see `Subject.expect`."""
-        got = self.call(name, *args)  # the history now ends with this call
+        with self._subject.wanting(want, because):
+            got = self.call(name, *args)  # the history now ends with this call
         self._subject.compare(lambda: self._said(""), got, want, tolerance, because)
 
     def expect_error(self, error: str, name: str, *args: Any, because: str = "") -> None:
