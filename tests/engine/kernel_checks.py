@@ -516,6 +516,13 @@ def odd_rows(device: str) -> None:
     kept = kept_by(logits, cutoffs)[0].nonzero()[:, 0]
     assert kept.tolist() == list(range(60, 68))
     assert cutoffs.candidates.counts.tolist() == [0]
+    # A constant added to all logits changes no list, also where 0 would be far above them all.
+    logits = torch.arange(120.0, device=device)[None]
+    for shift, tunings in itertools.product((0, -1000), ((), SMALL)):
+        cutoffs = row_cutoffs(logits + shift, one, zero.long(), one * 0.9, zero, *tunings)
+        kept = kept_by(logits + shift, cutoffs)[0].nonzero()[:, 0]
+        assert kept.tolist() == [117, 118, 119]
+        assert cutoffs.candidates.counts.tolist() == [120 if tunings == () else 5]
 
 
 def sample(device: str) -> None:

@@ -6,10 +6,10 @@ maximum is t or more. Many programs share the pass that finds the maxima. Then o
 looks into the groups that count and lists what is t or more: of random logits and k = 50 about
 50 of 151,936. The list is what is searched for the cutoff, and what is drawn from.
 
-Top-p alone names no k: a program lists the 256 best groups' and sees whether they hold enough
-probability. How much the row holds is known from the first pass. If they do not, or if a list
-would be long, there is none, and the row itself is searched. Here are the first pass and the data;
-the list is made in `quire.kernels.listing`.
+Top-p alone names no k: a program lists what is no less than the 256th largest maximum and sees
+whether that holds enough probability. How much the row holds is known from the first pass. If it is
+not enough, or if a list would be long, there is none, and the row itself is searched. Here are the
+first pass and the data; the list is made in `quire.kernels.listing`.
 
 The maxima are the delegates of Dr. Top-k (Gaihre et al. 2021, arXiv 2109.08219).
 """
@@ -114,7 +114,7 @@ def find_groups(
 
 @jit
 def is_cut(temperature, top_k, top_p, min_p):
-    """Whether a row is drawn from, and not from all tokens."""
+    """Whether a row's token is drawn, and not from all tokens."""
     return (temperature > 0) & ((top_k > 0) | (top_p < 1) | (min_p > 0))
 
 

@@ -33,7 +33,7 @@ if HAS_GLUON:
 def serves_hopper(query: Tensor, kv: LayerKV, window: int | None) -> bool:
     """Whether this kernel takes a step: of a GPU, heads, a cache and a mask that it was made for.
 
-    `query` is [num_tokens, num_heads, head_size]. `wgmma` is Hopper's alone.
+    `query` is [num_tokens, num_heads, head_size], of the cache's dtype. `wgmma` is Hopper's alone.
     """
     num_kv_heads, page = kv.key.shape[1:3]
     return (
@@ -42,7 +42,7 @@ def serves_hopper(query: Tensor, kv: LayerKV, window: int | None) -> bool:
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.shape[2] == HEAD_SIZE.value
         and ROWS.value % (query.shape[1] // num_kv_heads) == 0
-        and page in (8, 16, 32, 64, 128)  # swizzled are eight rows at a time
+        and page in (8, 16, 32, 64, 128)  # a divisor of a tile; swizzled are eight rows at a time
         and window is None
         and kv.key_scale is None
         and kv.key.transpose(1, 2).is_contiguous()
@@ -70,7 +70,7 @@ def prefill_on_hopper(
     """Write the causal attention of chunks of new tokens into their places of `output`.
 
     The arguments are those of `quire.kernels.prefill.prefill`, with tiles of
-    `tokens_per_piece` tokens, of a step that `serves_hopper` takes.
+    `tokens_per_piece` tokens, at least one, of a step that `serves_hopper` takes.
     """
     if isinstance(source, LayerKV):
         page, parts = batch.block_size, source.slots

@@ -32,7 +32,10 @@ KEYS = gl.constexpr(128)  # in a tile
 STAGES = gl.constexpr(2)  # tiles of keys, of values and of queries in shared memory
 GROUPS = gl.constexpr(2)  # of four warps
 ROWS = gl.constexpr(64)  # of a group, as many as a `wgmma` takes
-NO_BLOCK = gl.constexpr(1 << 26)  # far behind any cache: TMA reads zeros there
+# Stands for a block behind a sequence's end. Scores there are masked and values cleared, so what is
+# copied does not matter. Times 8 or 16 it lies far behind any cache, where TMA reads zeros; times
+# 32, in 32 bits, below 0, where it does too; times 64 or 128 it is slot 0.
+NO_BLOCK = gl.constexpr(1 << 26)
 SWIZZLED = gl.constexpr(gl.NVMMASharedLayout(128, 16, rank=2))
 SWIZZLED_HEADS = gl.constexpr(gl.NVMMASharedLayout(128, 16, rank=3))
 SCORES = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16]))
@@ -46,8 +49,8 @@ BLOCKED = gl.constexpr(gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0]))
 def _fetch(turn, num_work, tiles, num_kv_heads: gl.constexpr):
     """Return (KV head, sequence, first token) of this program's piece of work number `turn`.
 
-    Pieces are dealt out forwards and backwards by turns, for in the list long ones come first.
-    Past the last piece it is the last.
+    Pieces are dealt out forwards and backwards by turns, for a sequence's long ones come first.
+    One turn past a program's last it is a piece of another's, which is read and not used.
     """
     wide = gl.num_programs(0)
     program = gl.program_id(0)
@@ -69,7 +72,10 @@ def _extent(sequence, query_starts, lengths, PAGE: gl.constexpr):
 
 @gluon_jit
 def _span(first_token, num_new, length, GROUP: gl.constexpr):
-    """Return the number of key tiles, and how many of them all rows see in full."""
+    """Return the number of key tiles, and how many of the first all rows see in full.
+
+    The last one never counts as such: it is where what lies behind the sequence's end is masked.
+    """
     first = length - num_new + first_token
     last = gl.minimum(first + GROUPS * ROWS // GROUP, length)
     num_tiles = (last + KEYS - 1) // KEYS
@@ -78,7 +84,7 @@ def _span(first_token, num_new, length, GROUP: gl.constexpr):
 
 @gluon_jit
 def _blocks(table, start, length, PAGE: gl.constexpr):
-    """Return the first slots of the blocks of positions [start, start + KEYS): a tuple."""
+    """Return the first slot of each block of positions [start, start + KEYS): a tuple."""
     slots = ()
     if PAGE is not None:
         for i in gl.static_range(KEYS // PAGE):
@@ -127,7 +133,11 @@ def _produce(query, key, value, block_table, rows, lengths, query_starts, tiles,
 @gluon_jit
 def _softmax(scores, maximum, total, start, positions, scale, MASKED: gl.constexpr,
              dtype: gl.constexpr):  # fmt: skip
-    """Return a tile's weights, the running maximum and sum, and the factor of what was before."""
+    """Return a tile's weights [ROWS, KEYS], the running maximum and sum, each [ROWS], and `shrink`.
+
+    `scores` [ROWS, KEYS] are products as they come; times `scale`, which is positive, they are in
+    units of log 2. What was summed before is to be multiplied by `shrink` [ROWS].
+    """
     if MASKED:
         place = start + gl.arange(0, KEYS, COLUMN)
         scores = gl.where(place[None, :] <= positions[:, None], scores, float("-inf"))
@@ -175,7 +185,11 @@ def _step(q, weights, mixed, maximum, total, n, start, positions, scale, keys, v
 # docs: step end
 @gluon_jit
 def _clear(values, n, first):
-    """Zero the rows of tile n from `first` on."""
+    """Zero the rows of tile n from `first` on.
+
+    Both groups do it, each before its own product; in rows before `first` a store writes what is
+    there, so that neither disturbs the other.
+    """
     buffer = arrived(values, n)
     row = gl.arange(0, KEYS, gl.SliceLayout(1, BLOCKED))
     buffer.store(gl.where(row[:, None] < first, buffer.load(BLOCKED), 0.0))

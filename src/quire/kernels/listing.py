@@ -21,13 +21,16 @@ def mass_of_groups(
     num_parts: tl.constexpr,
     block: tl.constexpr,
 ):
-    """What all tokens of the groups weigh that have one of at least `low`."""
+    """What the tokens weigh of all groups that have one of at least `low`, others of theirs too."""
     total = tl.zeros((block,), tl.float32)
     for start in range(0, num_groups, block):
         place = start + tl.arange(0, block)
         there = place < num_groups
         counts = there & (tl.load(maxima + place, there, other=-float("inf")) >= low)
-        top_of_part = tl.load(tops + place // (num_groups // num_parts), counts, other=0.0)
+        # Of other groups the factor is 0. With 0 for their top it would overflow in a row whose
+        # logits are all far below 0, and 0 times infinity is not 0.
+        part = tops + place // (num_groups // num_parts)
+        top_of_part = tl.load(part, counts, other=-float("inf"))
         mass = tl.load(masses + place, counts, other=0.0)
         total += mass * tl.exp2((top_of_part - top) * scale)
     return tl.sum(total)

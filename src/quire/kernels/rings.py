@@ -2,8 +2,8 @@
 
 Tile number n of a ring lies in buffer n % depth. Two barriers stand at each buffer: `full` passes
 once all bytes of a tile have come, `empty` once all its readers are done. Each passes once a
-round, and a wait names the round's parity. A ring is the tuple (buffers, full, empty). For Gluon,
-on Hopper (CUTLASS calls it a pipeline).
+round, n // depth, and a wait names the round's parity. A ring is the tuple (buffers, full, empty).
+For Gluon, on Hopper (CUTLASS calls it a pipeline); see the chapter "Triton kernels".
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from quire.kernels.runtime import gluon_jit
 @gluon_jit
 def make_ring(dtype: gl.constexpr, shape: gl.constexpr, layout: gl.constexpr,
               readers: gl.constexpr):  # fmt: skip
-    """Allocate a ring of shape [depth, ...]; so many readers arrive. A fence must follow."""
+    """Allocate a ring of shape [depth, ...] with `readers` that release each tile.
+
+    A fence must follow, before other warps look at the barriers.
+    """
     buffers = gl.allocate_shared_memory(dtype, shape, layout)
     depth: gl.constexpr = shape[0]
     full = gl.allocate_shared_memory(gl.int64, [depth, 1], mbarrier.MBarrierLayout())
@@ -49,7 +52,7 @@ def arrived(ring, n):
 
 @gluon_jit
 def release(ring, n):
-    """Say that this reader is done with tile n."""
+    """Say that this reader, a group of warps, is done with tile n."""
     buffers, _full, empty = ring
     depth: gl.constexpr = buffers.shape[0]
     mbarrier.arrive(empty.index(n % depth), count=1)

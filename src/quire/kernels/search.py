@@ -14,10 +14,12 @@ def cut(data, size, floor, top, scale, top_k, top_p, total, block: tl.constexpr)
     """The least logit that stays, and the place of the last of its ties that does, or `size`.
 
     Args:
-        floor: what min-p keeps, -inf if it keeps all.
-        top: the largest logit; all of at least it and the cutoff are in the array.
-        scale: of weights exp2((logit - top) · scale).
+        floor: the least logit that min-p keeps, -inf if it keeps all.
+        top: the largest logit of the row, which is finite. The array holds it, and all that is
+            no less than the cutoff.
+        scale: of weights exp2((logit - top) · scale), log₂ e over the temperature.
         top_k: float32, 0 if it keeps all.
+        top_p: float32, 1 if it keeps all.
         total: what all tokens weigh, if the array lacks some and top-p is alone; else 0.
     """
     last = size
@@ -45,7 +47,7 @@ def cut(data, size, floor, top, scale, top_k, top_p, total, block: tl.constexpr)
 def lowest_kept(
     data, size, low, high, target, top, scale, weighs: tl.constexpr, block: tl.constexpr
 ):
-    """The smallest logit in [low, high] whose betters amount to less than `target`.
+    """The smallest logit in [low, high] whose betters amount to less than `target`, or `high`.
 
     They are counted, or weighed with exp2((logit - top) · scale) each. Both ends are logits
     of the array: a round halves the interval and moves its end on to the next logit, so that
