@@ -1,9 +1,10 @@
 """Products of a few rows of eight-bit codes with a weight that stays in registers.
 
-As in `quire.kernels.int4_few_rows`, each thread loads what the matrix units want from it, and a
-program all of its share of the weight before it waits for x. The order in which columns are added
-is free, as long as both sides keep to it: so a thread takes sixteen neighbouring columns in one
-load. See the chapter "Quantization".
+As in `quire.kernels.int4_few_rows`, each thread loads what the matrix units want from it, some
+turns ahead and the first ones before the program waits for x. The order in which columns are added
+is free, as long as both sides keep to it. So a thread takes sixteen neighbouring columns in one
+load, of the weight and of x, where the instruction's own order would have it load four. See the
+chapter "Quantization".
 """
 
 # A tuple grows while a kernel is unrolled, which types of tuples do not allow for.
@@ -31,8 +32,13 @@ from quire.kernels.runtime import jit, starts_early, tl, triton
 def share_for(rows: int, outputs: int, depth: int, *, by_group: bool) -> Share | None:
     """Return the best share of a sweep over the products of the 8B shape on an H200.
 
-    None: tiles in shared memory (`quire.kernels.eight_bits`) are faster, or a row of the weight
-    does not end where sixteen codes end.
+    None: `quire.kernels.eight_bits`, with tiles in shared memory, is faster, or has to serve
+    because a row of the weight does not end where sixteen codes end.
+
+    Args:
+        rows: of x, the tokens of a step.
+        outputs, depth: N and K of the weight.
+        by_group: whether 128 columns share a scale, instead of a row.
     """
     if depth % 16 or rows > 2 * ROWS:
         return None
@@ -50,7 +56,16 @@ def few_rows_eight_bit_linear(
     dtype: torch.dtype,
     share: Share,
 ) -> Tensor:
-    """`quire.kernels.eight_bits.eight_bit_linear` for few rows; K in sixteens, all contiguous."""
+    """`quire.kernels.eight_bits.eight_bit_linear` for few rows: [rows, N] in `dtype`.
+
+    Args:
+        codes: int8 or float8_e4m3fn [rows, K], K a multiple of 16; like all others contiguous.
+            Any number of rows; `share_for` says how many are fast.
+        code_scale: float32 [rows, G], G being 1 or ⌈K / 128⌉.
+        weight: of the same kind, [N, K].
+        scale: float32 [N, G].
+        bias: [N] in `dtype`.
+    """
     num_rows, depth = codes.shape
     size = weight.shape[0]
     out = codes.new_empty(num_rows, size, dtype=dtype)
@@ -81,7 +96,7 @@ def few_rows_eight_bit_linear(
 
 @jit
 def _multiply(low, high, values, total, is_int: tl.constexpr):
-    """Add 64 columns: four registers each of an output, of the one eight behind, and of x."""
+    """Add 64 columns: four registers each of an output, of the one 8 further on, and of a row."""
     for half in tl.static_range(2):
         a = (low[2 * half], high[2 * half], low[2 * half + 1], high[2 * half + 1])
         b = (values[2 * half], values[2 * half + 1])
@@ -104,7 +119,10 @@ def _weight_of(
     tiles: tl.constexpr,
     warps: tl.constexpr,
 ):
-    """Load a turn's 128 columns of each tile's outputs, and their scales where they have some."""
+    """Load a turn's 128 columns of each tile's outputs, and their scales where groups have them.
+
+    A thread has two outputs, 8 apart, and of each sixteen columns of the first 64 and of the last.
+    """
     thread = tl.arange(0, 32 * warps)
     group = turn * warps + thread // 32
     words = weight.to(tl.pointer_type(tl.int32))
@@ -146,7 +164,10 @@ def _rows_of(
     beside: tl.constexpr,
     warps: tl.constexpr,
 ):
-    """Load a turn's columns of x, and their scales where groups have some."""
+    """Load a turn's columns of x, and their scales where groups have them.
+
+    A thread loads codes of row t // 4, but scales of the two rows whose results it will hold.
+    """
     thread = tl.arange(0, 32 * warps)
     group = turn * warps + thread // 32
     words = codes.to(tl.pointer_type(tl.int32))
@@ -187,7 +208,11 @@ def _turn(
     beside: tl.constexpr,
     warps: tl.constexpr,
 ):
-    """Add what 128 columns give to the totals of each tile and eight rows."""
+    """Add what 128 columns give to the totals of each tile and eight rows.
+
+    With scales by row they stay sums of codes, and the scales come last; with scales by group a
+    group's sum is scaled before it is added.
+    """
     added = ()
     for tile in tl.static_range(tiles):
         weights, units = weight[tile]
@@ -240,7 +265,7 @@ def _few_rows_kernel(
     held = ()
     for turn in tl.static_range(slots):
         held += (_weight_of(weight, scale, size, first, turn, depth, groups, tiles, warps),)
-    if early:
+    if early:  # the weight is constant, so that x alone has to wait for the kernel in front
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     rows = ()
@@ -253,7 +278,7 @@ def _few_rows_kernel(
         next_held, next_rows = (), ()
         for slot in tl.static_range(slots):
             totals = _turn(totals, held[slot], rows[slot], groups, is_int, tiles, beside, warps)
-            later = begin + slots + slot  # behind the last one nothing is loaded
+            later = begin + slots + slot  # masks let nothing load behind the last turn
             next_held += (
                 _weight_of(weight, scale, size, first, later, depth, groups, tiles, warps),
             )

@@ -1,11 +1,17 @@
 """The matrix units' own instruction, and what it takes from each thread.
 
 `tl.dot` brings its operands to where the matrix units want them, through shared memory. In a
-product of a few rows a program uses each number of the weight once, so nothing pays for that way.
-Here a tensor has one element a thread, which stands for one of its registers, and each
-thread loads what the instruction wants from it (PTX ISA, "Matrix fragments for mma.m16n8k16" and
-"mma.m16n8k32"): of a tile of 16 outputs thread t of a warp holds outputs t / 4 and t / 4 + 8; of
-8 rows of x it gives row t / 4, and of the result it holds rows 2 (t mod 4) and the next.
+product of a few rows a program uses each number of the weight once, so that way saves nothing.
+Here a tensor has one element a thread, which stands for one of its registers of 32 bits, and each
+thread loads of the weight what the instruction wants from it.
+
+What that is says the PTX ISA ("Matrix fragments for mma.m16n8k16" and "mma.m16n8k32"). Of a, 16
+outputs of the weight, thread t of a warp holds outputs t // 4 and t // 4 + 8; of b, 8 rows of x,
+row t // 4. A register has the columns 2 (t mod 4) and the next, or of eight bits the four from
+4 (t mod 4) on; the second half of a and of b lies 8 or 16 columns on. Of the result the thread
+holds rows 2 (t mod 4) and the next, for the same two outputs.
+
+bfloat16 and INT8 need compute capability 8.0, FP8 needs 8.9. See the chapter "Quantization".
 """
 
 from __future__ import annotations
@@ -56,7 +62,12 @@ def multiply_bf16(a, b, c):
 
 @jit
 def multiply_fp8(a, b, c):
-    """`multiply_bf16` for 32 columns of E4M3 numbers, four a register."""
+    """`multiply_bf16` for 32 columns of E4M3 numbers, four a register.
+
+    One instruction at compute capability 8.9. At 9.0 the assembler makes two products of float16
+    of it and unpacks a and b for them in registers: FP8's rate is that of `wgmma`, which takes at
+    least 64 outputs. A few rows are bound by reading, so it does not matter here.
+    """
     return _floats(
         """mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32
         {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};""",
@@ -82,9 +93,13 @@ def multiply_int8(a, b, c):
 
 @jit
 def _eight_pairs(each, threads: tl.constexpr):
-    """Return what threads hold, [threads, 16], as eight pairs of tensors."""
+    """Return what threads hold, [threads, 16], as eight pairs of tensors [threads].
+
+    The 16 are two registers of step 0, two of step 1 and so on: a split takes the last bit of
+    their number apart, first the register, then the step from its lowest bit up.
+    """
     zero, one = tl.split(tl.reshape(each, (threads, 2, 2, 2, 2)))
-    a0, a1 = tl.split(zero)  # even and odd steps of the first registers
+    a0, a1 = tl.split(zero)  # the first register of even and of odd steps
     b0, b1 = tl.split(one)
     a00, a10 = tl.split(a0)
     a01, a11 = tl.split(a1)
@@ -103,7 +118,11 @@ def _eight_pairs(each, threads: tl.constexpr):
 
 @jit
 def fragments_of_row(pairs, warps: tl.constexpr):
-    """Return b of eight steps for one row of x, [warps, 64]: all eight rows are that row."""
+    """Return b of eight steps of 16 columns for one row of x: all eight rows are that row.
+
+    pairs: [warps, 64], the 128 columns of each warp, two bfloat16 an element. They change threads
+    through shared memory, which is little beside the weight.
+    """
     apart = tl.permute(tl.reshape(pairs, (warps, 8, 2, 4)), (0, 3, 1, 2))
     apart = tl.broadcast_to(tl.reshape(apart, (warps, 1, 4, 16)), (warps, 8, 4, 16))
     return _eight_pairs(tl.reshape(apart, (32 * warps, 16)), 32 * warps)
@@ -111,27 +130,31 @@ def fragments_of_row(pairs, warps: tl.constexpr):
 
 @jit
 def fragments_of_rows(pairs, warps: tl.constexpr):
-    """Return b of eight steps for eight rows of x, [8, warps, 64] pairs of columns."""
+    """`fragments_of_row` for eight rows of x, pairs [8, warps, 64]."""
     apart = tl.permute(tl.reshape(pairs, (8, warps, 8, 2, 4)), (1, 0, 4, 2, 3))
     return _eight_pairs(tl.reshape(apart, (32 * warps, 16)), 32 * warps)
 
 
 @jit
 def result_rows(rows: tl.constexpr):
-    """Return the rows of x that `add_warps` gives results for, [1, 1, 2] of each thread's two."""
+    """Return the rows of x that `add_warps` gives results for, [32, 1, 2], from `rows` on."""
     quad = tl.arange(0, 32)[:, None, None] % 4
     return rows + quad * 2 + tl.arange(0, 2)[None, None, :]
 
 
 @jit
 def result_outputs():
-    """Return the outputs of a tile that `add_warps` gives results for, [32, 2, 1]."""
+    """Return the outputs of a tile, 0 to 15, that `add_warps` gives results for, [32, 2, 1]."""
     return tl.arange(0, 32)[:, None, None] // 4 + 8 * tl.arange(0, 2)[None, :, None]
 
 
 @jit
 def add_warps(total, warps: tl.constexpr):
-    """Return the sum of the warps' results, [32, 2 outputs, 2 rows], added in their order."""
+    """Return the sum of the warps' results, [32, 2 outputs, 2 rows].
+
+    Warps of one program add through shared memory, in an order that is fixed when the kernel is
+    compiled: no parts in memory, no counters.
+    """
     top, bottom = tl.join(total[0], total[1]), tl.join(total[2], total[3])
     both = tl.permute(tl.join(top, bottom), (0, 2, 1))
     return tl.sum(tl.reshape(both, (warps, 32, 2, 2)), axis=0)

@@ -1,9 +1,10 @@
 """Products of a few rows with a weight of four bits, whose words stay in registers.
 
 A step of a few requests uses each word of a weight once. So each thread loads the very words that
-the matrix units want from it (`quire.kernels.fragments`), some turns ahead and the first ones
-before the program waits for x, and they go through no shared memory. See the chapter
-"Quantization".
+the matrix units want from it (`quire.kernels.fragments`), and they go through no shared memory.
+They are loaded some turns ahead, the first ones before the program waits for x. A word is unpacked
+by the magic number of `quire.kernels.int4`, but the zero is taken off a group's sum and not off
+each weight. See the chapter "Quantization".
 """
 
 # A tuple grows while a kernel is unrolled, which types of tuples do not allow for.
@@ -32,19 +33,26 @@ from quire.kernels.runtime import jit, starts_early, tl, triton
 
 @dataclass(frozen=True)
 class Share:
-    """What a program takes: tiles of 16 outputs, whose columns its warps share."""
+    """What a program takes: tiles of 16 outputs, whose columns its warps share.
+
+    In a turn each warp takes 128 columns of every tile.
+    """
 
     tiles: int
     num_warps: int
-    ahead: int  # turns of a warp whose weight is under way
+    ahead: int  # turns that are loaded before they are needed
 
 
 def share_for(rows: int, outputs: int, depth: int) -> Share | None:
     """Return the best share of a sweep over the products of the 8B shape on an H200.
 
-    None: tiles in shared memory (`quire.kernels.int4`) are faster. They are for more rows, which
-    use each word more often, and for a deep weight, whose columns several programs share. Here a
-    thread loads two columns of x at once, so there is an even number of them.
+    None: `quire.kernels.int4`, with tiles in shared memory, is faster for more rows, which use
+    each word more often, and for a deep weight, whose columns several programs share there; and
+    it takes an odd number of columns. Here x is loaded two columns at a time.
+
+    Args:
+        rows: of x, the tokens of a step.
+        outputs, depth: N and K of the weight.
     """
     if rows > ROWS or depth > 8192 or depth % 2:
         return None
@@ -56,7 +64,15 @@ def share_for(rows: int, outputs: int, depth: int) -> Share | None:
 def few_rows_int4_linear(
     x: Tensor, weight: PackedInt4, bias: Tensor | None, share: Share
 ) -> Tensor:
-    """Return x · weightᵀ + bias, [rows, N]; x bfloat16 [rows, K], contiguous, of few rows."""
+    """Return x · weightᵀ + bias, bfloat16 [rows, N].
+
+    Args:
+        x: bfloat16 [rows, K], contiguous, K even. Any number of rows; `share_for` says how many
+            are fast.
+        weight: [N, K], packed.
+        bias: bfloat16 [N].
+        share: its tiles divide 8, as weights are padded to 128 outputs and nothing masks a word.
+    """
     num_rows, depth = x.shape
     size = weight.shape[0]
     out = x.new_empty(num_rows, size)
@@ -89,7 +105,10 @@ def few_rows_int4_linear(
 # docs: numbers begin
 @jit
 def _number(word):
-    """Return two codes as bfloat16 numbers, 128 + code: (word & 0x000f000f) | 0x43004300."""
+    """Return the lowest code of each half word as bfloat16, 128 + code, two in a register.
+
+    (word & 0x000f000f) | 0x43004300, in one instruction.
+    """
     return tl.inline_asm_elementwise(
         "lop3.b32 $0, $1, 0x000f000f, 0x43004300, 0xEA;",
         "=r,r",
@@ -102,7 +121,7 @@ def _number(word):
 
 @jit
 def _numbers(words, piece: tl.constexpr):
-    """Return what the matrix units take for 16 columns, from one code of each half word."""
+    """Return a of 16 columns: code `piece`, of 0 to 3, of each half word of four words."""
     return (
         _number(words[0] >> (4 * piece)),
         _number(words[1] >> (4 * piece)),
@@ -116,7 +135,7 @@ def _numbers(words, piece: tl.constexpr):
 
 @jit
 def _minus_zero_of(unit):
-    """Return the upper half of words, -(128 + zero), float32."""
+    """Return the upper half of words, which is bfloat16: -(128 + zero), float32."""
     return (unit & -65536).to(tl.float32, bitcast=True)
 
 
@@ -131,7 +150,10 @@ def _weight_of(
     tiles: tl.constexpr,
     warps: tl.constexpr,
 ):
-    """Load the words and units of a turn, for each tile."""
+    """Load a turn's words of each tile, and of each group the units: scale and zero in 32 bits.
+
+    A thread takes four words for the left 16 of every 32 columns, and four for the right.
+    """
     thread = tl.arange(0, 32 * warps)
     block = turn * warps + thread // 32
     inside = block < blocks
@@ -159,7 +181,10 @@ def _rows_of(
     single: tl.constexpr,
     warps: tl.constexpr,
 ):
-    """Load a turn's columns of x, two bfloat16 an element: [warps, 64] or [8, warps, 64]."""
+    """Load a turn's columns of x, two bfloat16 an element: [warps, 64], or [8, warps, 64] each.
+
+    Whole lines, each number once: `quire.kernels.fragments` brings them to their threads.
+    """
     pairs = x.to(tl.pointer_type(tl.int32))
     column = (turn * warps + tl.arange(0, warps))[:, None] * 64 + tl.arange(0, 64)[None, :]
     loaded = ()
@@ -193,11 +218,11 @@ def _turn(
 ):
     """Add what a block of columns gives to the totals of each tile and eight rows.
 
-    A code q enters as 128 + q, and what is too much in a sum over a group, 128 + zero times the
-    sum of x, is taken off afterwards: that sum comes from a product with ones.
+    A code q enters as 128 + q. Over a group that is too much by (128 + zero) · Σ x, which is
+    taken off afterwards. Σ x is the same for all outputs, and comes from a product with ones.
     """
     steps: tl.constexpr = 8 // groups  # of 16 columns in a group
-    one = tl.full((32 * warps,), 0x3F803F80, tl.int32)
+    one = tl.full((32 * warps,), 0x3F803F80, tl.int32)  # two bfloat16 ones
     values = ()
     for eight in tl.static_range(beside):
         if single:
@@ -263,7 +288,7 @@ def _few_rows_kernel(
     held = ()
     for turn in tl.static_range(slots):
         held += (_weight_of(words, scales, first, turn, blocks, groups, tiles, warps),)
-    if early:
+    if early:  # the weight is constant, so that x alone has to wait for the kernel in front
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     rows = ()
@@ -278,7 +303,7 @@ def _few_rows_kernel(
             totals = _turn(
                 totals, held[slot], rows[slot], groups, halves, tiles, beside, single, warps
             )
-            later = begin + slots + slot  # behind the last one nothing is loaded
+            later = begin + slots + slot  # masks let nothing load behind the last turn
             next_held += (_weight_of(words, scales, first, later, blocks, groups, tiles, warps),)
             next_rows += (_rows_of(x, num_rows, later, depth, beside, single, warps),)
         held, rows = next_held, next_rows
