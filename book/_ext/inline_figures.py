@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VARIABLES = {INK: "--q-ink-soft", RULE: "--q-rule"} | {
+VARIABLES = {INK: "--q-ink-soft", RULE: "--q-reference"} | {
     colour: f"--q-{index}" for index, colour in enumerate(PALETTE, start=1)
 }
+GRID = re.compile(rf"stroke: {RULE}(?=; stroke-opacity: 0\.5; stroke-width: 0\.5\b)", re.I)
+"""The grid stays in the background; every other thing in its colour says something."""
 POINT = 96 / 72
 """CSS pixels in a point: matplotlib writes a drawing's size in points."""
 
@@ -42,6 +44,9 @@ def inline_svg(svg: str, alt: str, prefix: str) -> str:
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", svg)
     svg = re.sub(r'((?: id="|href="#|url\(#))', rf"\1{prefix}-", svg)
+    svg = GRID.sub("stroke: var(--q-rule)", svg)
+    # White words stand on a data colour, which in the dark theme is light.
+    svg = re.sub(r"fill: (#ffffff|white)\b", "fill: var(--q-paper)", svg)
     for colour, variable in VARIABLES.items():
         svg = re.sub(re.escape(colour), f"var({variable}, {colour})", svg, flags=re.I)
     # The page's own typeface; sizes and weights stay as drawn.

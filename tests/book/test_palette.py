@@ -76,6 +76,12 @@ def test_a_figure_outside_the_page_reads_on_both_grounds(theme: str) -> None:
         assert contrast(colour, paper) >= 3, f"{colour} on {theme} {paper}"
 
 
+@pytest.mark.parametrize("theme", THEMES)
+def test_a_reference_line_is_seen(theme: str) -> None:
+    colours = variables(theme)
+    assert contrast(colours["q-reference"], colours["q-paper"]) >= 3
+
+
 @pytest.mark.parametrize("deficiency", DEFICIENCIES)
 @pytest.mark.parametrize("palette", ["figures", *THEMES])
 def test_neighbouring_colours_are_told_apart(palette: str, deficiency: str) -> None:

@@ -45,6 +45,21 @@ def test_prose_is_plain(path: Path) -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize("path", sources.pages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_sentence_is_taken_for_a_comment(path: Path) -> None:
+    """MyST leaves out a line that begins with a percent sign, and a wrapped “50 %” makes one."""
+    fence, lost = "", []
+    for number, line in enumerate(path.read_text("utf8").splitlines(), start=1):
+        mark = re.match(r"\s*(`{3,}|~{3,})", line)
+        if mark and not fence:
+            fence = mark[1]
+        elif fence and line.strip() == fence:
+            fence = ""
+        elif not fence and line.lstrip().startswith("%"):
+            lost.append(f"{path.relative_to(ROOT)}:{number}: {line[:60]}")
+    assert not lost, "\n".join(lost)
+
+
 @pytest.mark.parametrize(
     "path",
     [path for path in sources.pages() if "chapters" in path.parts],

@@ -28,6 +28,12 @@ LAYOUT = """() => {
   if (wide.length || root.scrollWidth > root.clientWidth) {
     complaints.push(`scrolls sideways: ${wide.slice(0, 5).map(e => e.outerHTML.slice(0, 80))}`);
   }
+  for (const sign of document.querySelectorAll(".bd-article .katex svg")) {
+    if (sign.checkVisibility() && sign.getBoundingClientRect().height < 2) {
+      const formula = sign.closest(".katex").textContent.slice(0, 60);
+      complaints.push(`a sign of a formula is not drawn: ${formula}`);
+    }
+  }
   for (const icon of document.querySelectorAll("[class*='fa-']")) {
     if (!getComputedStyle(icon).getPropertyValue("--icon")) {
       complaints.push(`css/icons.css lacks the icon of "${icon.className}"`);
