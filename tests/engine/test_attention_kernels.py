@@ -150,6 +150,15 @@ REAL = {
         "block_size": 32,
         "heads_first": True,
     },
+    **{  # the last tile of keys reaches far behind a sequence's end: of every size of block
+        f"mixed, blocks of {size}": {
+            "new": [1, 130, 50],
+            "lengths": [700, 130, 602],
+            "heads": (8, 2),
+            "block_size": size,
+        }
+        for size in (32, 64, 128)
+    },
 }
 
 
