@@ -22,7 +22,8 @@ from quire.models.config import ModelConfig
 from quire.parallel.part import local_config
 from quire.parallel.pipelined_scheduler import PipelinedOffloadingScheduler, PipelinedScheduler
 from quire.parallel.replicas import ReplicatedEngine, replica_configs
-from quire.scheduler import Scheduler, TokenBudgetScheduler
+from quire.scheduler import TokenBudgetScheduler
+from quire.scheduler_interface import Scheduler
 from quire.speculation.factory import find_draft_model
 from quire.tokenizer import Tokenizer
 from quire.trace import Trace

@@ -13,7 +13,7 @@ from quire.kv.block_pool import BlockPool
 from quire.kv.kv_cache_manager import KVCacheManager
 from quire.layers.linear import MethodFactory
 from quire.sampling.sampler import Sampler
-from quire.scheduler import Scheduler
+from quire.scheduler_interface import Scheduler
 from quire.speculation.config import SpeculativeConfig
 from quire.speculation.proposer import Proposer
 

@@ -29,7 +29,7 @@ from quire.prompts import Prompt, PromptReader
 from quire.request import FinishReason, Request
 from quire.sampling.params import SamplingParams
 from quire.sampling.resolve import resolve
-from quire.scheduler import Scheduler
+from quire.scheduler_interface import Scheduler
 from quire.speculation.controller import LengthController, RoundCosts
 from quire.tokenizer import Tokenizer
 from quire.trace import Trace

@@ -48,7 +48,6 @@ class SequenceProgress:
         if self.last is not None:
             return self.last
         request, detokenizer = self.request, self.request.detokenizer
-        scored = self.logprobs is not None
         reason = request.finish_reason
         taken = Prefix if reason is None else list
         completion = CompletionOutput(
@@ -57,7 +56,7 @@ class SequenceProgress:
             token_ids=taken(request.output_token_ids),
             finish_reason=None if reason is None else str(reason),
             stop_reason=_stop_reason(request),
-            cumulative_logprob=self.cumulative_logprob if scored else None,
+            cumulative_logprob=None if self.logprobs is None else self.cumulative_logprob,
             logprobs=None if self.logprobs is None else taken(self.logprobs),
         )
         if reason is not None:
@@ -127,14 +126,13 @@ class RequestHandle:
         """Return what the prompt's sequences have said so far; later steps do not change it."""
         first = self.sequences[0]
         taken = list if self.finished else Prefix
-        rows = self._prompt_logprobs
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt,
             prompt_token_ids=taken(self._prompt_token_ids),
             outputs=[sequence.snapshot() for sequence in self.sequences],
             finished=self.finished,
-            prompt_logprobs=None if rows is None else taken(rows),
+            prompt_logprobs=self._prompt_logprobs and taken(self._prompt_logprobs),
             metrics=RequestMetrics(
                 first.request.arrival_time,
                 taken(first.token_times),

@@ -15,7 +15,7 @@ from quire.kv.block_pool import LRUBlockPool
 from quire.kv.kv_cache_manager import KVCacheManager, PagedKVCacheManager
 from quire.messages import SchedulerOutput, StepResult
 from quire.request import FinishReason, Request
-from quire.scheduler import Scheduler
+from quire.scheduler_interface import Scheduler
 
 MakeScheduler = Callable[[EngineConfig, KVCacheManager], Scheduler]
 BLOCK = 8
