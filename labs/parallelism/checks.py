@@ -133,18 +133,7 @@ def refuses(student: Subject, name: str, *args: Any, because: str) -> None:
 
 def pure(student: Subject, name: str, *args: Any, want: Any, because: str = "") -> None:
     """Call a function: it gives `want`, and no argument changes."""
-
-    def said() -> str:
-        return student.said(name, *args)
-
-    value, after = student.call_returning(range(len(args)), name, *args)
-    student.compare(said, value, want, 1e-9, because)
-    _unchanged(student, name, after, args)
-
-
-def _unchanged(student: Subject, name: str, after: Any, args: Sequence[Any]) -> None:
-    for place, (left, passed) in enumerate(zip(after, args, strict=True)):
-        student.compare(f"{name}, and looked at argument {place} afterwards", left, passed)
+    student.expect_pure(name, *args, want=want, tolerance=1e-9, because=because)
 
 
 def count(value: Any) -> int:
@@ -162,7 +151,8 @@ def _array(*rows: Any) -> Array:
 
 def _stays(student: Subject, name: str, *args: Any) -> None:
     _, after = student.call_returning(range(len(args)), name, *args)
-    _unchanged(student, name, after, args)
+    for place, (left, passed) in enumerate(zip(after, args, strict=True)):
+        student.compare(f"{name}, and looked at argument {place} afterwards", left, passed)
 
 
 # ---- shards

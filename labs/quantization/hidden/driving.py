@@ -12,16 +12,8 @@ from labkit.reader.subject import Subject
 
 def pure(student: Subject, name: str, *args: Any, want: Any, because: str = "") -> Any:
     """Call a function: it gives `want` in arrays of the same kinds, and no argument changes."""
-
-    def said() -> str:
-        return student.said(name, *args)
-
-    with student.wanting(want, because):
-        value, after = student.call_returning(range(len(args)), name, *args)
-    student.compare(said, value, want, because=because)
-    same_types(student, said, value, want)
-    for place, (left, given) in enumerate(zip(after, args, strict=True)):
-        student.compare(f"{name}, and looked at argument {place} afterwards", left, given)
+    value = student.expect_pure(name, *args, want=want, because=because)
+    same_types(student, lambda: student.said(name, *args), value, want)
     return value
 
 

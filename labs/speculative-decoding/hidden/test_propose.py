@@ -5,7 +5,6 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from .driving import pure
 from .propose_oracle import propose
 
 NEVER = 99  # a separator that no text holds
@@ -92,4 +91,4 @@ def test_separator(student, variant, text, longest, k):
 def test_any_text(student, variant, text, shortest, more, k, separator):
     """Any text, the empty one included; it is what it was."""
     args = (text, shortest + more, shortest, separator, k)
-    pure(student, "propose", *args, want=propose(*args))
+    student.expect_pure("propose", *args, want=propose(*args))

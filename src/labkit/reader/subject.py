@@ -143,6 +143,22 @@ class Subject:
             got = self.call(name, *args, said=said)
         self.compare(said or (lambda: self.said(name, *args)), got, want, tolerance, because)
 
+    def expect_pure(
+        self, name: str, *args: Any, want: Any, tolerance: float = 0.0, because: str = ""
+    ) -> Any:
+        """`expect`, and that no argument changes; return the value."""
+
+        def said() -> str:
+            return self.said(name, *args)
+
+        with self.wanting(want, because):
+            value, after = self.call_returning(range(len(args)), name, *args)
+        self.compare(said, value, want, tolerance, because)
+        for place, (left, given) in enumerate(zip(after, args, strict=True)):
+            call = f"{name}, and looked at argument {place} afterwards"
+            self.compare(call, left, given, because="no function changes its arguments")
+        return value
+
     def refuses(self, name: str, *args: Any, because: str = "") -> None:
         """Call a function, or make an object, and expect ValueError.
 
