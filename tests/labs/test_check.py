@@ -71,7 +71,7 @@ def test_an_endless_loop_is_stopped() -> None:
             except Exception:
                 continue
 
-    assert "no answer within 2 s: is there an endless loop?" in _check(draw)
+    assert "no answer within 5 s: is there an endless loop?" in _check(draw)
 
 
 def test_an_exception_is_told_and_a_missing_function_too() -> None:

@@ -28,7 +28,7 @@ from labkit.reader.subject import Subject, Wrong, in_notebook
 from labkit.reader.titles import title_of
 from labkit.reader.work import Work, untouched, work_of
 
-SECONDS = 2.0  # for all checks of a task together
+SECONDS = 5.0  # for all checks of a task together; kernels in the interpreter can need over 2
 
 Checks = list[Callable[[Subject, str], None]]
 Code = dict[str, Any] | Subject  # a notebook's names, or code that runs elsewhere
