@@ -82,3 +82,18 @@ def test_a_source_was_opened_and_carries_a_claim(key: str) -> None:
 
 def test_every_citation_has_its_source() -> None:
     assert cited() <= set(bibliography())
+
+
+def unshown(text: str) -> set[str]:
+    """Return the names that cells glue and no text shows."""
+    made = set(re.findall(r"\bglue\(\s*\"(\w+)\",", text))
+    return made - set(re.findall(r"\{glue:\w*\}`(\w+)", text))
+
+
+@pytest.mark.parametrize("path", sources.pages(), ids=lambda path: path.stem)
+def test_every_glued_number_is_shown(path: Path) -> None:
+    assert unshown(path.read_text("utf8")) == set()
+
+
+def test_unshown_numbers_are_found() -> None:
+    assert unshown('glue("a", 1)\nglue("b", 2)\nThere are {glue:text}`b:.1f` of them.') == {"a"}
