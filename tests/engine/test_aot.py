@@ -55,7 +55,7 @@ CODES = {"int8": "*i8", "fp8": "*fp8e4nv"}
 DECODED = {**ATTENDED, "partials": FLOAT, "sums": FLOAT, "arrivals": INT}
 DECODE = {
     "TOKENS": 1, "GROUP": 4, "PADDED": 4, "ROWS": 16, "HEAD_SIZE": 128, "PAGE": 16, "TILE": 16,
-    "MIN_TILES": 2, "STAGES": 3, "MOST": 64, "CHUNK": 2,
+    "MIN_TILES": 2, "STAGES": 3, "MOST": 64, "CHUNK": 2, "LATE": True,
 }  # fmt: skip
 INT4 = {
     "x": HALF, "words": "*i16", "scales": INT, "bias": HALF, "out": HALF, "parts": FLOAT,
@@ -252,7 +252,7 @@ def code_kernels(name: str) -> list[Served]:
             {
                 "num_heads": 32, "num_kv_heads": 8, "head_size": 128, "half_block": 64,
                 "heads_per_program": 4, "block_size": 16, "normalises": True, "writes": True,
-                "largest_code": LARGEST[FORMATS[name]],
+                "lets_in": True, "largest_code": LARGEST[FORMATS[name]],
             },
             oldest=oldest,
         ),
@@ -388,6 +388,7 @@ SERVED = [
             **UNSCALED, "largest_code": 0.0,
             "num_heads": 32, "num_kv_heads": 8, "head_size": 128, "half_block": 64,
             "heads_per_program": 4, "block_size": 16, "normalises": True, "writes": True,
+            "lets_in": True,
         },
     ),
     Served(

@@ -17,6 +17,36 @@ FEW_SPLITS = 16  # fewer were never faster
 
 
 @jit
+def _some_splits(
+    parts,
+    stats,
+    begin,
+    num_splits,
+    PADDED: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Load the results of some splits, and the maximum of each one's scores."""
+    some = begin + tl.arange(0, CHUNK)
+    there = some < num_splits
+    head = tl.arange(0, PADDED)[None, :]
+    inside = tl.arange(0, PADDED)[:, None] * HEAD_SIZE + tl.arange(0, HEAD_SIZE)[None, :]
+    part = tl.load(
+        parts + some[:, None, None] * PADDED * HEAD_SIZE + inside[None, :, :],
+        mask=there[:, None, None],
+        other=0.0,
+        cache_modifier=".cg",
+    )
+    top = tl.load(
+        stats + some[:, None] * 2 * PADDED + head,
+        mask=there[:, None],
+        other=float("-inf"),
+        cache_modifier=".cg",
+    )
+    return part, top
+
+
+@jit
 def merge_splits(
     parts,  # float32 [splits, PADDED, HEAD_SIZE]
     stats,  # float32 [splits, 2, PADDED]
@@ -27,6 +57,8 @@ def merge_splits(
     CHUNK: tl.constexpr,
 ):
     """Join the softmaxes of splits: each is weighted by its share of the whole sum."""
+    # First of all, so that these loads are under way while the maxima arrive.
+    part, top = _some_splits(parts, stats, 0, num_splits, PADDED, HEAD_SIZE, CHUNK)
     head = tl.arange(0, PADDED)[None, :]
     every = tl.arange(0, MOST)[:, None]
     stat = stats + every * 2 * PADDED + head
@@ -34,23 +66,9 @@ def merge_splits(
     totals = tl.load(stat + PADDED, mask=every < num_splits, other=0.0, cache_modifier=".cg")
     maximum = tl.max(maxima, 0)
     total = tl.sum(totals * tl.exp2(maxima - maximum[None, :]), 0)
-    inside = tl.arange(0, PADDED)[:, None] * HEAD_SIZE + tl.arange(0, HEAD_SIZE)[None, :]
-    merged = tl.zeros([PADDED, HEAD_SIZE], tl.float32)
-    for begin in tl.range(0, num_splits, CHUNK, num_stages=6):
-        some = begin + tl.arange(0, CHUNK)
-        there = some < num_splits
-        top = tl.load(
-            stats + some[:, None] * 2 * PADDED + head,
-            mask=there[:, None],
-            other=float("-inf"),
-            cache_modifier=".cg",
-        )
-        part = tl.load(
-            parts + some[:, None, None] * PADDED * HEAD_SIZE + inside[None, :, :],
-            mask=there[:, None, None],
-            other=0.0,
-            cache_modifier=".cg",
-        )
+    merged = tl.sum(part * tl.exp2(top - maximum[None, :])[:, :, None], 0)
+    for begin in tl.range(CHUNK, num_splits, CHUNK, num_stages=6):
+        part, top = _some_splits(parts, stats, begin, num_splits, PADDED, HEAD_SIZE, CHUNK)
         merged += tl.sum(part * tl.exp2(top - maximum[None, :])[:, :, None], 0)
     return merged / total[:, None]
 

@@ -25,6 +25,9 @@ from quire.kv.layer import LayerKV
 
 LOG2_E = 1.4426950408889634
 MIN_ROWS = 16  # the fewest rows of a matrix product on tensor cores
+# From so many query numbers a token on, the next product's weight is so large that its loads would
+# hold up those of the splits' merging.
+WIDE = 4096
 
 
 @jit
@@ -103,9 +106,8 @@ def _paged_decode(
     MOST: tl.constexpr,  # splits there can be
     CHUNK: tl.constexpr,  # splits that are merged at once
     EARLY: tl.constexpr,  # see `starts_early`
+    LATE: tl.constexpr,  # let the next kernel in at the end alone
 ):
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     kv_head = tl.program_id(0)  # fastest, so that neighbouring programs read neighbouring bytes
     item = tl.program_id(1)
     split = tl.program_id(2)
@@ -127,6 +129,10 @@ def _paged_decode(
     begin = num_tiles * split // num_splits
     end = num_tiles * (split + 1) // num_splits
 
+    skipped = first_tile - sink_tiles  # behind the sinks
+    block = _tile_block(table, _tile(begin, sink_tiles, skipped), length, TILE, PAGE)
+    if EARLY:  # whoever lets this kernel in has waited, so lengths and tables can be read already
+        tl.extra.cuda.gdc_wait()
     row = tl.arange(0, ROWS)
     column = tl.arange(0, HEAD_SIZE)
     later, heads = row // GROUP, kv_head * GROUP + row % GROUP
@@ -146,8 +152,6 @@ def _paged_decode(
     maximum = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, HEAD_SIZE], tl.float32)
-    skipped = first_tile - sink_tiles  # behind the sinks
-    block = _tile_block(table, _tile(begin, sink_tiles, skipped), length, TILE, PAGE)
     for turn in tl.range(begin, end, num_stages=STAGES):
         tile = _tile(turn, sink_tiles, skipped)
         offset = block.to(tl.int64) * block_stride + tile * TILE % PAGE * offset_stride
@@ -181,7 +185,7 @@ def _paged_decode(
         mixed = tl.dot(weights.to(q.dtype), v.to(q.dtype), mixed, input_precision="ieee")
         maximum = new_maximum
 
-    if EARLY:  # not before: the next kernel's programs would take places unevenly
+    if EARLY and not LATE:  # not before: the next kernel's programs would take places unevenly
         tl.extra.cuda.gdc_launch_dependents()
     out = output + token.to(tl.int64) * num_kv_heads * GROUP * HEAD_SIZE
     if num_splits == 1:
@@ -266,6 +270,7 @@ def paged_decode(
         MOST=max(triton.next_power_of_2(scratch.splits), FEW_SPLITS),
         CHUNK=max(1024 * tuning.warps // (padded * head_size), 1),
         EARLY=early,
+        LATE=query.shape[1] * head_size >= WIDE,
         num_warps=tuning.warps,
         launch_pdl=early,
     )

@@ -14,6 +14,10 @@ from quire.kernels.runtime import jit, serves, starts_early, tl, triton
 from quire.kv.layer import LayerKV
 from quire.kv.quantized import LARGEST
 
+# Attention of so few tokens is let in once this kernel has waited, and of more at the end alone:
+# many programs that came early would take places on the multiprocessors unevenly, and the longest
+# run of them decides. Not before the wait: attention then reads what the step's first kernel wrote.
+FEW_TOKENS = 8
 Heads = tuple[Tensor, Tensor, Tensor]  # query, key, value: each [T, its heads, head_size]
 
 
@@ -114,6 +118,7 @@ def norm_rotate_triton(
         writes=writes,
         largest_code=LARGEST.get(key_cache.dtype, 0.0),
         early=early,
+        lets_in=num_tokens <= FEW_TOKENS,
         # Each number has one thread: of two that turn it in place, the later one would read what
         # the other has written.
         num_warps=max(1, min(4, heads_per_program * half_block // 32)),
@@ -172,6 +177,7 @@ def _norm_rotate_kernel(
     writes: tl.constexpr,
     largest_code: tl.constexpr,  # of a cache of codes
     early: tl.constexpr,
+    lets_in: tl.constexpr,
 ):
     """One program a token and a few heads; each head is two halves, turned against each other."""
     num_rotated: tl.constexpr = num_heads + num_kv_heads
@@ -182,10 +188,10 @@ def _norm_rotate_kernel(
     column = tl.arange(0, half_block)[None, :]
     inside = (column < half) & (head < all_heads)
     rotated = inside & (head < num_rotated)
-    # Attention is let in at the end alone: programs of it that came early would take places
-    # on the multiprocessors unevenly, and its longest run decides.
     if early:
         tl.extra.cuda.gdc_wait()
+        if lets_in:
+            tl.extra.cuda.gdc_launch_dependents()
     position = tl.load(positions + token)
     place = qkv + (token * all_heads + head) * head_size + column
     low = tl.load(place, inside, other=0.0).to(tl.float32)
