@@ -55,7 +55,7 @@ CODES = {"int8": "*i8", "fp8": "*fp8e4nv"}
 DECODED = {**ATTENDED, "partials": FLOAT, "sums": FLOAT, "arrivals": INT}
 DECODE = {
     "TOKENS": 1, "GROUP": 4, "PADDED": 4, "ROWS": 16, "HEAD_SIZE": 128, "PAGE": 16, "TILE": 16,
-    "MIN_TILES": 2, "STAGES": 3, "MOST": 64, "CHUNK": 2, "LATE": True,
+    "MIN_TILES": 2, "STAGES": 3, "MOST": 64, "CHUNK": 8, "LATE": True,
 }  # fmt: skip
 INT4 = {
     "x": HALF, "words": "*i16", "scales": INT, "bias": HALF, "out": HALF, "parts": FLOAT,

@@ -67,7 +67,7 @@ def merge_splits(
     maximum = tl.max(maxima, 0)
     total = tl.sum(totals * tl.exp2(maxima - maximum[None, :]), 0)
     merged = tl.sum(part * tl.exp2(top - maximum[None, :])[:, :, None], 0)
-    for begin in tl.range(CHUNK, num_splits, CHUNK, num_stages=6):
+    for begin in range(CHUNK, num_splits, CHUNK):
         part, top = _some_splits(parts, stats, begin, num_splits, PADDED, HEAD_SIZE, CHUNK)
         merged += tl.sum(part * tl.exp2(top - maximum[None, :])[:, :, None], 0)
     return merged / total[:, None]

@@ -28,6 +28,8 @@ MIN_ROWS = 16  # the fewest rows of a matrix product on tensor cores
 # From so many query numbers a token on, the next product's weight is so large that its loads would
 # hold up those of the splits' merging.
 WIDE = 4096
+# Numbers of splits that a warp merges at once, by a sweep on an H200: what fits its registers.
+MERGED_AT_ONCE = 4096
 
 
 @jit
@@ -268,7 +270,7 @@ def paged_decode(
         MIN_TILES=max(tuning.min_keys // tuning.tile, 1),
         STAGES=tuning.stages,
         MOST=max(triton.next_power_of_2(scratch.splits), FEW_SPLITS),
-        CHUNK=max(1024 * tuning.warps // (padded * head_size), 1),
+        CHUNK=max(MERGED_AT_ONCE * tuning.warps // (padded * head_size), 1),
         EARLY=early,
         LATE=query.shape[1] * head_size >= WIDE,
         num_warps=tuning.warps,

@@ -77,7 +77,8 @@ def starts_early(x: Tensor) -> bool:
     constants, weights above all, at once; before it reads what an earlier kernel wrote, or
     writes anything, it waits (`gdc_wait`) until all earlier kernels have ended and what they
     wrote can be seen. Every program waits, so that the end of a kernel implies the end of
-    all before it.
+    all before it. A kernel that lets the next one in (`gdc_launch_dependents`) only after its own
+    wait thereby shows it what all kernels before the two wrote.
     """
     return capability(x.device) >= (9, 0)
 
