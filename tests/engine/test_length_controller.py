@@ -9,7 +9,7 @@ import pytest
 
 from quire import LLM, SamplingParams, Trace
 from quire.messages import ScheduledEntry, SchedulerOutput, StepResult
-from quire.speculation.controller import LengthController, RoundCosts
+from quire.speculation.controller import TRIAL_STEPS, LengthController, RoundCosts
 
 CHOICES = (1, 2, 4)
 
@@ -156,3 +156,15 @@ def test_a_prompt_between_does_not_blame_the_guesses() -> None:
     for number in range(1, 60):
         step(number, 4, 4, 0)
     assert controller.choose(1) == 0
+
+
+def test_one_judged_step_of_many_requests_is_enough() -> None:
+    """A trial may be cut, by prompts or by the end of a load."""
+    world = World(32)
+    world.run(0.0, 60)
+    while world.run(0.0, 1)[0]:  # until a trial begins
+        pass
+    world.run(0.3, 1)  # judges its first guesses
+    for _ in range(TRIAL_STEPS):  # whose outcome nobody sees
+        world.controller.choose(32)
+    assert world.controller.choose(32) == 1

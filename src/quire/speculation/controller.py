@@ -19,7 +19,7 @@ from quire.messages import SchedulerOutput, StepResult
 FIRST_SHARE = 0.8  # believed of each guess, if those before it stand, until one was judged
 HOPEFUL_SHARE = 0.95  # what might have become of the text while nothing was guessed
 MEMORY = 0.05  # weight of one request's newest step in the shares
-TRIAL_MEMORY = 0.4  # of a trial's, which comes after many steps that showed nothing
+OLD_SHARES = 1.5  # what shares from before a trial weigh beside its step, in requests of that step
 COST_MEMORY = 7  # steps whose median says what steps take: one that was disturbed says nothing
 FORGET_EVERY = 32  # steps after which one of those is believed to be as it was measured
 SWITCH = 1.03  # another k must bring so much more
@@ -136,7 +136,7 @@ class LengthController:
             return
         weight = min(0.5, MEMORY * len(entries))
         if self._steps_without > 0:
-            weight = max(weight, TRIAL_MEMORY)
+            weight = max(weight, len(entries) / (len(entries) + OLD_SHARES))
         self._share_of_steps += weight * ((longest > 0) - self._share_of_steps)
         kept = [
             min(entry.num_draft_tokens, len(result.token_ids.get(entry.request_id, ())) - 1)
