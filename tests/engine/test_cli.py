@@ -183,7 +183,7 @@ def test_a_stream_that_the_shell_closed(arguments: list[str], redirection: str, 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--dtype", "int4", "--batch", "1"], "108 tokens  a step; a decode step of 1 is faster"),
+        (["--dtype", "int4", "--batch", "1"], "109 tokens  a step; a decode step of 1 is faster"),
         (["--dtype", "int4", "--batch", "256"], "a decode step of 256 is slower"),
         (["--dtype", "int4", "--hardware", "t4"], "not measured  on NVIDIA T4"),
     ],
