@@ -26,7 +26,10 @@ def _some_splits(
     HEAD_SIZE: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Load the results of some splits, and the maximum of each one's scores."""
+    """Return parts [CHUNK, PADDED, HEAD_SIZE] and maxima [CHUNK, PADDED] from split `begin` on.
+
+    Behind the last split they are 0 and -inf.
+    """
     some = begin + tl.arange(0, CHUNK)
     there = some < num_splits
     head = tl.arange(0, PADDED)[None, :]

@@ -14,9 +14,10 @@ from quire.kernels.runtime import jit, serves, starts_early, tl, triton
 from quire.kv.layer import LayerKV
 from quire.kv.quantized import LARGEST
 
-# Attention of so few tokens is let in once this kernel has waited, and of more at the end alone:
-# many programs that came early would take places on the multiprocessors unevenly, and the longest
-# run of them decides. Not before the wait: attention then reads what the step's first kernel wrote.
+# A step of at most so many tokens lets attention in as soon as this kernel has waited; a larger one
+# at this kernel's end, since programs of attention that come early take places on the
+# multiprocessors unevenly, and the one that ends last decides. Never before the wait: attention
+# reads lengths before its own, and the step's first kernel must have written them.
 FEW_TOKENS = 8
 Heads = tuple[Tensor, Tensor, Tensor]  # query, key, value: each [T, its heads, head_size]
 

@@ -76,9 +76,10 @@ def starts_early(x: Tensor) -> bool:
     CUDA calls it programmatic dependent launch. A kernel so launched (`launch_pdl`) may read
     constants, weights above all, at once; before it reads what an earlier kernel wrote, or
     writes anything, it waits (`gdc_wait`) until all earlier kernels have ended and what they
-    wrote can be seen. Every program waits, so that the end of a kernel implies the end of
-    all before it. A kernel that lets the next one in (`gdc_launch_dependents`) only after its own
-    wait thereby shows it what all kernels before the two wrote.
+    wrote can be seen. In every kernel at least one program waits, so that its end implies the end
+    of all before it. One exception: a kernel that lets the next one in (`gdc_launch_dependents`)
+    only after its own wait, or at its end, has seen all before it end. So what those wrote the next
+    one may read at once. That follows from what waiting means; CUDA does not promise it.
     """
     return capability(x.device) >= (9, 0)
 

@@ -19,7 +19,9 @@ from quire.messages import SchedulerOutput, StepResult
 FIRST_SHARE = 0.8  # believed of each guess, if those before it stand, until one was judged
 HOPEFUL_SHARE = 0.95  # what might have become of the text while nothing was guessed
 MEMORY = 0.05  # weight of one request's newest step in the shares
-OLD_SHARES = 1.5  # what shares from before a trial weigh beside its step, in requests of that step
+# In a trial's step the shares so far count like those of so many requests: with one request 0.4 of
+# the result is new, with 32 it is 0.96.
+OLD_SHARES = 1.5
 COST_MEMORY = 7  # steps whose median says what steps take: one that was disturbed says nothing
 FORGET_EVERY = 32  # steps after which one of those is believed to be as it was measured
 SWITCH = 1.03  # another k must bring so much more
