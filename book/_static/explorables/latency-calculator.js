@@ -95,8 +95,8 @@ class LatencyCalculator extends Explorable {
       html("details", {}, html("summary", {}, "Efficiency of a real engine"),
         html("div", { class: "row" }, field("MFU", i.mfu), field("MBU", i.mbu),
           field("overhead, µs a step", i.overhead)),
-        html("p", { class: "note" }, "At 1, 1 and 0 the results are limits: no engine that does " +
-          "this arithmetic is faster. A measured engine's shares turn them into an estimate.")),
+        html("p", { class: "note" }, "At 1, 1 and 0 a step takes what its bytes and operations " +
+          "need at these ceilings. A measured engine's shares turn that into an estimate.")),
       this.error, this.results));
     this.panel.hidden = false;
     this.update();
