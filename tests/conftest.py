@@ -7,6 +7,7 @@ With it (`make test-gpu`) nothing may skip: a test that would, fails and says wh
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -39,6 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "notebook: a cell of a notebook, run by nbval")
     if not config.getoption("--require-gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # A shell starts what it sends to the background with interrupts ignored; tests raise some.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marker
