@@ -252,7 +252,7 @@ def code_kernels(name: str) -> list[Served]:
             {
                 "num_heads": 32, "num_kv_heads": 8, "head_size": 128, "half_block": 64,
                 "heads_per_program": 4, "block_size": 16, "normalises": True, "writes": True,
-                "lets_in": True, "largest_code": LARGEST[FORMATS[name]],
+                "lets_in": False, "largest_code": LARGEST[FORMATS[name]],
             },
             oldest=oldest,
         ),
@@ -490,7 +490,10 @@ SERVED = [
     Served(
         "paged_decode._paged_decode",
         DECODED,
-        {**DECODE, **UNSCALED, **DRAFTS, "sequences": None, "window": None, "sinks": None},
+        {
+            **DECODE, **UNSCALED, **DRAFTS, "LATE": False,
+            "sequences": None, "window": None, "sinks": None,
+        },
         {"num_warps": 1},
     ),
     Served(
