@@ -53,6 +53,9 @@ from quire.kernels.sampling import (
 from quire.kernels.skinny_matrix import matrix_linear
 from quire.kernels.softmax import softmax_triton
 from quire.kernels.step import DecodeInputs, begin_step
+from quire.kernels.tiled_matrix import tiled_linear
+from quire.kernels.tiles import Tile as SharedTile
+from quire.kernels.tiles import make_counters
 from quire.kv.layer import LayerKV
 from quire.kv.quantized import LARGEST
 from quire.layers.rope import RotaryTable
@@ -333,6 +336,37 @@ def matrix(device: str) -> None:
         for size, depth in shapes:
             for num_rows in (1, 8, 9, 16):
                 check_product(device, (num_rows, size, depth), dtype, matrix_linear)
+
+
+def tiled(device: str) -> None:
+    """Tiles with columns split and not, also in parts of unequal size."""
+    shapes = ((64, 384),) if device == "cpu" else ((4096, 1024), (1088, 3072), (1024, 12288))
+    tiles = [
+        SharedTile(32, 64, 1, 4, 3),
+        SharedTile(64, 64, 2, 4, 5),
+        SharedTile(16, 64, 8, 4, 4),
+    ]
+    # The interpreter's tl.dot takes bfloat16 for integers.
+    for dtype in (torch.float16,) if device == "cpu" else DTYPES[1:]:
+        for (size, depth), tile in itertools.product(shapes, tiles):
+            counters = make_counters(size, torch.device(device))
+            for num_rows in (1, tile.rows - 7, tile.rows, tile.rows + 5):
+                check_product(
+                    device,
+                    (num_rows, size, depth),
+                    dtype,
+                    lambda *given, counters=counters, tile=tile: tiled_linear(
+                        *given, counters, tile
+                    ),
+                )
+            assert not counters.any()
+            if tile.split == 1:
+                check_product(
+                    device,
+                    (9, size, depth),
+                    dtype,
+                    lambda *given, tile=tile: tiled_linear(*given, None, tile),
+                )
 
 
 def greedy(device: str) -> None:
@@ -643,6 +677,7 @@ CHECKS: dict[str, Check] = {
         heads_as_codes,
         few_rows,
         matrix,
+        tiled,
         greedy,
         keys_of_ranks,
         rows_without_a_token,

@@ -365,6 +365,19 @@ SERVED = [
         },
         {"num_warps": 1, "num_stages": 5},
     ),
+    *(
+        Served(
+            "tiled_matrix._tiled_kernel",
+            {
+                "x": HALF, "weight": HALF, "bias": HALF, "out": HALF, "parts": FLOAT,
+                "counters": INT, "num_rows": "i32", "size": "i32", "depth": "i32",
+            },
+            {"adds_bias": True, "block_rows": rows, "block_outputs": 64, "split": split},
+            {"num_warps": 4, "num_stages": 5},
+            oldest=90,
+        )
+        for rows, split in ((16, 4), (32, 2), (64, 1))
+    ),
     Served(
         "norm._rms_norm_kernel",
         {"x": HALF, "residual": HALF, "weight": HALF, "out": HALF, "eps": "fp32"},

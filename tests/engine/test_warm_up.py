@@ -59,12 +59,23 @@ def test_a_swapped_sampler_is_not_asked_for_logprobs(checkpoint: Folder) -> None
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", [{}, {"kv_cache_dtype": "int8"}, {"cuda_graphs": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kv_cache_dtype": "int8"},
+        {"cuda_graphs": False},
+        {"max_num_batched_tokens": 1200},
+        {"max_num_batched_tokens": 1200, "quantization": "int4"},
+        {"max_num_batched_tokens": 1200, "quantization": "fp8"},
+    ],
+)
 def test_serving_compiles_nothing(options: dict[str, Any]) -> None:
     """Prompts and batches of every size, drawn and greedy, in steps captured and not."""
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("no Triton kernels serve here")
-    llm = LLM("quire-mini", max_num_seqs=24, max_num_batched_tokens=64, num_blocks=2000, **options)
+    given = {"max_num_seqs": 24, "max_num_batched_tokens": 64, "num_blocks": 2000, **options}
+    llm = LLM("quire-mini", **given)
     rng = random.Random(72)
     drawn = SamplingParams(temperature=1, top_p=0.9, top_k=50, min_p=0.02, max_tokens=20)
     with compilations() as names:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from quire.kernels.runtime import jit, serves, starts_early, tl, triton
 from quire.kernels.skinny_matrix import matrix_linear
+from quire.kernels.tiled_matrix import tile_for as shared_tile_for
+from quire.kernels.tiled_matrix import tiled_linear
+from quire.kernels.tiles import Tile as SharedTile
 
 MAX_ROWS = 16
 FEW_ROWS = 4  # up to so many, a small weight stays in registers and each row passes by it
@@ -43,11 +46,30 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return matrix_linear(x, weight, bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x · weightᵀ + bias, [rows, N], by whatever is fastest."""
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, counters: Tensor | None = None
+) -> Tensor:
+    """Return x · weightᵀ + bias, [rows, N], by whatever is fastest.
+
+    Args:
+        counters: of `quire.kernels.tiles.make_counters`; None: no product is split.
+    """
+    tile = shared_tile(x, weight)
+    if tile is not None and (tile.split == 1 or counters is not None):
+        return tiled_linear(x, weight, bias, counters, tile)
     if prefers_skinny(x, weight):
         return skinny_linear(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def shared_tile(x: Tensor, weight: Tensor) -> SharedTile | None:
+    """Return the tile of `tiled_linear` for x [rows, K] · weight [N, K]ᵀ; None: not its case.
+
+    Where nothing starts early it has no use, and its tiles may not fit in shared memory.
+    """
+    if not serves(x) or not starts_early(x) or x.dtype.itemsize != 2:
+        return None
+    return shared_tile_for(len(x), *weight.shape)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from quire.kernels.runtime import jit, tl
 
 SHORTEST = 64  # outputs of a program, and rows where there are several programs of rows
 MOST_ROWS = 512  # of a product whose tiles are shared
+# A number of rows of each size that some table of tiles knows (quire.runner.warm_up runs them).
+EACH_ROWS = (17, 33, 65, 129, 257, 512, 1024, 1025)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from quire.kernels.experts import apply_experts, route_experts
 from quire.kernels.linear import MAX_ROWS, linear
 from quire.kernels.router import choose_experts
 from quire.kernels.routes import CopyTables
+from quire.kernels.tiles import EACH_ROWS, make_counters
 from quire.layers.expert_exchange import ExpertExchange
 from quire.layers.expert_routes import ExpertRoutes
 from quire.layers.module import (
@@ -59,6 +60,7 @@ class Router(Layer):
         self.top_k, self.renormalize = config.experts_per_token, config.renormalize
         self.spread = config.router_spread
         self.weight = empty_parameter((config.num_experts, hidden_size), dtype, device)
+        self._counters = make_counters(config.num_experts, device)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return experts int32 [T, k] and weights float32 [T, k] of x [T, H].
@@ -69,7 +71,7 @@ class Router(Layer):
 
     def logits(self, x: Tensor) -> Tensor:
         """Return a number for each expert, [T, E], of x [T, H]."""
-        return linear(x, self.weight, None)
+        return linear(x, self.weight, None, self._counters)
 
     def takes(self) -> dict[str, Taker]:
         """One weight."""
@@ -263,7 +265,7 @@ class MoE(Layer):
         if self._exchange is None:
             return
         num_slots, _, hidden = self.experts.gate_up.shape
-        for number in range(1, MAX_ROWS + 2):
+        for number in (*range(1, MAX_ROWS + 1), *EACH_ROWS):
             self.router(self.experts.gate_up.new_zeros(number, hidden))
         for number in (1, *tile_changes(1, num_slots)):
             rows = self.experts.gate_up.new_zeros(number, hidden)

@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from quire.kernels.linear import linear
+from quire.kernels.tiles import make_counters
 from quire.layers.linear import Linear
 from quire.layers.module import RANDOM_STD, copy_part, empty_parameter
 
 
 class Unquantized:
     """See the module. Other methods that load plain weights derive from it."""
+
+    _counters: Tensor | None = None  # of a product that several programs share, on a GPU
 
     def tensors(self, layer: Linear) -> dict[str, bool]:
         """Every shard has a weight and, where the layer has one, a bias."""
@@ -22,6 +25,7 @@ class Unquantized:
         shape = (layer.out_features, layer.in_features)
         layer.weight = empty_parameter(shape, dtype, device)
         layer.bias = empty_parameter(shape[:1], dtype, device) if layer.has_bias else None
+        self._counters = make_counters(layer.out_features, device)
 
     def load_shard(self, layer: Linear, name: str, shard: str, tensor: Tensor) -> None:
         """Copy what this rank keeps of a tensor into the rows of its shard."""
@@ -35,7 +39,7 @@ class Unquantized:
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
         """One matrix product; a few rows on a GPU have a kernel of their own."""
-        return linear(x, layer.weight, layer.bias)
+        return linear(x, layer.weight, layer.bias, self._counters)
 
     def dequantize(self, layer: Linear) -> Tensor:
         """Return the weight itself, in float32."""

@@ -15,6 +15,7 @@ from quire.config import EngineConfig
 from quire.kernels.expert_tiles import tile_changes
 from quire.kernels.linear import MAX_ROWS
 from quire.kernels.norm import MANY_ROWS
+from quire.kernels.tiles import EACH_ROWS
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
 from quire.models.moe_config import MoEConfig
 from quire.runner.decode_graphs import batch_sizes
@@ -66,9 +67,9 @@ def _steps(config: EngineConfig, gives_logprobs: bool) -> Iterator[list[Piece]]:
     most_requests = config.scheduling.max_num_seqs
     budget = config.scheduling.max_num_batched_tokens
     longest = min(config.model.max_model_len - 1, budget)
-    # A prompt of each number of tokens that products have a kernel for, and one beyond.
-    for num_tokens in range(1, min(MAX_ROWS + 1, longest) + 1):
-        yield [Piece(0, num_tokens)]
+    # Prompts of each number of tokens that products have a kernel for.
+    for num_tokens in (*range(1, MAX_ROWS + 1), *EACH_ROWS):
+        yield from _prompts(num_tokens, config)
     # How many rows draw decides how their parameters are aligned, and how the head multiplies.
     for num_rows in range(1, min(MAX_ROWS + 1, most_requests, budget // 2) + 1):
         yield [Piece(0, 2, DRAWN)] * num_rows
@@ -91,13 +92,18 @@ def _steps(config: EngineConfig, gives_logprobs: bool) -> Iterator[list[Piece]]:
 
 def _steps_by_experts(config: EngineConfig, top_k: int, num_slots: int) -> Iterator[list[Piece]]:
     """Prompts of as many tokens together as each kind of product over experts begins with."""
+    for num_tokens in tile_changes(top_k, num_slots):
+        yield from _prompts(num_tokens, config)
+
+
+def _prompts(num_tokens: int, config: EngineConfig) -> Iterator[list[Piece]]:
+    """Give the step of prompts of so many tokens together, if a step can have them."""
     budget = config.scheduling.max_num_batched_tokens
     longest = min(config.model.max_model_len - 1, budget)
-    for num_tokens in tile_changes(top_k, num_slots):
-        whole, rest = divmod(num_tokens, longest)
-        pieces = [Piece(0, longest)] * whole + [Piece(0, rest)] * (rest > 0)
-        if num_tokens <= budget and len(pieces) <= config.scheduling.max_num_seqs:
-            yield pieces
+    whole, rest = divmod(num_tokens, longest)
+    pieces = [Piece(0, longest)] * whole + [Piece(0, rest)] * (rest > 0)
+    if num_tokens <= budget and len(pieces) <= config.scheduling.max_num_seqs:
+        yield pieces
 
 
 def _message(
