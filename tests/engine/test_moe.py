@@ -323,13 +323,13 @@ def test_choice_and_products_together_are_both_in_turn(
     num_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The twins, whether or not a GPU's kernels would choose: 5 tokens have 10 pairs."""
-    moe = filled(MoE(tiny(), 16, "mlp", torch.float32, CPU, Place()))
+    moe = filled(MoE(tiny(24), 16, "mlp", torch.float32, CPU, Place()))
     x = torch.randn(num_tokens, 16, generator=torch.Generator().manual_seed(1))
     ids, weights = moe.router(x)
     expected = dense(moe.experts, x, ids, weights)
     for most_pairs in (0, 10):
         monkeypatch.setattr(expert_tiles, "CHOICE_PAIRS", most_pairs)
-        assert chooses_in_pairs(num_tokens, 2) is (num_tokens * 2 <= most_pairs)
+        assert chooses_in_pairs(num_tokens, 2, 24) is (num_tokens * 2 <= most_pairs)
         torch.testing.assert_close(moe(x).double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -431,6 +431,16 @@ def test_random_weights(folder: Folder) -> None:
     assert all(0.01 < parameter.std() < 0.03 for parameter in drawn)
 
 
+@pytest.mark.parametrize(
+    ("top_k", "num_slots", "most"), [(8, 128, 3), (2, 8, 2), (2, 16, 4), (1, 1, 1), (8, 8, 1)]
+)
+def test_pairs_read_few_experts_twice(top_k: int, num_slots: int, most: int) -> None:
+    """Up to a number of tokens, whose pairs are at most half of the experts, or one token's."""
+    assert [n for n in range(1, 40) if prefers_pairs(n, top_k, num_slots)] == list(
+        range(1, most + 1)
+    )
+
+
 # --- kernels that must be there before the first request ----------------------
 
 
@@ -439,9 +449,9 @@ def test_where_tiles_change(top_k: int, num_slots: int) -> None:
     """Just there, and nowhere between: by the pairs, which choose at first, then by every tile."""
 
     def served(num_tokens: int) -> Any:
-        if chooses_in_pairs(num_tokens, top_k):
+        if chooses_in_pairs(num_tokens, top_k, num_slots):
             return "pairs that choose"
-        if prefers_pairs(num_tokens, top_k):
+        if prefers_pairs(num_tokens, top_k, num_slots):
             return "pairs"
         tiles = group_tiles(num_tokens, top_k, num_slots, 2)
         return [replace(tile, programs=0) for tile in tiles]  # of which a grid is made

@@ -88,7 +88,7 @@ def layers(moe: MoEConfig, hidden: int, device: torch.device, hardware: Hardware
             beside |= {"pairs": _us(layer.pairs), "groups": _us(layer.groups)}
         parameters: dict[str, float] = {"tokens": tokens, "experts_touched": touched}
         rows.append(Row(f"layer-{tokens}", "us", _us(layer.ours), "us", beside, parameters))
-        if prefers_pairs(tokens, moe.experts_per_token):
+        if prefers_pairs(tokens, moe.experts_per_token, moe.num_experts):
             beside = {"apart": _us(layer.choice_apart)}
             value = _us(layer.choice_in_pairs)
             rows.append(Row(f"choice-{tokens}", "us_with_choice", value, "us", beside, parameters))

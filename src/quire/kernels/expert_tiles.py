@@ -13,7 +13,9 @@ from torch import Tensor
 
 # Pairs of token and expert up to which each is multiplied by itself. With 8 of 128 experts a token,
 # 1, 2, 3 and 4 tokens take 22.6, 46.4, 63.2 and 80.1 us by pairs, and 33.7, 48.5, 67.8 and 77.5 in
-# groups. Where more tokens share an expert, as with 2 of 8, the two were not compared.
+# groups. With fewer experts tokens share more of them, and pairs read what is shared again: of 8
+# experts 12 tokens with 2 each would read 24. So more than one token have pairs for half of the
+# experts at most, which is a bound by bytes; with so few experts the two ways were not timed.
 MOST_PAIRS = 24
 # Pairs up to which their programs find a token's experts themselves, which spares the router's
 # kernel: at most MOST_PAIRS, and 0 for never. Choice and products of 1 and 2 tokens take 23.0 and
@@ -44,14 +46,15 @@ class GroupTile:
     num_stages: int
 
 
-def prefers_pairs(num_tokens: int, top_k: int) -> bool:
-    """Whether so few tokens come that hardly two of them share an expert."""
-    return num_tokens * top_k <= MOST_PAIRS
+def prefers_pairs(num_tokens: int, top_k: int, num_slots: int) -> bool:
+    """Whether so few tokens come that hardly two of them share one of the experts here."""
+    pairs = num_tokens * top_k
+    return pairs <= MOST_PAIRS and (num_tokens == 1 or 2 * pairs <= num_slots)
 
 
-def chooses_in_pairs(num_tokens: int, top_k: int) -> bool:
+def chooses_in_pairs(num_tokens: int, top_k: int, num_slots: int) -> bool:
     """Whether the products by pairs choose a token's experts as well."""
-    return prefers_pairs(num_tokens, top_k) and num_tokens * top_k <= CHOICE_PAIRS
+    return prefers_pairs(num_tokens, top_k, num_slots) and num_tokens * top_k <= CHOICE_PAIRS
 
 
 def pair_tile(outputs: int, columns: int, itemsize: int) -> PairTile:
@@ -111,5 +114,8 @@ def tile_changes(top_k: int, num_slots: int) -> list[int]:
 
     Either is another kernel, which has to be compiled before the first request.
     """
-    pairs = {most // top_k + 1 for most in (CHOICE_PAIRS, MOST_PAIRS)}
-    return sorted(pairs | {mean * num_slots // top_k + 1 for mean in MEANS})
+    changes = {mean * num_slots // top_k + 1 for mean in MEANS}
+    for serves_pairs in (chooses_in_pairs, prefers_pairs):
+        tokens = range(1, MOST_PAIRS // top_k + 2)
+        changes.add(next((n for n in tokens if not serves_pairs(n, top_k, num_slots)), 1))
+    return sorted(changes)

@@ -251,7 +251,7 @@ class MoE(Layer):
 
     def _chooses_in_products(self, num_tokens: int) -> bool:
         """Whether the experts' kernels choose as well: nobody else asks what was chosen."""
-        few = chooses_in_pairs(num_tokens, self.router.top_k)
+        few = chooses_in_pairs(num_tokens, self.router.top_k, len(self.experts.gate_up))
         return (
             few and isinstance(self.routes, ExpertRoutes) and self.routes.asks_nothing(num_tokens)
         )
