@@ -19,7 +19,8 @@ from labkit.reader.subject import Subject, Wrong, in_child
 from labkit.sandbox.process import Child, Limits, Surroundings
 
 LAB = load_lab(Path(__file__).parent)
-TRACES = 3
+TRACES = 30
+LIMITS = Limits(wall_seconds=900.0, cpu_seconds=600)
 
 
 class Driven:
@@ -61,8 +62,7 @@ def judge(source: str, seed: int) -> float:
     )
     for cell in (given, report.partition("\nbonus = ")[0]):
         exec(compile(cell, "<given>", "exec", dont_inherit=True), namespace)
-    limits = Limits(wall_seconds=300.0, cpu_seconds=120)
-    with Child(Surroundings(LAB.packages, LAB.withheld), limits) as child:
+    with Child(Surroundings(LAB.packages, LAB.withheld), LIMITS) as child:
         loaded = child.request({"op": "load", "cells": [("given", given), ("policy", source)]})
         if "error" in loaded:
             raise Wrong(f"running the cell: {loaded['error']}")

@@ -1081,20 +1081,29 @@ else:
 # %% [markdown]
 # ## Task 5: an eviction policy (frontier, bonus)
 #
-# Task 4 showed an order that is good for one client and bad for the other. Find a better one.
+# Forgetting what was served longest ago is good for one kind of client, and forgetting what was
+# found the fewest times for another. Find an order that is better than both.
+#
+# *Sections of the chapter:* Who is forgotten.
 #
 # **Specification.** A `Policy` is told of every request with `served`, and names the block to
-# evict with `victim`. It is judged by the share of blocks that are found on traces of the kind
-# below, with other seeds and mixtures, driven from outside one request after another: it never sees
-# the future. The cache holds 60 blocks, the `capacity` of `simulate`. The bonus is 10 points times
-# the share of the gap that it closes, on average over the traces, from the better of the two
-# baselines to an order that knows the future; a trace without a gap does not count.
+# evict with `victim`. It is judged by the share of blocks that are found on 30 traces that
+# `make_trace` draws from other seeds, mixtures included. It is driven from outside, one request
+# after another, and never sees the future. The cache holds 60 blocks, the `capacity` of `simulate`.
+# What counts is the share of the gap that it closes, on average over the traces, from the better of
+# the two baselines to an order that knows the future (Belady's); a trace without a gap does not
+# count. The bonus is 25 points times this share, at most 10: nobody who does not know the future
+# closes all of the gap.
 #
 # - `served(client, blocks, found)`: a request was served; `blocks` are its blocks in order, all of
 #   them cached now, and the first `found` of them were cached before.
 # - `victim(blocks)`: return the one of `blocks` to evict. They are cached and none of them belongs
 #   to the request that is being served.
 # - A block is found only if all before it in its request are.
+# - Clients are of the four kinds of `make_trace`, and a policy may make use of how it draws them.
+#   The numbers of blocks say nothing.
+# - The class may use the cell below, which is given, and the standard library. All traces together
+#   may take ten minutes on one core, and one call ten seconds.
 #
 # *Deliverable:* the class in the cell with the line `# frontier: policy`, which `labkit.submit`
 # hands in, too. Your instructor judges it with `frontier.py` of this lab's folder.
@@ -1105,8 +1114,8 @@ import random
 
 def make_trace(seed, requests=400):
     """Requests (client, blocks) of four kinds in a mixture that drifts with time."""
-    rng = random.Random(seed)
-    fresh = iter(range(1, 1 << 30))
+    rng, names = random.Random(seed), random.Random(f"names of {seed}")
+    fresh = iter(lambda: names.randrange(1 << 40), None)
     weights = [rng.uniform(0.5, 2) for _ in range(4)]
     chats = [[next(fresh) for _ in range(3)] for _ in range(rng.randint(3, 6))]
     shared = [[next(fresh) for _ in range(rng.randint(3, 9))] for _ in range(8)]
@@ -1145,11 +1154,11 @@ def simulate(policy, trace, capacity=60):
         needed = [block for block in blocks if block not in cached]
         candidates = [block for block in cached if block not in blocks]
         for _ in range(len(cached) + len(needed) - capacity):
-            block = policy.victim(candidates)
+            block = policy.victim(list(candidates))
             candidates.remove(block)
             del cached[block]
         cached |= dict.fromkeys(needed)
-        policy.served(client, blocks, found)
+        policy.served(client, list(blocks), found)
         hits, total = hits + found, total + len(blocks)
     return hits / total
 
@@ -1222,12 +1231,14 @@ def report(make_policy, seeds):
         if gap > 0:  # else nothing is to be closed
             closed.append((yours - max(old, used)) / gap)
         print(f"{seed % 10_000:4}  {old:12.1%}  {used:10.1%}  {yours:5.1%}  {best:18.1%}")
-    bonus = min(10.0, max(0.0, 10 * sum(closed) / max(len(closed), 1)))
-    print(f"bonus: {bonus:.1f} of 10")
+    share = sum(closed) / max(len(closed), 1)
+    error = (sum((x - share) ** 2 for x in closed) / max(len(closed) ** 2, 1)) ** 0.5
+    bonus = min(10.0, max(0.0, 25 * share))
+    print(f"closes {share:.1%} of the gap (standard error {error:.1%}), bonus {bonus:.1f} of 10")
     return bonus
 
 
-bonus = report(Policy, seeds=range(5))
+bonus = report(Policy, seeds=range(10))
 
 # %% [markdown]
 # ## Task 6: a cache-write kernel (frontier, Hopper, bonus)
@@ -1243,8 +1254,11 @@ bonus = report(Policy, seeds=range(5))
 # `num_tokens` by name, in any order; `launch` gives the grid, a value for each other parameter
 # (`constants`), `num_warps` and `num_stages`.
 #
-# Your instructor compiles it without a GPU and runs the result on fresh inputs, all arrays
-# contiguous. The bonus is 10 points times its share of the reference kernel's speed, at most 10,
+# Your instructor compiles it for Hopper and runs the result on fresh inputs of 16,381 tokens, 1,100
+# blocks of 16 places and 8 heads of 128. All arrays are contiguous and start at a multiple of 16
+# bytes, and Triton is told so. Without a GPU you can try it in two ways. With `TRITON_INTERPRET=1`
+# in the environment before Triton is imported it runs on tensors of the CPU. And `triton.compile`
+# with the target `GPUTarget("cuda", 90, 32)` finds what the assembler for Hopper refuses. The bonus is 10 points times its share of the reference kernel's speed, at most 10,
 # and nothing below half of that speed or if one number of one call is wrong.
 #
 # *Deliverable:* kernel and `launch` in the cell with the line `# frontier: kernel`, without
