@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -266,6 +268,30 @@ def test_a_turn_that_hangs_is_ended_with_what_it_started(
     assert [row.work for row in rows] == ["tiny-batch1"]
     status = Path(f"/proc/{grandchild[0]}/stat")
     assert not status.exists() or ") Z " in status.read_text()
+
+
+ENDED = """
+import sys
+from pathlib import Path
+from quire.bench.peers import _run_process
+
+started = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+_run_process([sys.executable, "-c", started], {}, Path(sys.argv[1]))
+"""
+
+
+def test_what_a_turn_started_ends_with_the_benchmark(tmp_path: Path) -> None:
+    """Also where it is ended by `kill`, or by a scheduler whose time is up."""
+    log = tmp_path / "log.txt"
+    bench = subprocess.Popen([sys.executable, "-c", ENDED, str(log)])
+    end = time.monotonic() + 60
+    while not (log.is_file() and log.read_text().endswith("\n")) and time.monotonic() < end:
+        time.sleep(0.05)
+    child = int(log.read_text())
+    bench.terminate()
+    assert bench.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:

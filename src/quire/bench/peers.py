@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -199,6 +199,7 @@ def _run_process(command: list[str], environment: dict[str, str], log: Path) -> 
             stderr=subprocess.STDOUT,
             start_new_session=True,  # its group holds vLLM's engine process, too
         )
+        before = signal.signal(signal.SIGTERM, _leave)
         try:
             code = process.wait(LIMIT_SECONDS)
             problem = f"ended with {code}" if code else ""
@@ -206,11 +207,17 @@ def _run_process(command: list[str], environment: dict[str, str], log: Path) -> 
             problem = f"took longer than {LIMIT_SECONDS:g} s"
         finally:
             _end_group(process)
+            signal.signal(signal.SIGTERM, before)
     lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
     if problem:
         print("\n".join(lines[-20:]), file=sys.stderr, flush=True)
         problem += f"; its last words: {lines[-1].strip()}" if lines else "; it said nothing"
     return problem
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    """End as after an error: a signal that ends this process alone would leave the group."""
+    raise SystemExit(128 + number)
 
 
 def _end_group(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
