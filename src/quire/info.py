@@ -187,11 +187,13 @@ def memory_rows(
 def limit_rows(
     prediction: Prediction, args: argparse.Namespace, hardware: Hardware
 ) -> Iterator[Row]:
-    """Yield times, rates and prices; limits unless the user gave an efficiency."""
-    at_limit = args.mfu == 1 and args.mbu == 1 and args.overhead_us == 0
-    kind = (
-        "limits (no engine is faster)" if at_limit else "estimate at the given MFU, MBU, overhead"
-    )
+    """Yield times, rates and prices; limits if the ceilings are and no efficiency was given."""
+    if args.mfu < 1 or args.mbu < 1 or args.overhead_us > 0:
+        kind = "estimate at the given MFU, MBU, overhead"
+    elif hardware.key in load_hardware():  # the data sheet's ceilings
+        kind = "limits (no engine that does this work is faster)"
+    else:
+        kind = "estimate (some kernels pass measured ceilings)"
     yield (f"{kind} on {hardware.name}", "", "")
     for label, work, bound in (
         ("prefill", prediction.prefill, prediction.prefill_bound),

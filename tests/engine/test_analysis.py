@@ -502,6 +502,26 @@ def test_info_prints_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
     assert len({line[:22].rstrip() for line in values}) == len(values) - 1  # weights, twice
 
 
+def test_info_calls_times_limits_where_nothing_was_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    heading = "\nlimits (no engine that does this work is faster) on NVIDIA "
+    for arguments, expected in (
+        (("h200", "--data-sheet"), f"{heading}H200 SXM\n"),
+        (("h100",), f"{heading}H100 SXM\n"),
+        (
+            ("h200",),
+            "\nestimate (some kernels pass measured ceilings) on NVIDIA H200 SXM, measured",
+        ),
+        (
+            ("h200", "--data-sheet", "--mbu", "0.9"),
+            "\nestimate at the given MFU, MBU, overhead on ",
+        ),
+    ):
+        assert quire_info("qwen3-8b", "--hardware", *arguments) == 0
+        assert expected in capsys.readouterr().out
+
+
 def test_info_reads_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**SIZES, **TINY["qwen3"]}))
     assert quire_info(str(tmp_path), "--hardware", "cpu") == 0

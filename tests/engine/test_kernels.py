@@ -17,6 +17,7 @@ from torch import Tensor
 from quire import kernels
 from quire.kernels import activation, linear, norm, qkv, runtime, sampling, softmax
 from quire.kernels.runtime import serves, starts_early
+from quire.kernels.tiled_matrix import DEPTH, tile_for
 from quire.kv.layer import LayerKV
 from quire.layers.rope import RotaryTable
 from quire.models.rope_config import RopeConfig
@@ -162,6 +163,23 @@ def test_more_rows_than_the_kernel_takes() -> None:
     assert not linear.prefers_skinny(x, x)
     with pytest.raises(ValueError, match="17 rows: this kernel takes 16"):
         linear.skinny_linear(x, x, None)
+
+
+@pytest.mark.parametrize("outputs", [64, 100, 128, 1024, 4096, 6144, 24_576, 151_936])
+@pytest.mark.parametrize("depth", [64, 128, 256, 1000, 1024, 4096, 12_288])
+def test_shared_tiles_fit(outputs: int, depth: int) -> None:
+    """Tiles cover the weight, each part has columns, and their stages fit in 227 KB on Hopper."""
+    for rows in range(1, 130):
+        tile = tile_for(rows, outputs, depth)
+        if outputs % 64 or depth % 128 or not 9 <= rows <= 64:
+            assert tile is None
+        elif tile is not None:
+            assert tile.rows >= rows
+            assert outputs % tile.outputs == 0
+            assert tile.split <= 4
+            columns = (tile.rows + tile.outputs) * DEPTH * 2
+            assert columns * tile.num_stages <= 227 * 1024
+            assert tile.split == 1 or outputs <= 4096  # programs enough without
 
 
 @pytest.mark.parametrize("size", [16, 1024, 4096, 151_936])

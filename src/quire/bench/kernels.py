@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -23,6 +24,8 @@ from quire.kernels.linear import MAX_ROWS, skinny_linear
 from quire.kernels.norm import rms_norm
 from quire.kernels.sampling import greedy, sample
 from quire.kernels.softmax import softmax
+from quire.kernels.tiled_matrix import tile_for, tiled_linear
+from quire.kernels.tiles import Tile, make_counters
 
 DTYPE = torch.bfloat16
 ROTATED_BYTES = 300_000_000  # five times the last-level cache of an H200
@@ -85,8 +88,8 @@ def row_kernels(device: torch.device, rows: int = 16384, size: int = 4096) -> li
 
 
 def skinny_rows(device: torch.device) -> list[Row]:
-    """The products of a decoder layer for 1 to 16 rows, in microseconds: `prefers_skinny`'s
-    evidence."""
+    """The products of a decoder layer for 1 to 64 rows, in microseconds: the evidence of
+    `prefers_skinny` and of `quire.kernels.tiled_matrix.tile_for`."""
     rows = []
     for model in MODELS:
         config = catalog_config(model)
@@ -103,20 +106,36 @@ def skinny_rows(device: torch.device) -> list[Row]:
         }
         for name, shape in shapes.items():
             weights = _rotated(shape, device)
+            product = f"{model}-{name}"
             for num_rows in (1, 2, 4, 8, MAX_ROWS):
                 x = torch.randn(num_rows, shape[1], device=device, dtype=DTYPE)
-
-                def ours(weight: Tensor, x: Tensor = x) -> Tensor:
-                    return skinny_linear(x, weight, None)
-
-                def torch_linear(weight: Tensor, x: Tensor = x) -> Tensor:
-                    return F.linear(x, weight)
-
-                case = f"skinny-{model}-{name}-m{num_rows}"
-                baselines = {"torch F.linear": _seconds_each(torch_linear, weights) * 1e6}
-                value = _seconds_each(ours, weights) * 1e6
-                rows.append(Row(case, "us", value, "µs", baselines, {"rows": num_rows}))
+                ours = partial(_by_skinny, x)
+                rows.append(_product_row(f"skinny-{product}-m{num_rows}", x, weights, ours))
+            for num_rows in (MAX_ROWS, 32, 64):
+                tile = tile_for(num_rows, *shape)
+                if tile is not None:
+                    x = torch.randn(num_rows, shape[1], device=device, dtype=DTYPE)
+                    counters = make_counters(shape[0], device)
+                    ours = partial(_by_tiles, x, counters, tile)
+                    rows.append(_product_row(f"tiled-{product}-m{num_rows}", x, weights, ours))
     return rows
+
+
+def _by_skinny(x: Tensor, weight: Tensor) -> Tensor:
+    return skinny_linear(x, weight, None)
+
+
+def _by_tiles(x: Tensor, counters: Tensor, tile: Tile, weight: Tensor) -> Tensor:
+    return tiled_linear(x, weight, None, counters, tile)
+
+
+def _product_row(
+    case: str, x: Tensor, weights: Sequence[Tensor], ours: Callable[[Tensor], Tensor]
+) -> Row:
+    """A product over many weights, beside torch's."""
+    baselines = {"torch F.linear": _seconds_each(lambda weight: F.linear(x, weight), weights) * 1e6}
+    value = _seconds_each(ours, weights) * 1e6
+    return Row(case, "us", value, "µs", baselines, {"rows": len(x)})
 
 
 def sampling_rows(device: torch.device) -> list[Row]:
