@@ -18,8 +18,9 @@ from labkit.reader.subject import Subject, Wrong, in_child
 from labkit.sandbox.process import Child, Limits, Surroundings
 
 LAB = load_lab(Path(__file__).parent)
-TRACES = 10
-LIMITS = Limits(wall_seconds=280.0, cpu_seconds=200)
+TRACES = 30
+LIMITS = Limits(wall_seconds=900.0, cpu_seconds=600)
+EXPECTED = "called policy for {wishes}\nexpected {what}\ngot {answer}"
 
 
 def judge(source: str, seed: int) -> float:
@@ -40,12 +41,16 @@ def judge(source: str, seed: int) -> float:
 
         def policy(budget: int, block: int, wishes: list[dict[str, Any]], now: float) -> list[int]:
             answer = student.call("policy", budget, block, wishes, now)
-            fits = type(answer) is list and all(type(n) is int and n >= 0 for n in answer)
             counts = [wish["count"] for wish in wishes]
-            if not fits or len(answer) != len(counts) or not 0 < sum(answer) <= budget:
-                student.fail(f"called policy\nexpected counts within {budget}\ngot {answer!r:.200}")
-            if any(n > count for n, count in zip(answer, counts, strict=True)):
-                student.fail(f"called policy\nexpected at most {counts}\ngot {answer!r:.200}")
+            whole = type(answer) is list and all(type(n) is int and n >= 0 for n in answer)
+            what = ""
+            if not whole or len(answer) != len(counts) or not 0 < sum(answer) <= budget:
+                what = f"{len(counts)} whole numbers, in all 1 to {budget}"
+            elif any(n > count for n, count in zip(answer, counts, strict=True)):
+                what = f"at most {counts}"
+            if what:
+                asked = f"{len(counts)} wishes at {now:.3f} s, counts {counts}"
+                student.fail(EXPECTED.format(wishes=asked, what=what, answer=f"{answer!r:.300}"))
             return list(answer)
 
         return float(machine["report"](policy, range(seed * TRACES, (seed + 1) * TRACES)))

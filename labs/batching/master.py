@@ -1060,27 +1060,33 @@ for name, (_, row) in table.items():
 # %% [markdown]
 # ## Task 5: a policy for an SLO (frontier, bonus)
 #
-# A service promises its first token and its pace. As in the chapter, *attainment* is the share of
-# requests that were served as promised, and *goodput* is their rate, here in requests a second of
-# the run. The next cell makes up traffic that is too much at times and serves it on a machine of
-# simple costs. Short questions come all the time, and bursts of long texts with them.
+# A service promises its first token and its pace. *Attainment* is the share of requests that were
+# served as promised, and *goodput* is their rate, here in requests a second of the run. The promise
+# is stricter than in the chapter: one gap above 50 ms spoils a request. The next cell makes up
+# traffic that is too much at times and serves it on a machine of simple costs. Short questions come
+# all the time, and bursts of long texts with them. At most 48 requests have a seat; the others wait
+# outside in order of arrival, where no policy sees them. Nobody can be refused, and a request keeps
+# its seat until it is served, late or not.
 #
-# **Specification.** `policy` returns how many tokens each wish gets, at most its `count`, at least
-# 1 and at most `budget` in all. A wish has `request`, `count`, `decode` and `since` as in task 3,
-# with `now` and `since` in seconds, and `due`: until then its first token, or the next one of a
-# decode, has to come. There are no block borders here and no one best answer known; nothing of it
-# is judged with the other tasks.
+# **Specification.** `policy` returns a list of whole numbers: how many tokens each wish gets, from
+# 0 to its `count`, and in all at least 1 and at most `budget`. A wish has `request`, `count`,
+# `decode` and `since` as in task 3, with `now` and `since` in seconds, and `due`: until then its
+# first token, or the next one of a decode, has to come. Whether a request is late already, a wish
+# does not say. `block` has no use here. There is no one best answer known, and nothing of it is
+# judged with the other tasks. The cell may use the one below, which is given, and the standard
+# library. It may keep state; traces follow one another, and `now` begins anew with each.
 #
 # `report` prints the attainment of yours on ten traces beside that of the shortest prompt first,
-# and the mean goodput of both. It gives 3 points for every hundredth that your mean attainment is
-# better, at most 10; your instructor runs it on ten traces that you have not seen
-# (`labs/batching/frontier.py`).
+# the mean goodput of both, and what was late. It gives 3 points for every hundredth that your mean
+# attainment is better, at most 10. Your instructor runs it on thirty traces that you have not seen
+# (`labs/batching/frontier.py`), in at most ten minutes on one core, and reads the sentences: who
+# says nothing of why earns 7 points at most.
 #
 # *Sections of the chapter:* *Who is next*, *Where the queue explodes*.
 #
-# *Deliverable:* `policy`, and in the cell below it three sentences on why it is better, or what you
-# tried. Leave the lines `# frontier: policy` and `# frontier: why` in their cells; `labkit.submit`
-# hands in both.
+# *Deliverable:* `policy`, and in the cell below it three sentences: what there is too little of,
+# an idea that failed, with its number, and why yours is better, or what you tried. Leave the lines
+# `# frontier: policy` and `# frontier: why` in their cells; `labkit.submit` hands in both.
 
 # %%
 import random
@@ -1102,17 +1108,20 @@ def serve(policy, requests, seats=48, budget=256, block=16):
 
     Return attainment and goodput: the share of requests whose first token came within 0.3 s and
     1 ms a token of the prompt, and whose later tokens came 50 ms or less apart; and how many of
-    them there were a second of the run.
+    them there were a second of the run. Further how many were late before they had a seat, with
+    their first token, and with a later one.
     """
-    coming, live, now, met = list(requests), [], 0.0, 0
+    coming, live, now, met, late = list(requests), [], 0.0, 0, [0, 0, 0]
     while coming or live:
         while coming and coming[0][0] <= now and len(live) < seats:
             arrival, prompt, output = coming.pop(0)
+            lost = now > arrival + 0.3 + prompt / 1000
+            late[0] += lost
             live.append(
                 {
                     "request": len(requests) - len(coming) - 1, "count": prompt, "decode": False,
                     "since": now, "due": arrival + 0.3 + prompt / 1000, "left": output,
-                    "good": True,
+                    "good": not lost,
                 }
             )  # fmt: skip
         if not live:
@@ -1120,21 +1129,26 @@ def serve(policy, requests, seats=48, budget=256, block=16):
             continue
         shown = ("request", "count", "decode", "since", "due")
         given = policy(budget, block, [{key: r[key] for key in shown} for r in live], now)
-        fits = all(0 <= n <= r["count"] for n, r in zip(given, live, strict=True))
-        if not fits or not 0 < sum(given) <= budget:
-            raise ValueError(f"{given} for a budget of {budget}")
+        whole = type(given) is list and all(type(n) is int for n in given)
+        if not whole or len(given) != len(live) or not 0 < sum(given) <= budget:
+            raise ValueError(f"{given!r:.300}: expected {len(live)} ints, in all 1 to {budget}")
+        if any(not 0 <= n <= r["count"] for n, r in zip(given, live, strict=True)):
+            counts = [r["count"] for r in live]
+            raise ValueError(f"{given}: expected at most {counts}, and nothing below 0")
         now += 0.005 + 40e-6 * sum(given)
         for n, r in zip(given, live, strict=True):
             r["count"] -= n
             if n > 0:
                 r["since"] = now
             if n > 0 and r["count"] == 0:
-                r["good"] &= now <= r["due"]
+                if r["good"] and now > r["due"]:
+                    r["good"] = False
+                    late[2 if r["decode"] else 1] += 1
                 r["left"] -= 1
                 r.update(count=1, decode=True, due=now + 0.05)
                 met += r["left"] == 0 and r["good"]
         live = [r for r in live if r["left"] > 0]
-    return met / len(requests), met / now
+    return met / len(requests), met / now, late
 
 
 def shortest_first(budget, block, wishes, now):
@@ -1151,11 +1165,14 @@ def report(policy, seeds):
     """Serve the traces of these seeds; return the bonus."""
     means = []
     for name, chosen in (("your policy", policy), ("shortest first", shortest_first)):
-        shares, rates = zip(*(serve(chosen, traffic(seed)) for seed in seeds), strict=True)
+        served = [serve(chosen, traffic(seed)) for seed in seeds]
+        shares, rates, late = zip(*served, strict=True)
         means.append(sum(shares) / len(shares))
         rate = sum(rates) / len(rates)
+        waiting, first, later = (sum(kind) for kind in zip(*late, strict=True))
         print(f"{name:<15}", *(f"{share:.2f}" for share in shares),
-              f" mean {means[-1]:.3f}, goodput {rate:.1f}/s")  # fmt: skip
+              f" mean {means[-1]:.3f}, goodput {rate:.1f}/s; late before a seat {waiting},"
+              f" with the first token {first}, with a later one {later}")  # fmt: skip
     bonus = round(min(10.0, max(0.0, 300 * (means[0] - means[1]))), 1)
     print(f"bonus: {bonus:g} of 10")
     return bonus

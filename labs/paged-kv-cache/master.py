@@ -1256,10 +1256,12 @@ bonus = report(Policy, seeds=range(10))
 #
 # Your instructor compiles it for Hopper and runs the result on fresh inputs of 16,381 tokens, 1,100
 # blocks of 16 places and 8 heads of 128. All arrays are contiguous and start at a multiple of 16
-# bytes, and Triton is told so. Without a GPU you can try it in two ways. With `TRITON_INTERPRET=1`
-# in the environment before Triton is imported it runs on tensors of the CPU. And `triton.compile`
-# with the target `GPUTarget("cuda", 90, 32)` finds what the assembler for Hopper refuses. The bonus is 10 points times its share of the reference kernel's speed, at most 10,
-# and nothing below half of that speed or if one number of one call is wrong.
+# bytes, and Triton is told so. The bonus is 10 points times its share of the reference kernel's
+# speed, at most 10, and nothing below half of that speed or if one number of one call is wrong.
+#
+# Without a GPU you can try it in two ways. With `TRITON_INTERPRET=1` in the environment before
+# Triton is imported it runs on tensors of the CPU. And `triton.compile` with the target
+# `GPUTarget("cuda", 90, 32)` finds what the assembler for Hopper refuses.
 #
 # *Deliverable:* kernel and `launch` in the cell with the line `# frontier: kernel`, without
 # helpers from other cells; `labkit.submit` hands it in, too. Your instructor judges it with

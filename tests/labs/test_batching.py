@@ -102,7 +102,9 @@ def test_the_packing_of_the_text_is_what_the_solutions_return(file: str, variant
 
 @pytest.fixture(scope="module")
 def frontier() -> ModuleType:
-    return import_folder(load_lab("batching").folder, "frontier_of_batching", "frontier")
+    judge = import_folder(load_lab("batching").folder, "frontier_of_batching", "frontier")
+    judge.TRACES = 5  # a sixth of the time
+    return judge
 
 
 def test_a_policy_earns_what_it_gains_over_the_shortest_first(frontier: ModuleType) -> None:
@@ -117,10 +119,10 @@ def test_the_starter_has_the_frontier_cell() -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("return [budget + 1] * len(wishes)", "expected counts within 256"),
+        ("return [budget + 1] * len(wishes)", "in all 1 to 256"),
         ("return [budget] + [0] * (len(wishes) - 1)", "expected at most"),
-        ("return [0] * len(wishes)", "expected counts within 256"),
-        ("return [True] * len(wishes)", "expected counts within 256"),
+        ("return [0] * len(wishes)", "in all 1 to 256"),
+        ("return [True] * len(wishes)", "in all 1 to 256"),
         ("raise SystemExit", "SystemExit"),
         ("return open('/etc/passwd')", "Error"),
     ],

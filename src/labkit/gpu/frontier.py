@@ -10,7 +10,7 @@ from typing import Any
 
 from labkit.gpu.runner import Argument, Device, Launch, NoGpu, Pointer
 from labkit.grading.variants import choose, read_key
-from labkit.reader.cells import frontier_cells, frontier_of
+from labkit.reader.cells import frontier_cells, frontier_of, written_frontier
 from labkit.reader.lab import Lab, LabError
 from labkit.reader.subject import Wrong, in_child
 from labkit.reader.values import describe
@@ -195,5 +195,8 @@ def run(
         if key is None:
             print("without --course-key-file the seed is public: right for a workshop, not a grade")
         judge(cell_of(options.notebook, mark), FIRST_SEED + choose(lab, key).seed, **chosen)
+        if "why" in lab.frontier:
+            written = written_frontier(_frontier_cells(options.notebook), lab)
+            print(f"\n{printable(written.get('why', 'no sentences'))}")
     except (Wrong, LabError, NoGpu, NoSandbox) as wrong:
         raise SystemExit(str(wrong)) from None
