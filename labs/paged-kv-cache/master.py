@@ -1084,7 +1084,7 @@ else:
 # Forgetting what was served longest ago is good for one kind of client, and forgetting what was
 # found the fewest times for another. Find an order that is better than both.
 #
-# *Sections of the chapter:* Who is forgotten.
+# *Sections of the chapter:* *Who is forgotten*.
 #
 # **Specification.** A `Policy` is told of every request with `served`, and names the block to
 # evict with `victim`. It is judged by the share of blocks that are found on 30 traces that

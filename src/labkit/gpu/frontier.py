@@ -192,9 +192,9 @@ def run(
     chosen = {switch: getattr(options, switch) for switch in switches}
     try:
         key = None if options.course_key_file is None else read_key(options.course_key_file)
+        judge(cell_of(options.notebook, mark), FIRST_SEED + choose(lab, key).seed, **chosen)
         if key is None:
             print("without --course-key-file the seed is public: right for a workshop, not a grade")
-        judge(cell_of(options.notebook, mark), FIRST_SEED + choose(lab, key).seed, **chosen)
         if "why" in lab.frontier:
             written = written_frontier(_frontier_cells(options.notebook), lab)
             print(f"\n{printable(written.get('why', 'no sentences'))}")
