@@ -1,4 +1,4 @@
-/* <quire-latency-calculator>: TTFT, TPOT, throughput and price of a workload, as limits.
+/* <quire-latency-calculator>: TTFT, TPOT, throughput and price of a workload, at the roofline.
  *
  * The formulas are analysis.js, the twin of `quire.analysis`; models and devices come from
  * the data file, and any other model from a pasted config.json. */

@@ -201,13 +201,13 @@ def latency_question() -> dict[str, str]:
     bandwidth = device.bandwidth_bytes_per_s / 1e12
     return {
         "text": "Llama-3.1-8B in bf16 decodes one request on an H200, whose memory delivers "
-        f"{bandwidth:.2f} TB/s (measured). At most how many tokens a second can any engine "
-        "produce?",
+        f"{bandwidth:.2f} TB/s (measured). If reading memory were all that takes time, how many "
+        "tokens a second would it produce?",
         "label": "Tokens a second",
-        "explanation": f"Each token reads {one.decode.bytes_moved / 1e9:.1f} GB, so it takes "
-        f"{one.tpot_s * 1e3:.2f} ms, however fast the arithmetic. At batch {LARGER_BATCH} the "
-        f"same read serves {LARGER_BATCH} tokens: try it below; the TPOT grows to "
-        f"{many.tpot_s * 1e3:.2f} ms only.",
+        "explanation": f"Each token reads {one.decode.bytes_moved / 1e9:.1f} GB, so at this "
+        f"bandwidth it takes {one.tpot_s * 1e3:.2f} ms, however fast the arithmetic. At batch "
+        f"{LARGER_BATCH} the same read serves {LARGER_BATCH} tokens: try it below; the TPOT "
+        f"grows to {many.tpot_s * 1e3:.2f} ms only.",
     }
 
 
