@@ -432,11 +432,11 @@ def test_random_weights(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("top_k", "num_slots", "most"), [(8, 128, 3), (2, 8, 2), (2, 16, 4), (1, 1, 1), (8, 8, 1)]
+    ("top_k", "num_experts", "most"), [(8, 128, 3), (2, 8, 2), (2, 16, 4), (1, 1, 1), (8, 8, 1)]
 )
-def test_pairs_read_few_experts_twice(top_k: int, num_slots: int, most: int) -> None:
+def test_pairs_read_few_experts_twice(top_k: int, num_experts: int, most: int) -> None:
     """Up to a number of tokens, whose pairs are at most half of the experts, or one token's."""
-    assert [n for n in range(1, 40) if prefers_pairs(n, top_k, num_slots)] == list(
+    assert [n for n in range(1, 40) if prefers_pairs(n, top_k, num_experts)] == list(
         range(1, most + 1)
     )
 
@@ -444,19 +444,21 @@ def test_pairs_read_few_experts_twice(top_k: int, num_slots: int, most: int) -> 
 # --- kernels that must be there before the first request ----------------------
 
 
-@pytest.mark.parametrize(("top_k", "num_slots"), [(8, 128), (2, 8), (1, 1)])
-def test_where_tiles_change(top_k: int, num_slots: int) -> None:
+@pytest.mark.parametrize(
+    ("top_k", "num_slots", "num_experts"), [(8, 128, 128), (8, 16, 128), (2, 8, 8), (1, 1, 1)]
+)
+def test_where_tiles_change(top_k: int, num_slots: int, num_experts: int) -> None:
     """Just there, and nowhere between: by the pairs, which choose at first, then by every tile."""
 
     def served(num_tokens: int) -> Any:
-        if chooses_in_pairs(num_tokens, top_k, num_slots):
+        if chooses_in_pairs(num_tokens, top_k, num_experts):
             return "pairs that choose"
-        if prefers_pairs(num_tokens, top_k, num_slots):
+        if prefers_pairs(num_tokens, top_k, num_experts):
             return "pairs"
         tiles = group_tiles(num_tokens, top_k, num_slots, 2)
         return [replace(tile, programs=0) for tile in tiles]  # of which a grid is made
 
-    changes = tile_changes(top_k, num_slots)
+    changes = tile_changes(top_k, num_slots, num_experts)
     last = 2 * changes[-1]
     found = [n for n in range(2, last) if served(n) != served(n - 1)]
     assert set(found) <= set(changes)
@@ -469,11 +471,12 @@ def test_warm_up_meets_every_tile(options: dict[str, Any], folder: Folder) -> No
     llm = LLM(folder("mixtral"), device="cpu", max_num_seqs=6, **options)
     worker = llm.engine.executor.worker  # type: ignore[attr-defined]
     config, moe = llm.config, llm.model_config.moe
-    steps = _steps_by_experts(config, moe.experts_per_token, moe.num_experts)
+    experts = moe.experts_per_token, moe.num_experts, moe.num_experts
+    steps = _steps_by_experts(config, *experts)
     sums = [sum(p.num_tokens for p in step) for step in steps]
     budget = config.scheduling.max_num_batched_tokens
     most = 6 * min(config.model.max_model_len - 1, budget)
-    changes = tile_changes(moe.experts_per_token, moe.num_experts)
+    changes = tile_changes(*experts)
     assert sums == [n for n in changes if n <= min(budget, most)]
     assert len(sums) >= 2
     groups = worker._layout.num_groups
@@ -485,10 +488,10 @@ def test_warm_up_knows_how_many_experts_a_rank_has() -> None:
     """With a quarter of them a rank's tiles change at a quarter of the tokens."""
     config = EngineConfig.of(max_model_len=4096, device="cpu")
     whole, part = (
-        [sum(p.num_tokens for p in step) for step in _steps_by_experts(config, 8, slots)]
+        [sum(p.num_tokens for p in step) for step in _steps_by_experts(config, 8, slots, 128)]
         for slots in (128, 32)
     )
-    assert part == tile_changes(8, 32)
+    assert part == tile_changes(8, 32, 128)
     assert part != whole
 
 

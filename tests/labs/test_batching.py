@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from lab_suite import LabSuite
 
 from labkit.author.build import build_notebook
-from labkit.gpu.frontier import MARK, cell_of
+from labkit.cli import main
+from labkit.gpu.frontier import FIRST_SEED, MARK, cell_of, run
 from labkit.grading.cells import reference_cells
 from labkit.reader.lab import import_folder, load_lab
 from labkit.reader.subject import Wrong
@@ -109,6 +111,32 @@ def frontier() -> ModuleType:
 
 def test_a_policy_earns_what_it_gains_over_the_shortest_first(frontier: ModuleType) -> None:
     assert 0 < frontier.judge(BY_HOPE, seed=4) <= 10
+
+
+def test_judges_draw_from_seeds_that_no_notebook_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Without a key anybody knows them all the same, which is said; the sentences are printed."""
+    lab = load_lab("batching")
+    key = tmp_path / "course.key"
+    assert main(["key", str(key)]) == 0
+    seeds: list[int] = []
+
+    def judge(source: str, seed: int) -> float:
+        assert "def policy" in source
+        seeds.append(seed)
+        return 0.0
+
+    starter = str(lab.folder / "batching.ipynb")
+    for arguments, words in (([], True), (["--course-key-file", str(key)], False)):
+        capsys.readouterr()
+        monkeypatch.setattr("sys.argv", ["frontier.py", starter, *arguments])
+        run(lab, "judge", judge)
+        out = capsys.readouterr().out
+        assert ("the seed is public" in out) is words
+        assert out.endswith("no sentences\n")  # those of the starter count for nothing
+    assert seeds[0] == FIRST_SEED
+    assert seeds[1] > FIRST_SEED
 
 
 def test_the_starter_has_the_frontier_cell() -> None:

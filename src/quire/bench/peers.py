@@ -191,22 +191,25 @@ def do_job(
 
 def _run_process(command: list[str], environment: dict[str, str], log: Path) -> str:
     """Run a command and whatever it starts; return "" or what went wrong."""
+    process: subprocess.Popen[bytes] | None = None
+    before = signal.signal(signal.SIGTERM, _leave)
     with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **environment},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # its group holds vLLM's engine process, too
-        )
-        before = signal.signal(signal.SIGTERM, _leave)
         try:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **environment},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # its group holds vLLM's engine process, too
+            )
             code = process.wait(LIMIT_SECONDS)
             problem = f"ended with {code}" if code else ""
         except subprocess.TimeoutExpired:
             problem = f"took longer than {LIMIT_SECONDS:g} s"
         finally:
-            _end_group(process)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one waits for the group's end
+            if process is not None:
+                _end_group(process)
             signal.signal(signal.SIGTERM, before)
     lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
     if problem:

@@ -14,8 +14,8 @@ from torch import Tensor
 # Pairs of token and expert up to which each is multiplied by itself. With 8 of 128 experts a token,
 # 1, 2, 3 and 4 tokens take 22.6, 46.4, 63.2 and 80.1 us by pairs, and 33.7, 48.5, 67.8 and 77.5 in
 # groups. With fewer experts tokens share more of them, and pairs read what is shared again: of 8
-# experts 12 tokens with 2 each would read 24. So more than one token have pairs for half of the
-# experts at most, which is a bound by bytes; with so few experts the two ways were not timed.
+# experts 12 tokens with 2 each would read 24. So the pairs of several tokens are half as many as
+# the experts at most, a cautious bound: with so few experts the two ways were not timed.
 MOST_PAIRS = 24
 # Pairs up to which their programs find a token's experts themselves, which spares the router's
 # kernel: at most MOST_PAIRS, and 0 for never. Choice and products of 1 and 2 tokens take 23.0 and
@@ -46,15 +46,19 @@ class GroupTile:
     num_stages: int
 
 
-def prefers_pairs(num_tokens: int, top_k: int, num_slots: int) -> bool:
-    """Whether so few tokens come that hardly two of them share one of the experts here."""
+def prefers_pairs(num_tokens: int, top_k: int, num_experts: int) -> bool:
+    """Whether so few tokens come that hardly two of them share an expert.
+
+    Args:
+        num_experts: of all ranks together, as the pairs are; those that lie elsewhere read nothing.
+    """
     pairs = num_tokens * top_k
-    return pairs <= MOST_PAIRS and (num_tokens == 1 or 2 * pairs <= num_slots)
+    return pairs <= MOST_PAIRS and (num_tokens == 1 or 2 * pairs <= num_experts)
 
 
-def chooses_in_pairs(num_tokens: int, top_k: int, num_slots: int) -> bool:
+def chooses_in_pairs(num_tokens: int, top_k: int, num_experts: int) -> bool:
     """Whether the products by pairs choose a token's experts as well."""
-    return prefers_pairs(num_tokens, top_k, num_slots) and num_tokens * top_k <= CHOICE_PAIRS
+    return prefers_pairs(num_tokens, top_k, num_experts) and num_tokens * top_k <= CHOICE_PAIRS
 
 
 def pair_tile(outputs: int, columns: int, itemsize: int) -> PairTile:
@@ -109,13 +113,14 @@ def group_tiles(
     return GroupTile(256, 64, 64, programs, 8, 3), GroupTile(128, 256, 64, programs, 8, 3)
 
 
-def tile_changes(top_k: int, num_slots: int) -> list[int]:
+def tile_changes(top_k: int, num_slots: int, num_experts: int) -> list[int]:
     """Return from how many tokens on another way, or another pair of tiles, serves, rising.
 
-    Either is another kernel, which has to be compiled before the first request.
+    The way depends on the experts of all ranks, the tiles on the slots of this one. Either is
+    another kernel, which has to be compiled before the first request.
     """
     changes = {mean * num_slots // top_k + 1 for mean in MEANS}
     for serves_pairs in (chooses_in_pairs, prefers_pairs):
         tokens = range(1, MOST_PAIRS // top_k + 2)
-        changes.add(next((n for n in tokens if not serves_pairs(n, top_k, num_slots)), 1))
+        changes.add(next((n for n in tokens if not serves_pairs(n, top_k, num_experts)), 1))
     return sorted(changes)

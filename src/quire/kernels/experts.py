@@ -84,7 +84,7 @@ def apply_experts_triton(
 ) -> Tensor:
     """`apply_experts` in two kernels, or with more tokens in four; all are contiguous."""
     num_tokens, top_k = ids.shape
-    if not prefers_pairs(num_tokens, top_k, len(gate_up)):
+    if not prefers_pairs(num_tokens, top_k, len(slots)):
         return grouped_experts(x, ids, weights, slots, gate_up, down)
     tiles = pair_tiles(top_k, down)
     return paired_experts(x, ids, weights, slots, gate_up, down, *tiles)
@@ -107,7 +107,7 @@ def route_experts(
         top_k, renormalize: as `choose_experts` takes them.
         slots, gate_up, down: as `apply_experts` takes them.
     """
-    if serves(x) and chooses_in_pairs(len(x), top_k, len(gate_up)):
+    if serves(x) and chooses_in_pairs(len(x), top_k, len(slots)):
         tiles = pair_tiles(top_k, down)
         return routed_pairs(x, logits, top_k, renormalize, slots, gate_up, down, *tiles)
     ids, weights = choose_experts(logits, top_k, renormalize)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from quire.kernels.runtime import jit, serves, starts_early, tl, triton
+from quire.kernels.runtime import capability, jit, serves, starts_early, tl, triton
 from quire.kernels.skinny_matrix import matrix_linear
 from quire.kernels.tiled_matrix import tile_for as shared_tile_for
 from quire.kernels.tiled_matrix import tiled_linear
@@ -65,9 +65,11 @@ def linear(
 def shared_tile(x: Tensor, weight: Tensor) -> SharedTile | None:
     """Return the tile of `tiled_linear` for x [rows, K] · weight [N, K]ᵀ; None: not its case.
 
-    Where nothing starts early it has no use, and its tiles may not fit in shared memory.
+    Hopper's alone: the tiles were chosen there, and smaller GPUs' shared memory has no room for
+    them. Where x or the weight has gaps between rows, cuBLAS serves.
     """
-    if not serves(x) or not starts_early(x) or x.dtype.itemsize != 2:
+    dense = x.is_contiguous() and weight.is_contiguous()
+    if not serves(x) or capability(x.device) != (9, 0) or x.dtype.itemsize != 2 or not dense:
         return None
     return shared_tile_for(len(x), *weight.shape)
 

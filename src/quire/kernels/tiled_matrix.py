@@ -1,7 +1,7 @@
 """Products of 9 to 64 rows with a 16-bit weight, in tiles whose columns several programs share.
 
-cuBLAS multiplies about as fast. But its kernels are ordinary ones: in a captured step each begins
-when the kernel in front has ended. These start early, and let the next one in.
+cuBLAS's kernels are ordinary ones: in a captured step each begins when the kernel in front has
+ended. These start early, and let the next one in.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def tiled_linear(
     """Return x · weightᵀ + bias, [rows, N].
 
     Args:
-        x: float16 or bfloat16 [rows, K], contiguous, any number of rows.
+        x: float16 or bfloat16 [rows, K], contiguous; up to eight times as many rows as a tile has,
+            for which there are counters.
         weight: of the same dtype, [N, K], contiguous; N a multiple of the tile's outputs, K of 128.
         bias: [N].
         counters: int32, all 0, as `quire.kernels.tiles.make_counters` makes them; None where the
@@ -111,7 +112,7 @@ def _tiled_kernel(
     blocks = depth // 128
     begin, end = part * blocks // split * 128, (part + 1) * blocks // split * 128
     weight_at = weight + output.to(tl.int64) * depth + k[None, :]
-    x_at = x + row * depth + k[:, None]
+    x_at = x + row.to(tl.int64) * depth + k[:, None]
     total = tl.zeros((block_outputs, block_rows), tl.float32)
     if early:
         tl.extra.cuda.gdc_launch_dependents()

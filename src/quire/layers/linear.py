@@ -23,7 +23,7 @@ class QuantMethod(Protocol):
     """Swap point: how a linear layer stores its weight and multiplies by it.
 
     A layer is created, loaded shard by shard or filled at random, finished once, and then
-    applied. What the method keeps, it keeps as attributes of the layer.
+    applied. A method is one layer's alone; what users see of it lies on the layer.
     """
 
     def tensors(self, layer: Linear) -> dict[str, bool]:

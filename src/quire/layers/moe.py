@@ -251,7 +251,7 @@ class MoE(Layer):
 
     def _chooses_in_products(self, num_tokens: int) -> bool:
         """Whether the experts' kernels choose as well: nobody else asks what was chosen."""
-        few = chooses_in_pairs(num_tokens, self.router.top_k, len(self.experts.gate_up))
+        few = chooses_in_pairs(num_tokens, self.router.top_k, len(self.experts.slots))
         return (
             few and isinstance(self.routes, ExpertRoutes) and self.routes.asks_nothing(num_tokens)
         )
@@ -267,7 +267,7 @@ class MoE(Layer):
         num_slots, _, hidden = self.experts.gate_up.shape
         for number in (*range(1, MAX_ROWS + 1), *EACH_ROWS):
             self.router(self.experts.gate_up.new_zeros(number, hidden))
-        for number in (1, *tile_changes(1, num_slots)):
+        for number in (1, *tile_changes(1, num_slots, len(self.experts.slots))):
             rows = self.experts.gate_up.new_zeros(number, hidden)
             ids = torch.zeros(number, 1, dtype=torch.int32, device=rows.device)
             self.experts(rows, ids, torch.ones(number, 1, device=rows.device))

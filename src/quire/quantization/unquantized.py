@@ -25,7 +25,6 @@ class Unquantized:
         shape = (layer.out_features, layer.in_features)
         layer.weight = empty_parameter(shape, dtype, device)
         layer.bias = empty_parameter(shape[:1], dtype, device) if layer.has_bias else None
-        self._counters = make_counters(layer.out_features, device)
 
     def load_shard(self, layer: Linear, name: str, shard: str, tensor: Tensor) -> None:
         """Copy what this rank keeps of a tensor into the rows of its shard."""
@@ -35,7 +34,8 @@ class Unquantized:
         copy_part(place, tensor, parts[: place.dim()])
 
     def finish_load(self, layer: Linear) -> None:
-        """Nothing to transform."""
+        """Nothing to transform; a tied head's weight lies on a device only now."""
+        self._counters = make_counters(layer.out_features, layer.weight.device)
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
         """One matrix product; a few rows on a GPU have a kernel of their own."""

@@ -46,6 +46,7 @@ def warm_up(
     gives_logprobs: bool,
     moe: MoEConfig | None = None,
     num_slots: int | None = None,
+    num_experts: int | None = None,
 ) -> None:
     """Run every kind of step; returns when the device has done them.
 
@@ -54,10 +55,12 @@ def warm_up(
             may leave them out, as long as no request wants them.
         moe: the model's experts.
         num_slots: how many of a layer's experts are here; None: all.
+        num_experts: how many there are on all ranks, copies included; None: as many as the model's.
     """
     steps = list(_steps(config, gives_logprobs))
     if moe is not None:
-        steps += _steps_by_experts(config, moe.experts_per_token, num_slots or moe.num_experts)
+        slots = num_slots or moe.num_experts, num_experts or moe.num_experts
+        steps += _steps_by_experts(config, moe.experts_per_token, *slots)
     for number, pieces in enumerate(steps):
         runner.execute(_message(number, pieces, config, num_groups))
         runner.settle(())  # nobody reads the tokens; of a model that overflows there are none
@@ -74,7 +77,8 @@ def _steps(config: EngineConfig, gives_logprobs: bool) -> Iterator[list[Piece]]:
     for num_rows in range(1, min(MAX_ROWS + 1, most_requests, budget // 2) + 1):
         yield [Piece(0, 2, DRAWN)] * num_rows
         yield [Piece(0, 2)] * num_rows
-    yield [Piece(0, min(4, longest), SHAPED)]
+    for num_tokens in (4, 18, 34):  # one less meets the head, by each of its tiles of some rows
+        yield [Piece(0, min(num_tokens, longest), SHAPED)]
     if gives_logprobs:
         yield [Piece(0, min(4, longest), SCORED)]
     # A norm of many rows is launched in another way than one of a few.
@@ -90,9 +94,11 @@ def _steps(config: EngineConfig, gives_logprobs: bool) -> Iterator[list[Piece]]:
             yield pieces
 
 
-def _steps_by_experts(config: EngineConfig, top_k: int, num_slots: int) -> Iterator[list[Piece]]:
+def _steps_by_experts(
+    config: EngineConfig, top_k: int, num_slots: int, num_experts: int
+) -> Iterator[list[Piece]]:
     """Prompts of as many tokens together as each kind of product over experts begins with."""
-    for num_tokens in tile_changes(top_k, num_slots):
+    for num_tokens in tile_changes(top_k, num_slots, num_experts):
         yield from _prompts(num_tokens, config)
 
 

@@ -174,6 +174,7 @@ class Worker:
                 gives_logprobs=self._gives_logprobs,
                 moe=self._model.config.moe,
                 num_slots=len(mixtures[0].experts.held) if mixtures else None,
+                num_experts=len(mixtures[0].experts.slots) if mixtures else None,
             )
             for mixture in mixtures[:1]:  # the others' kernels are the same
                 mixture.warm_up()
