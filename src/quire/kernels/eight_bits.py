@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quire.kernels.eight_bits_few_rows import few_rows_eight_bit_linear, share_for
 from quire.kernels.runtime import jit, starts_early, tl, triton
-from quire.kernels.tiles import Tile, finish_tile
+from quire.kernels.tiles import Tile, finish_tile, grid_of
 
 DEPTH = 128  # columns of a step, and of a group where scales are by group
 LIBRARY_FROM = 129  # rows of x from which cuBLAS and CUTLASS multiply FP8 by rows faster
@@ -85,13 +85,9 @@ def tiled_eight_bit_linear(
     num_rows, depth = codes.shape
     size = weight.shape[0]
     out = codes.new_empty(num_rows, size, dtype=dtype)
-    across, down = triton.cdiv(size, tile.outputs), triton.cdiv(num_rows, tile.rows)
-    split = min(tile.split, triton.cdiv(depth, DEPTH))
-    parts = out
-    if split > 1:
-        parts = codes.new_empty(split, num_rows, size, dtype=torch.float32)
+    grid, parts = grid_of(tile, out, triton.cdiv(depth, DEPTH))
     early = starts_early(codes)
-    _eight_bit_kernel[(across, down, split)](
+    _eight_bit_kernel[grid](
         codes,
         code_scale,
         weight,
@@ -108,7 +104,7 @@ def tiled_eight_bit_linear(
         is_int=weight.dtype == torch.int8,
         block_rows=tile.rows,
         block_outputs=tile.outputs,
-        split=split,
+        split=grid[2],
         early=early,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

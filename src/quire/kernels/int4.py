@@ -14,8 +14,8 @@ from torch import Tensor
 
 from quire.kernels.int4_few_rows import few_rows_int4_linear, share_for
 from quire.kernels.int4_packing import PackedInt4, scale_of
-from quire.kernels.runtime import jit, starts_early, tl, triton
-from quire.kernels.tiles import Tile, finish_tile
+from quire.kernels.runtime import jit, starts_early, tl
+from quire.kernels.tiles import Tile, finish_tile, grid_of
 
 UNPACKED_TILES = 4  # of a program that unpacks
 UNPACK_FROM = 1024  # rows of x from which 16-bit products are faster, unpacking first
@@ -60,13 +60,9 @@ def tiled_int4_linear(x: Tensor, weight: PackedInt4, bias: Tensor | None, tile: 
     num_rows, depth = x.shape
     size = weight.shape[0]
     out = x.new_empty(num_rows, size)
-    across, down = triton.cdiv(size, tile.outputs), triton.cdiv(num_rows, tile.rows)
-    split = min(tile.split, weight.words.shape[1])
-    parts = out
-    if split > 1:
-        parts = x.new_empty(split, num_rows, size, dtype=torch.float32)
+    grid, parts = grid_of(tile, out, weight.words.shape[1])
     early = starts_early(x)
-    _int4_kernel[(across, down, split)](
+    _int4_kernel[grid](
         x,
         weight.words,
         weight.scales,
@@ -83,7 +79,7 @@ def tiled_int4_linear(x: Tensor, weight: PackedInt4, bias: Tensor | None, tile: 
         adds_bias=bias is not None,
         block_rows=tile.rows,
         block_outputs=tile.outputs,
-        split=split,
+        split=grid[2],
         early=early,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

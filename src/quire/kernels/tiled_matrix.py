@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from quire.kernels.runtime import jit, starts_early, tl, triton
-from quire.kernels.tiles import Tile, finish_tile
+from quire.kernels.runtime import jit, starts_early, tl
+from quire.kernels.tiles import Tile, finish_tile, grid_of
 
 DEPTH = 128  # columns of a turn
 LEAST_ROWS, MOST_ROWS = 9, 64
@@ -59,13 +58,9 @@ def tiled_linear(
     num_rows, depth = x.shape
     size = weight.shape[0]
     out = x.new_empty(num_rows, size)
-    across, down = triton.cdiv(size, tile.outputs), triton.cdiv(num_rows, tile.rows)
-    split = min(tile.split, depth // DEPTH)
-    parts = out
-    if split > 1:
-        parts = x.new_empty(split, num_rows, size, dtype=torch.float32)
+    grid, parts = grid_of(tile, out, depth // DEPTH)
     early = starts_early(x)
-    _tiled_kernel[(across, down, split)](
+    _tiled_kernel[grid](
         x,
         weight,
         out if bias is None else bias,
@@ -78,7 +73,7 @@ def tiled_linear(
         adds_bias=bias is not None,
         block_rows=tile.rows,
         block_outputs=tile.outputs,
-        split=split,
+        split=grid[2],
         early=early,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

@@ -32,6 +32,19 @@ def make_counters(outputs: int, device: torch.device) -> Tensor:
     return torch.zeros(most, dtype=torch.int32, device=device)
 
 
+def grid_of(tile: Tile, out: Tensor, most_parts: int) -> tuple[tuple[int, int, int], Tensor]:
+    """Return a product's grid, and where the programs that share a tile leave their parts.
+
+    Args:
+        out: [rows, N], what the product fills.
+        most_parts: into which the columns can be split.
+    """
+    num_rows, size = out.shape
+    split = min(tile.split, most_parts)
+    parts = out if split == 1 else out.new_empty(split, num_rows, size, dtype=torch.float32)
+    return (-(-size // tile.outputs), -(-num_rows // tile.rows), split), parts
+
+
 @jit
 def finish_tile(
     total,
