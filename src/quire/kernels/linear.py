@@ -68,10 +68,10 @@ def shared_tile(x: Tensor, weight: Tensor) -> SharedTile | None:
     Hopper's alone: the tiles were chosen there, and smaller GPUs' shared memory has no room for
     them. Where x or the weight has gaps between rows, cuBLAS serves.
     """
-    dense = x.is_contiguous() and weight.is_contiguous()
-    if not serves(x) or capability(x.device) != (9, 0) or x.dtype.itemsize != 2 or not dense:
+    tile = shared_tile_for(len(x), *weight.shape)
+    if tile is None or x.dtype.itemsize != 2 or capability(x.device) != (9, 0) or not serves(x):
         return None
-    return shared_tile_for(len(x), *weight.shape)
+    return tile if x.is_contiguous() and weight.is_contiguous() else None
 
 
 @dataclass(frozen=True)
