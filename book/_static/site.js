@@ -20,7 +20,7 @@
   // What scrolls must be reachable by keyboard. To ask a box for its width lays out its section,
   // which page.css puts off on a phone: so it is asked once that has happened, when an observer
   // whose margin covers the whole page finds that the box has a place.
-  const SCROLLERS = ".bd-article pre, .cell_output > .output, .pst-scrollable-table-container, .math > .katex-display";
+  const SCROLLERS = ".bd-article pre, .cell_output > .output, .bd-article figure:has(> svg.q-figure), .pst-scrollable-table-container, .math > .katex-display";
   const laidOut = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
       if (!isIntersecting) continue;

@@ -45,7 +45,8 @@ LAYOUT = """() => {
 # site.js makes a box that scrolls reachable by keyboard once its section is laid out.
 LAY_OUT = ".bd-article section { content-visibility: visible !important }"
 REACHABLE = """() => [...document.querySelectorAll(
-    ".bd-article pre, .pst-scrollable-table-container, .math > .katex-display"
+    ".bd-article pre, .bd-article figure:has(> svg.q-figure), " +
+    ".pst-scrollable-table-container, .math > .katex-display"
   )].every(box =>
     !box.checkVisibility() || box.scrollWidth <= box.clientWidth || box.tabIndex === 0)"""
 # An explorable loads its data when it comes near.
