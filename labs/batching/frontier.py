@@ -20,7 +20,6 @@ from labkit.sandbox.process import Child, Limits, Surroundings
 LAB = load_lab(Path(__file__).parent)
 TRACES = 30
 LIMITS = Limits(wall_seconds=900.0, cpu_seconds=600)
-EXPECTED = "called policy for {wishes}\nexpected {what}\ngot {answer}"
 
 
 def judge(source: str, seed: int) -> float:
@@ -43,14 +42,12 @@ def judge(source: str, seed: int) -> float:
             answer = student.call("policy", budget, block, wishes, now)
             counts = [wish["count"] for wish in wishes]
             whole = type(answer) is list and all(type(n) is int and n >= 0 for n in answer)
-            what = ""
+            asked = f"called policy for {len(counts)} wishes at {now:.3f} s, counts {counts}"
             if not whole or len(answer) != len(counts) or not 0 < sum(answer) <= budget:
-                what = f"{len(counts)} whole numbers, in all 1 to {budget}"
-            elif any(n > count for n, count in zip(answer, counts, strict=True)):
-                what = f"at most {counts}"
-            if what:
-                asked = f"{len(counts)} wishes at {now:.3f} s, counts {counts}"
-                student.fail(EXPECTED.format(wishes=asked, what=what, answer=f"{answer!r:.300}"))
+                expected = f"{len(counts)} whole numbers, in all 1 to {budget}"
+                student.fail(f"{asked}\nexpected {expected}\ngot {answer!r:.300}")
+            if any(n > count for n, count in zip(answer, counts, strict=True)):
+                student.fail(f"{asked}\nexpected at most these\ngot {answer!r:.300}")
             return list(answer)
 
         return float(machine["report"](policy, range(seed * TRACES, (seed + 1) * TRACES)))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from quire.kernels.tiled_matrix import tile_for
 from quire.kv.quantized import FORMATS, LARGEST
 
 HALF, FLOAT, INT, LONG = "*bf16", "*fp32", "*i32", "*i64"
@@ -372,11 +373,18 @@ SERVED = [
                 "x": HALF, "weight": HALF, "bias": HALF, "out": HALF, "parts": FLOAT,
                 "counters": INT, "num_rows": "i32", "size": "i32", "depth": "i32",
             },
-            {"adds_bias": True, "block_rows": rows, "block_outputs": 64, "split": split},
-            {"num_warps": 4, "num_stages": 5},
+            {
+                "adds_bias": True, "block_rows": tile.rows, "block_outputs": tile.outputs,
+                "split": tile.split,
+            },
+            {"num_warps": tile.num_warps, "num_stages": tile.num_stages},
             oldest=90,
         )
-        for rows, split in ((16, 4), (32, 2), (64, 1))
+        for tile in (
+            tile_for(16, 4096, 4096), tile_for(16, 24_576, 4096), tile_for(32, 4096, 4096),
+            tile_for(32, 24_576, 4096), tile_for(64, 1024, 3072), tile_for(64, 6144, 4096),
+        )
+        if tile is not None
     ),
     Served(
         "norm._rms_norm_kernel",

@@ -9,7 +9,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -275,19 +274,18 @@ import sys
 from pathlib import Path
 from quire.bench.peers import _run_process
 
-started = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-_run_process([sys.executable, "-c", started], {}, Path(sys.argv[1]))
+pipe, log = sys.argv[1:]
+started = f"import os, time; open({pipe!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+_run_process([sys.executable, "-c", started], {}, Path(log))
 """
 
 
 def test_what_a_turn_started_ends_with_the_benchmark(tmp_path: Path) -> None:
     """Also where it is ended by `kill`, or by a scheduler whose time is up."""
-    log = tmp_path / "log.txt"
-    bench = subprocess.Popen([sys.executable, "-c", ENDED, str(log)])
-    end = time.monotonic() + 60
-    while not (log.is_file() and log.read_text().endswith("\n")) and time.monotonic() < end:
-        time.sleep(0.05)
-    child = int(log.read_text())
+    pipe = tmp_path / "pid"
+    os.mkfifo(pipe)
+    bench = subprocess.Popen([sys.executable, "-c", ENDED, str(pipe), str(tmp_path / "log.txt")])
+    child = int(pipe.read_text())  # waits until it runs
     bench.terminate()
     assert bench.wait(60) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):

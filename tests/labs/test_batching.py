@@ -148,7 +148,7 @@ def test_the_starter_has_the_frontier_cell() -> None:
     ("body", "words"),
     [
         ("return [budget + 1] * len(wishes)", "in all 1 to 256"),
-        ("return [budget] + [0] * (len(wishes) - 1)", "expected at most"),
+        ("return [budget] + [0] * (len(wishes) - 1)", "expected at most these"),
         ("return [0] * len(wishes)", "in all 1 to 256"),
         ("return [True] * len(wishes)", "in all 1 to 256"),
         ("raise SystemExit", "SystemExit"),
