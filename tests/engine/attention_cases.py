@@ -42,6 +42,13 @@ class Step:
         fields = {**vars(self.batch), "host": None, "tokens_per_sequence": count}
         return AttentionBatch(**fields)
 
+    def captured_prompts(self, num_tokens: int) -> Step:
+        """The same chunks in a graph of `num_tokens` tokens: what is padding holds NaN."""
+        padding = num_tokens - len(self.query), *self.query.shape[1:]
+        query = torch.cat([self.query, self.query.new_full(padding, NAN)])
+        fields = {"host": None, "tokens_per_sequence": num_tokens, "are_prompts": True}
+        return replace(self, batch=replace(self.batch, **fields), query=query)
+
     @property
     def uniform(self) -> bool:
         """Whether each sequence has as many new tokens."""
@@ -299,6 +306,12 @@ def tiny_errors() -> dict[str, float]:
             output = backend.forward(step.query, step.kv, metadata, step.scale, step.fresh)
             others = [*range(50), *range(55, 72)]
             errors[f"{name}, beside NaN"] = error(output[others], expected[others])
+        if step.batch.query_starts.diff().min() > 1:
+            padded = step.captured_prompts(len(step.query) + 40)
+            metadata = backend.build(padded.batch, step.window)
+            output = backend.forward(padded.query, step.kv, metadata, step.scale, step.fresh)
+            errors[f"{name}, captured prompts"] = error(output[: len(step.query)], expected)
+            errors[f"{name}, padding"] = float(output[len(step.query) :].abs().max())
         if step.uniform and len(step.query) // len(step.batch.lengths) < 8:
             metadata = backend.build(step.captured(), step.window)
             # A second layer with other queries: the counts of arrivals are zero again, and

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,42 @@ def test_a_captured_step_follows_its_lengths(num_tokens: int) -> None:
         output.fill_(float("nan"))
         graph.replay()
         assert error(output, oracle(step)) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("dtype", "window"),
+    [(torch.bfloat16, None), (torch.bfloat16, 100), (torch.float32, None)],
+)
+def test_a_captured_prompt_follows_its_length(dtype: torch.dtype, window: int | None) -> None:
+    """One graph of 320 tokens, replayed for prompts and chunks of fewer."""
+    from quire.attention.triton_backend import TritonAttention
+
+    step = make_step([320], [1900], (32, 8), 128, dtype=dtype, device="cuda", window=window)
+    step, host = step.captured_prompts(320), step.batch.host
+    assert host is not None
+    backend, batch = TritonAttention(), step.batch
+
+    def attend() -> torch.Tensor:
+        metadata = backend.build(batch, window)
+        return backend.forward(step.query, step.kv, metadata, step.scale, step.fresh)
+
+    attend()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = attend()
+    for new, length in ((320, 1900), (320, 320), (7, 7), (257, 1500), (2, 1900), (1, 1)):
+        batch.lengths.fill_(length)
+        batch.query_starts[1] = new
+        output.fill_(float("nan"))
+        graph.replay()
+        part = replace(
+            step,
+            batch=replace(batch, host=replace(host, query_starts=[0, new], lengths=[length])),
+            query=step.query[:new],
+        )
+        assert error(output[:new], oracle(part)) < TOLERANCE[dtype]
+        assert output[new:].abs().sum() == 0
 
 
 @pytest.mark.gpu

@@ -24,6 +24,7 @@ from quire.kernels.runtime import runs_triton
 from quire.resources import shipped_models
 from quire.runner.decode_graphs import DecodeGraphs, Ending
 from quire.runner.pending import PendingStep
+from quire.runner.prompt_graphs import PromptGraphs
 from quire.sampling import TorchSampler
 
 pytestmark = pytest.mark.gpu
@@ -119,6 +120,36 @@ def test_every_mode(
         assert_greedy(oracle(name), output)
         assert_logprobs(oracle(name), output)
     assert set(replays) == ({Ending.HIDDEN} if captures(mode) else set())
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("budget", [24, 4096])
+def test_prompts_that_come_alone(
+    name: str, budget: int, checkpoint: Folder, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, in chunks and behind a prefix: each pass is replayed, of every length captured."""
+    replayed: list[tuple[int, int]] = []
+    replay = PromptGraphs.replay
+
+    def noted(self: PromptGraphs, size: int, num_tokens: int) -> torch.Tensor:
+        replayed.append((size, num_tokens))
+        return replay(self, size, num_tokens)
+
+    monkeypatch.setattr(PromptGraphs, "replay", noted)
+    run = Run.of(checkpoint(name), DEVICE, max_num_batched_tokens=budget, **SIZES)
+    lengths = [1, 2, 16, 17, 63, 77]
+    params = replace(GREEDY, max_tokens=8, logprobs=0, prompt_logprobs=0)
+    for length in lengths:
+        (prompt,) = random_prompts([length], seed=length)
+        for asked in (params, replace(params, prompt_logprobs=None)):  # which takes a prefix
+            (output,) = run.generate([prompt], asked)
+            assert_greedy(oracle(name), output)
+            assert_logprobs(oracle(name), output)
+    if not runs_triton(torch.device(DEVICE)):
+        assert not replayed
+        return
+    assert {num_tokens for _, num_tokens in replayed} > {2, 16, 17, 24 if budget == 24 else 77}
+    assert {size for size, _ in replayed} == {16, *((24,) if budget == 24 else (32, 64, 128))}
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -80,6 +80,7 @@ from quire.parallel.place import Place
 from quire.quantization.scheme import SCHEMES, Scheme
 from quire.resources import load_measurement
 from quire.runner import memory as runner_memory
+from quire.runner import prompt_graphs
 
 NCCL, DIRECT = LINKS["nccl"], LINKS["direct"]
 H200 = reachable(find_hardware("h200"))
@@ -511,9 +512,13 @@ def test_a_prompt_by_hand() -> None:
     assert parts.begin == 1e-3
     assert parts.host == pytest.approx(36 * 345e-6 + 0.1e-3 + 5.5e-6)
     assert parts.bottleneck == "arithmetic"
-    short = step_parts(share, Load.prompt(16), H200, NCCL)
+    short = step_parts(share, replace(Load.prompt(16), is_alone=False), H200, NCCL)
     assert short.bottleneck == "host"
     assert short.seconds == short.begin + short.host
+    alone = step_parts(share, Load.prompt(16), H200, NCCL)  # replayed
+    assert alone.seconds == alone.begin + alone.device
+    assert alone.device == short.device
+    assert QUIRE.replayed_prompt == prompt_graphs.SIZES[-1]
 
 
 def test_loads_of_entries() -> None:
@@ -577,6 +582,7 @@ step_loads = st.builds(
     cached=st.integers(0, 10**6),
     pairs=st.integers(0, 10**8),
     is_decode=st.booleans(),
+    is_alone=st.booleans(),
 )
 
 
@@ -738,14 +744,18 @@ def steps_of(measurement: str, name: str) -> Iterator[Case]:
             readers = [(i, parameters["context"] + 16, 1) for i in range(batch)]
             load = Load.of([*readers, (batch, 0, prompt)])
         else:
-            load = Load.prompt(prompt) if kind == "prefill" else Load.decode(batch, prompt + 16)
+            is_prompt = kind in ("prefill", "alone")
+            load = Load.prompt(prompt) if is_prompt else Load.decode(batch, prompt + 16)
+            # "prefill" is kernel by kernel, as beside other requests; "alone" as it is served.
+            load = replace(load, is_alone=kind == "alone")
         seconds = step_parts(share, load, H200, NCCL).seconds
         yield f"{measurement}/{row['case']}", row["value"], seconds * 1e3
 
 
 def served(measurement: str, name: str) -> Iterator[Case]:
     """Poisson arrivals, as `quire bench load` plays them: 64 seats, steps of 2,048 tokens."""
-    clock = LayoutClock(shares(model(name), Layout()), Machine(H200, NCCL))
+    machine = Machine(H200, NCCL, rates=replace(QUIRE, replayed_prompt=0))  # recorded before
+    clock = LayoutClock(shares(model(name), Layout()), machine)
     for row in load_measurement(measurement)["rows"]:
         wanted = row["parameters"]
         gaps = poisson_arrivals(wanted["requests"], LENGTHS, seed=0)
@@ -840,7 +850,7 @@ ON_RECORD: dict[Layout, dict[str, tuple[float, float]]] = {
         "mix256": (21_261, 25_182),
     },
     Layout(8): {
-        "batch1": (2.507, 1.332),
+        "batch1": (2.507, 1.286),
         "64x512x256": (14_604, 18_635),
         "mix256": (26_582, 30_511),
     },

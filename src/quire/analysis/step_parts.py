@@ -41,7 +41,8 @@ class EngineRates:
     host_layer_s: float = 345e-6  # Python launches a layer (steps-h200, steps-qwen3-8b-h200)
     host_step_s: float = 0.1e-3  # Python schedules and answers a step (overlap-h200)
     host_row_s: float = 5.5e-6  # and for each request in it (overlap-h200)
-    eager_step_s: float = 1e-3  # of a step without a graph, before its first kernel (steps-*)
+    eager_step_s: float = 1e-3  # of a step with a prompt, before its first kernel (steps-*)
+    replayed_prompt: int = 1024  # tokens; a longer prompt is launched (`runner/prompt_graphs.py`)
     rank_step_s: float = 1.0e-3  # from ranks' answers to their next step being launched (LEDGER)
     rank_row_s: float = 11e-6  # and for each request (LEDGER)
     captures_stages: bool = True  # whether a pipeline's stages replay graphs, as quire's do
@@ -108,6 +109,7 @@ class Load:
     cached: int  # tokens whose keys and values are read, added up over requests
     pairs: int = 0  # (query, key) pairs of prompts
     is_decode: bool = True  # one position a request, so that a graph may be replayed
+    is_alone: bool = False  # one prompt and nothing else: so may a graph of its layers
 
     @classmethod
     def decode(cls, batch: int, context: int) -> Load:
@@ -117,7 +119,7 @@ class Load:
     @classmethod
     def prompt(cls, num_tokens: int) -> Load:
         """Return a step that computes one prompt."""
-        return cls(num_tokens, 1, 0, num_tokens * (num_tokens + 1) // 2, is_decode=False)
+        return cls.of([(0, 0, num_tokens)])
 
     @classmethod
     def of(cls, entries: Sequence[Entry]) -> Load:
@@ -133,7 +135,7 @@ class Load:
                 pairs += count * start + count * (count + 1) // 2
         # A step with a new request is never replayed, not even for a prompt of one token.
         is_decode = prompts == 0 and all(start > 0 for _, start, _ in entries)
-        return cls(tokens, len(entries), cached, pairs, is_decode)
+        return cls(tokens, len(entries), cached, pairs, is_decode, prompts == len(entries) == 1)
 
 
 # docs: step-parts begin
@@ -181,7 +183,9 @@ def step_parts(
     widths_of_all += routed * share.expert_width
     rows = (load.tokens * widths_of_all + logits) * dtype_bytes("bf16") / bandwidth
 
-    captured = load.is_decode and (share.layout.pipeline == 1 or rates.captures_stages)
+    captures = share.layout.pipeline == 1 or rates.captures_stages
+    captured = captures and load.is_decode
+    is_short = load.is_alone and load.tokens <= rates.replayed_prompt
     num_reduces = (2 * layers + share.is_first) * (size > 1)
     exchange = num_reduces * link.reduce_seconds(load.tokens * hidden * 2, size)
     if share.is_last:
@@ -194,8 +198,9 @@ def step_parts(
     begin = 0.0  # the graph of the next step is queued while this one runs
     if not captured:
         begin = rates.eager_step_s
-        calls = num_reduces + (share.layout.pipeline > 1)
-        host += layers * rates.host_layer_s + calls * link.eager_call_s
+        if not (captures and is_short):  # whose layers are replayed
+            calls = num_reduces + (share.layout.pipeline > 1)
+            host += layers * rates.host_layer_s + calls * link.eager_call_s
     elif share.layout.pipeline > 1:  # its token comes from the last stage: nothing is ahead
         begin, host = host, 0.0
     return StepParts(

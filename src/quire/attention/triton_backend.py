@@ -2,7 +2,8 @@
 
 A step may hold anything: sequences with one new token, prompts that start, chunks that
 continue. They are sorted into three launches by what the host knows. In a captured step the
-host knows nothing, and every sequence has as many new tokens: one, or a few drafts behind it.
+host knows nothing: every sequence has as many new tokens, one or a few drafts behind it, or all
+are prompts of at most so many.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class _Plan:
                     np.flatnonzero(new == 1).astype(np.int32),
                 ]
         fresh, chunks, decodes = _to_device(lists, query.device)
+        if batch.are_prompts:
+            num_decodes, chunks = 0, _padded_tiles(batch, size)
         scratch = None
         if num_decodes > 0:
             scratch = DecodeScratch.allocate(
@@ -108,7 +111,9 @@ class TritonAttention:
             prefill = Prefill.of(query, kv, window, self.settings)
             metadata.plan = _Plan.of(query, kv, batch, prefill)
         plan, settings = metadata.plan, metadata.plan.prefill.tuning
-        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        # Of tokens that belong to no sequence nobody writes the output.
+        allocate = torch.zeros if batch.are_prompts else torch.empty
+        output = allocate(query.shape, dtype=query.dtype, device=query.device)
         if plan.scratch is not None:
             paged_decode(
                 output, query, kv, batch, plan.decodes, plan.scratch, scale, window, settings.decode
@@ -130,6 +135,19 @@ def _tiles(sequences: NDArray[np.int64], new: NDArray[np.int64], size: int) -> N
     ends = np.cumsum(counts)
     last = np.repeat(ends, counts) - 1 - np.arange(counts.sum())  # tiles behind, counted down
     return np.stack([np.repeat(sequences, counts), last * size], 1).astype(np.int32).reshape(-1)
+
+
+def _padded_tiles(batch: AttentionBatch, size: int) -> Tensor:
+    """Cut prompts of a captured step into tiles, each as if it had the most tokens.
+
+    Tiles behind a prompt's end write nothing. The device computes them: what a graph copies from
+    the host must stay there.
+    """
+    sequences = torch.arange(len(batch.lengths), dtype=torch.int32, device=batch.lengths.device)
+    first_tokens = torch.arange(
+        0, batch.tokens_per_sequence, size, dtype=torch.int32, device=batch.lengths.device
+    )
+    return torch.cartesian_prod(sequences, first_tokens.flip(0)).flatten()
 
 
 def _to_device(lists: list[NDArray[np.int32]], device: torch.device) -> list[Tensor]:

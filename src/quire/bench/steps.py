@@ -6,6 +6,10 @@ those of the step before, since with overlap a step is scheduled while another r
 each stands the limit of `quire.analysis`, the time that the step's bytes or FLOPs need at
 the hardware's ceilings; the measurement's note names these.
 
+`prefill-N` is a prompt's step whose kernels are launched one by one, as they are where other
+requests are in it; `alone-N`, on a GPU, is the same step as it is served, with nothing beside it
+(`quire.runner.prompt_graphs`).
+
 Two kinds of rows hold the batch and vary the context. `context-N` is a decode step of requests
 with prompts of N tokens. `mixed-N` is a step in which the same requests decode and one more
 prompt, always as long, is computed; it has no limit. What a token of context costs is the
@@ -14,8 +18,10 @@ slope of such rows (`quire.analysis.step_time.StepTime`).
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -53,7 +59,8 @@ def run(
     trace = Trace()
     longest = max(max(prompts), CONTEXT) + 2 * NUM_TOKENS + 2
     budget = max(batches) * CONTEXT
-    llm = LLM(
+    engine = partial(
+        LLM,
         model,
         device=device,
         max_model_len=longest,
@@ -62,6 +69,7 @@ def run(
         enable_prefix_caching=False,
         trace=trace,
     )
+    llm = engine(cuda_graphs=False)
     dtype = str(llm.config.model.dtype).removeprefix("torch.")
 
     def baselines(work: Work, ideal: str) -> dict[str, float]:
@@ -78,20 +86,21 @@ def run(
         )
         return list(trace.steps)
 
-    rows: list[Row] = []
-    for prompt_tokens in prompts:
+    def prompt_row(kind: str, prompt_tokens: int) -> Row:
         times = [milliseconds(steps_of(1, prompt_tokens, 1)[0]) for _ in range(6)][1:]
+        time = statistics.median(times)
         work = prefill_work(config, 1, prompt_tokens, dtype, dtype)
-        rows.append(
-            Row(
-                f"prefill-{prompt_tokens}",
-                "ms_per_step",
-                statistics.median(times),
-                "ms",
-                baselines(work, "limit"),
-                _parameters(work, statistics.median(times), 1, prompt_tokens),
-            )
-        )
+        parameters = _parameters(work, time, 1, prompt_tokens)
+        case = f"{kind}-{prompt_tokens}"
+        return Row(case, "ms_per_step", time, "ms", baselines(work, "limit"), parameters)
+
+    rows = [prompt_row("prefill", prompt_tokens) for prompt_tokens in prompts]
+    if device.type == "cuda":
+        del llm
+        gc.collect()
+        torch.cuda.empty_cache()
+        llm = engine()
+        rows += [prompt_row("alone", prompt_tokens) for prompt_tokens in prompts]
 
     def decode_row(case: str, batch: int, context: int) -> Row | None:
         steps_of(batch, context, 4)

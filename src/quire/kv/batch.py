@@ -37,7 +37,8 @@ class AttentionBatch:
 
     In a captured step `host` is None: there are R sequences of `tokens_per_sequence` each,
     lengths and tables change from replay to replay, and a padded sequence has length 0 and
-    slot 0.
+    slot 0. Of prompts that is the most: they end where `query_starts` says, and behind the last
+    there are tokens of no sequence, with slot 0.
     """
 
     query_starts: Tensor  # int32 [R + 1]
@@ -51,6 +52,7 @@ class AttentionBatch:
     host: HostBatch | None
     sinks: int = 0  # a query sees positions [0, sinks) beside its window, where it has one
     tokens_per_sequence: int = 1  # where `host` is None
+    are_prompts: bool = False  # where `host` is None
 
     @classmethod
     def of_groups(
@@ -66,6 +68,7 @@ class AttentionBatch:
         max_length: int,
         sinks: int = 0,
         tokens_per_sequence: int = 1,
+        are_prompts: bool = False,
         host: HostSequences | None = None,
         host_tables: Sequence[NDArray[np.int32]] = (),
     ) -> list[AttentionBatch]:
@@ -90,6 +93,7 @@ class AttentionBatch:
                 host=own_host,
                 sinks=sinks,
                 tokens_per_sequence=tokens_per_sequence,
+                are_prompts=are_prompts,
             )
             for own_slots, block_table, own_host in zip(slots, block_tables, hosts, strict=True)
         ]

@@ -41,6 +41,7 @@ class DeviceParts:
         slots: list[Tensor],
         host: HostSequences | None,
         tokens_per_sequence: int = 1,
+        are_prompts: bool = False,
     ) -> StepMetadata:
         """Describe a step to every layer, each by the block tables of its KV group.
 
@@ -58,6 +59,7 @@ class DeviceParts:
             max_length=self.config.model.max_model_len,
             sinks=self.config.cache.kv_sinks,
             tokens_per_sequence=tokens_per_sequence,
+            are_prompts=are_prompts,
             host=host,
             host_tables=self.batch.host_tables,
         )

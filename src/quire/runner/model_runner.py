@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.attention.interface import AttentionBackend
@@ -25,8 +24,10 @@ from quire.runner.draft_model import DraftModel
 from quire.runner.input_batch import InputBatch, TableUpdate
 from quire.runner.memory import bytes_a_step
 from quire.runner.pending import PendingStep, PromptScores
+from quire.runner.prompt_graphs import PromptGraphs
 from quire.runner.staging import make_staging
 from quire.runner.starts import with_true_starts
+from quire.runner.step_tokens import StepTokens
 from quire.sampling.bias import send
 from quire.sampling.drafts import Drafts
 from quire.sampling.sampler import Sampler, SamplerOutput, TorchSampler
@@ -40,7 +41,8 @@ class ModelRunner:
     """Runs steps and knows no policy.
 
     Any step can be run kernel by kernel; one that computes a single token of each request
-    is replayed from a captured graph where there are graphs.
+    is replayed from a captured graph where there are graphs, and so are the layers of a short
+    prompt that comes alone.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class ModelRunner:
             check_values, vocab_size=model.config.vocab_size, name=self._sampler_name
         )
         self.graphs: DecodeGraphs | None = None
+        self.prompt_graphs: PromptGraphs | None = None  # from `capture_prompts` on
         captures = config.model.cuda_graphs and config.model.device.type == "cuda"
         if captures and backend.graph_safe and model.place.graph_safe:
             with torch.inference_mode():
@@ -110,6 +113,12 @@ class ModelRunner:
                 layout=layout.part(*layers),
             )
             self.drafting = DraftModel(parts, draft_sampler, captures=self.graphs is not None)
+
+    @torch.inference_mode()
+    def capture_prompts(self) -> None:
+        """Capture prompts too, where steps are; till then each is run kernel by kernel."""
+        if self.graphs is not None:
+            self.prompt_graphs = PromptGraphs(self._parts)
 
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> PendingStep:
@@ -173,27 +182,27 @@ class ModelRunner:
         return pending
 
     def _run(self, output: SchedulerOutput, updates: list[TableUpdate]) -> PendingStep:
-        """Queue the kernels of a step one by one."""
+        """Queue the kernels of a step one by one, or those of a prompt's pass at once."""
         parts, entries = self._parts, list(output.entries)
-        tokens = _Tokens.of(entries)
+        tokens = StepTokens.of(entries)
         sampling = [entry for entry in entries if entry.samples]
-        put = parts.staging.put
-        parts.staging.begin()
-        rows, positions = put(tokens.rows, np.int64), put(tokens.positions, np.int64)
-        chosen_from = put(tokens.rows_to_choose_from(entries), np.int64)
-        query_starts = put([0, *tokens.ends], np.int32)
-        lengths, sequence_rows = (
-            put(tokens.lengths, np.int32),
-            put(tokens.rows_of_entries, np.int32),
-        )
-        slots = [put(s, np.int64) for s in parts.batch.slots(tokens.rows, tokens.positions)]
-        changes = [put(update, np.int64) for update in updates]
+        prompts = self.prompt_graphs
+        size = prompts.size(entries) if prompts else None
+        if size:
+            tokens = tokens.padded(size, parts.batch.null_row)
+        inputs = tokens.put(parts)
+        chosen_from = parts.staging.put(tokens.rows_to_choose_from(entries), np.int64)
+        changes = [parts.staging.put(update, np.int64) for update in updates]
         parts.staging.upload()
         parts.batch.apply(changes)
 
-        host = HostSequences([0, *tokens.ends], tokens.lengths, tokens.rows_of_entries)
-        step = parts.step_metadata(query_starts, lengths, sequence_rows, positions, slots, host)
-        hidden = parts.model(parts.batch.token_ids[rows, positions], parts.storage, step)
+        rows, positions, query_starts, lengths, sequence_rows, slots = inputs
+        if prompts and size:
+            hidden = prompts.replay(size, num_tokens=tokens.ends[-1])
+        else:
+            host = HostSequences([0, *tokens.ends], tokens.lengths, tokens.rows_of_entries)
+            step = parts.step_metadata(query_starts, lengths, sequence_rows, positions, slots, host)
+            hidden = parts.model(parts.batch.token_ids[rows, positions], parts.storage, step)
         if not parts.model.place.is_last:
             return PendingStep(output)
 
@@ -264,33 +273,3 @@ class ModelRunner:
                 scored[entry.request_id] = PromptScores(first, values, targets, wanted)
             begin += entry.num_tokens
         return scored
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """A step's tokens as the host counts them."""
-
-    rows_of_entries: list[int]
-    lengths: list[int]  # of each entry's sequence after the step
-    ends: list[int]  # where each entry's tokens end in the step
-    rows: NDArray[np.int64]  # of each token
-    positions: NDArray[np.int64]  # of each token
-
-    def rows_to_choose_from(self, entries: list[ScheduledEntry]) -> list[int]:
-        """Return the tokens of the step whose logits say what follows: the last, and drafts."""
-        return [
-            token
-            for entry, end in zip(entries, self.ends, strict=True)
-            if entry.samples
-            for token in range(end - 1 - entry.num_draft_tokens, end)
-        ]
-
-    @classmethod
-    def of(cls, entries: list[ScheduledEntry]) -> _Tokens:
-        rows, counts = [e.row for e in entries], [e.num_tokens for e in entries]
-        ends = np.cumsum(counts)
-        lengths = [e.start + e.num_tokens for e in entries]
-        # Token t of the step, of the sequence that ends at `end`, is at length - (end - t).
-        shift = np.repeat(np.array(lengths) - ends, counts)
-        positions = np.arange(len(shift)) + shift
-        return cls(rows, lengths, ends.tolist(), np.repeat(rows, counts), positions)
