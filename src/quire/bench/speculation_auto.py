@@ -18,7 +18,7 @@ from quire.errors import QuireError
 from quire.models.config import ModelConfig
 from quire.trace import Trace
 
-BATCHES = (1, 32, 128)
+BATCHES = (1, 8, 32, 64, 128, 256)
 RATES = (0.0, 0.7)
 
 

@@ -7,8 +7,8 @@ each stands the limit of `quire.analysis`, the time that the step's bytes or FLO
 the hardware's ceilings; the measurement's note names these.
 
 `prefill-N` is a prompt's step whose kernels are launched one by one, as they are where other
-requests are in it; `alone-N`, on a GPU, is the same step as it is served, with nothing beside it
-(`quire.runner.prompt_graphs`).
+requests are in it; `alone-N`, on a GPU, is the same step as it is served with nothing beside it
+(`quire.runner.prompt_graphs`), in turns with the other.
 
 Two kinds of rows hold the batch and vary the context. `context-N` is a decode step of requests
 with prompts of N tokens. `mixed-N` is a step in which the same requests decode and one more
@@ -18,11 +18,10 @@ slope of such rows (`quire.analysis.step_time.StepTime`).
 
 from __future__ import annotations
 
-import gc
 import random
 import statistics
-from functools import partial
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import pairwise, product
 
 import torch
 
@@ -59,8 +58,7 @@ def run(
     trace = Trace()
     longest = max(max(prompts), CONTEXT) + 2 * NUM_TOKENS + 2
     budget = max(batches) * CONTEXT
-    engine = partial(
-        LLM,
+    llm = LLM(
         model,
         device=device,
         max_model_len=longest,
@@ -69,7 +67,8 @@ def run(
         enable_prefix_caching=False,
         trace=trace,
     )
-    llm = engine(cuda_graphs=False)
+    runner = llm.engine.executor.worker.runner  # type: ignore[attr-defined]
+    graphs = runner.prompt_graphs
     dtype = str(llm.config.model.dtype).removeprefix("torch.")
 
     def baselines(work: Work, ideal: str) -> dict[str, float]:
@@ -86,21 +85,21 @@ def run(
         )
         return list(trace.steps)
 
-    def prompt_row(kind: str, prompt_tokens: int) -> Row:
-        times = [milliseconds(steps_of(1, prompt_tokens, 1)[0]) for _ in range(6)][1:]
-        time = statistics.median(times)
-        work = prefill_work(config, 1, prompt_tokens, dtype, dtype)
-        parameters = _parameters(work, time, 1, prompt_tokens)
-        case = f"{kind}-{prompt_tokens}"
-        return Row(case, "ms_per_step", time, "ms", baselines(work, "limit"), parameters)
+    ways = {"prefill": None} if graphs is None else {"prefill": None, "alone": graphs}
 
-    rows = [prompt_row("prefill", prompt_tokens) for prompt_tokens in prompts]
-    if device.type == "cuda":
-        del llm
-        gc.collect()
-        torch.cuda.empty_cache()
-        llm = engine()
-        rows += [prompt_row("alone", prompt_tokens) for prompt_tokens in prompts]
+    def prompt_rows(prompt_tokens: int) -> Iterator[Row]:
+        times: dict[str, list[float]] = {kind: [] for kind in ways}
+        for turn, (kind, used) in product(range(6), ways.items()):
+            runner.prompt_graphs = used
+            time = milliseconds(steps_of(1, prompt_tokens, 1)[0])
+            if turn > 0:  # the first is not counted
+                times[kind].append(time)
+        work = prefill_work(config, 1, prompt_tokens, dtype, dtype)
+        for kind, some in times.items():
+            time = statistics.median(some)
+            parameters = _parameters(work, time, 1, prompt_tokens)
+            case, limit = f"{kind}-{prompt_tokens}", baselines(work, "limit")
+            yield Row(case, "ms_per_step", time, "ms", limit, parameters)
 
     def decode_row(case: str, batch: int, context: int) -> Row | None:
         steps_of(batch, context, 4)
@@ -113,6 +112,7 @@ def run(
         parameters = _parameters(work, time, batch, context)
         return Row(case, "ms_per_step", time, "ms", baselines(work, "limit"), parameters)
 
+    rows = [row for prompt_tokens in prompts for row in prompt_rows(prompt_tokens)]
     for batch in batches:
         row = decode_row(f"decode-batch{batch}", batch, CONTEXT)
         if row is None:
