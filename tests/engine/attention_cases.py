@@ -306,7 +306,7 @@ def tiny_errors() -> dict[str, float]:
             output = backend.forward(step.query, step.kv, metadata, step.scale, step.fresh)
             others = [*range(50), *range(55, 72)]
             errors[f"{name}, beside NaN"] = error(output[others], expected[others])
-        if step.batch.query_starts.diff().min() > 1:
+        if step.batch.query_starts.diff().max() > 1:
             padded = step.captured_prompts(len(step.query) + 40)
             metadata = backend.build(padded.batch, step.window)
             output = backend.forward(padded.query, step.kv, metadata, step.scale, step.fresh)

@@ -24,30 +24,57 @@ from quire.attention.torch_backend import TorchAttention, TorchMetadata
 from quire.components import Components
 from quire.executor import InlineExecutor
 from quire.kv.batch import AttentionBatch, HostBatch
+from quire.kv.layer import LayerKV
 from quire.messages import ScheduledEntry
 from quire.parallel.lockstep import LockstepComm
 from quire.parallel.lockstep_executor import LockstepExecutor
-from quire.runner import decode_graphs, device, model_runner
+from quire.runner import decode_graphs, device, model_runner, prompt_graphs
 from quire.runner.decode_graphs import DecodeGraphs, Ending
+from quire.runner.prompt_graphs import PromptGraphs
 from quire.runner.staging import Staging
 from quire.sampling.sampler import SamplerOutput
 from quire.sampling.triton_sampler import TritonSampler
 
 
+@dataclass
+class UnhostedMetadata(TorchMetadata):
+    """Of a step, and how many of its tokens are no padding."""
+
+    num_tokens: int
+
+
 class UnhostedAttention(TorchAttention):
     """Torch's attention for steps of which the host's lists are not given."""
 
-    graph_safe = True
+    graph_safe = captures_prompts = True
 
-    def build(self, batch: AttentionBatch, window: int | None) -> TorchMetadata:
+    def build(self, batch: AttentionBatch, window: int | None) -> UnhostedMetadata:
         if batch.host is None:
-            # A padded sequence sees the null block.
-            lengths = batch.lengths.clamp(min=batch.tokens_per_sequence).tolist()
-            host = HostBatch(
-                batch.query_starts.tolist(), lengths, batch.rows.tolist(), batch.block_table.numpy()
-            )
+            lengths = batch.lengths
+            if not batch.are_prompts:  # a padded sequence sees the null block
+                lengths = lengths.clamp(min=batch.tokens_per_sequence)
+            starts, rows = batch.query_starts.tolist(), batch.rows.tolist()
+            host = HostBatch(starts, lengths.tolist(), rows, batch.block_table.numpy())
             batch = replace(batch, host=host)
-        return super().build(batch, window)
+        assert batch.host is not None
+        built = super().build(batch, window)
+        return UnhostedMetadata(
+            built.slots, built.decode, built.chunks, num_tokens=batch.host.query_starts[-1]
+        )
+
+    def forward(
+        self,
+        query: Tensor,
+        kv: LayerKV,
+        metadata: TorchMetadata,
+        scale: float,
+        fresh_kv: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Attend with all but padding, of which the output is 0."""
+        assert isinstance(metadata, UnhostedMetadata)
+        live, output = metadata.num_tokens, torch.zeros_like(query)
+        output[:live] = super().forward(query[:live], kv, metadata, scale, fresh_kv)
+        return output
 
 
 PARTS = Components(attention=UnhostedAttention, sampler=TritonSampler)  # its kernels' torch twins
@@ -58,6 +85,7 @@ class Seen:
     """What happened in an engine whose decode steps are replayed."""
 
     endings: Counter[Ending] = field(default_factory=Counter)  # of replayed steps, of each rank's
+    prompts: list[tuple[int, int]] = field(default_factory=list)  # sizes, and tokens of requests
     message_rows: list[int] = field(default_factory=list)  # of what stages sent one another
 
 
@@ -70,6 +98,7 @@ class Stages:
         self._within = threading.local()  # whether this rank is in a capture or a replay
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
         monkeypatch.setattr(decode_graphs, "capture", self._capture)
+        monkeypatch.setattr(prompt_graphs, "capture", self._capture)
         monkeypatch.setattr(decode_graphs, "begin_step", begin_step_torch)
         monkeypatch.setattr(model_runner, "make_staging", Staging)
         monkeypatch.setattr(device.Answers, "fetch", _fetch)
@@ -119,6 +148,7 @@ class Stages:
         @torch.inference_mode()
         def work() -> None:
             runner.graphs = DecodeGraphs(runner._parts)
+            runner.prompt_graphs = PromptGraphs(runner._parts, None)
 
         return work
 
@@ -138,6 +168,7 @@ class Stages:
         That is a message from within a graph, and a choice where no logits are.
         """
         deliver, replay = LockstepComm._deliver, DecodeGraphs.replay
+        replay_prompt = PromptGraphs.replay
         sample = model_runner.ModelRunner._sample
 
         def delivered(
@@ -154,6 +185,10 @@ class Stages:
             self.seen.endings[ending] += 1
             return replay(graphs, entries, ending)
 
+        def prompt_replayed(graphs: PromptGraphs, size: int, num_tokens: int) -> Tensor:
+            self.seen.prompts.append((size, num_tokens))
+            return replay_prompt(graphs, size, num_tokens)
+
         def sampled(runner: model_runner.ModelRunner, *args: Any) -> None:
             assert runner._parts.model.place.is_last, "a stage before the last one samples"
             sample(runner, *args)
@@ -161,6 +196,7 @@ class Stages:
         monkeypatch.setattr(model_runner.ModelRunner, "_sample", sampled)
         monkeypatch.setattr(LockstepComm, "_deliver", delivered)
         monkeypatch.setattr(DecodeGraphs, "replay", replayed)
+        monkeypatch.setattr(PromptGraphs, "replay", prompt_replayed)
 
 
 class _Graph:

@@ -122,12 +122,9 @@ def test_every_mode(
     assert set(replays) == ({Ending.HIDDEN} if captures(mode) else set())
 
 
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("budget", [24, 4096])
-def test_prompts_that_come_alone(
-    name: str, budget: int, checkpoint: Folder, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whole, in chunks and behind a prefix: each pass is replayed, of every length captured."""
+@pytest.fixture
+def prompt_replays(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The prompts whose layers were replayed: the captured length, and the request's tokens."""
     replayed: list[tuple[int, int]] = []
     replay = PromptGraphs.replay
 
@@ -136,20 +133,69 @@ def test_prompts_that_come_alone(
         return replay(self, size, num_tokens)
 
     monkeypatch.setattr(PromptGraphs, "replay", noted)
+    return replayed
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("budget", [24, 4096])
+def test_prompts_that_come_alone(
+    name: str,
+    budget: int,
+    checkpoint: Folder,
+    oracle: Oracle,
+    prompt_replays: list[tuple[int, int]],
+) -> None:
+    """Whole, in chunks and behind a prefix."""
     run = Run.of(checkpoint(name), DEVICE, max_num_batched_tokens=budget, **SIZES)
-    lengths = [1, 2, 16, 17, 63, 77]
     params = replace(GREEDY, max_tokens=8, logprobs=0, prompt_logprobs=0)
-    for length in lengths:
-        (prompt,) = random_prompts([length], seed=length)
-        for asked in (params, replace(params, prompt_logprobs=None)):  # which takes a prefix
-            (output,) = run.generate([prompt], asked)
+    lengths = [1, 2, 16, 17, 63, 77, 129]
+    for asked in (params, replace(params, prompt_logprobs=None)):  # which takes a prefix
+        for length in lengths:
+            (output,) = run.generate(random_prompts([length], seed=length), asked)
             assert_greedy(oracle(name), output)
             assert_logprobs(oracle(name), output)
+        if not runs_triton(torch.device(DEVICE)):
+            assert not prompt_replays
+            return
+        if asked is params:
+            whole = [(16, 2), (16, 16), (32, 17), (64, 63), (128, 77), (192, 129)]
+            begun = [(16, 2), (16, 16), (24, 17), (24, 24), (24, 24), (16, 15), (24, 24)]
+            expected = begun if budget == 24 else whole
+            assert prompt_replays[: len(expected)] == expected
+            prompt_replays.clear()
+    assert all(size >= count > 1 for size, count in prompt_replays)
+    assert prompt_replays
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"kv_cache_dtype": "int8"}, {"quantization": "int4"}, {"quantization": "fp8"}],
+    ids=str,
+)
+def test_prompts_of_every_length_captured(
+    options: dict[str, Any], prompt_replays: list[tuple[int, int]]
+) -> None:
+    """In bfloat16 beside the same prompts run kernel by kernel; the longest is not replayed."""
     if not runs_triton(torch.device(DEVICE)):
-        assert not replayed
-        return
-    assert {num_tokens for _, num_tokens in replayed} > {2, 16, 17, 24 if budget == 24 else 77}
-    assert {size for size, _ in replayed} == {16, *((24,) if budget == 24 else (32, 64, 128))}
+        pytest.skip("nothing is captured here")
+    model = "quire-mini" if options else "quire-mini-moe"
+    llm = LLM(model, dtype="bfloat16", num_blocks=200, **options)
+    runner = llm.engine.executor.worker.runner
+    graphs, params = runner.prompt_graphs, replace(GREEDY, max_tokens=1, prompt_logprobs=0)
+    lengths = [9, 33, 70, 129, 200, 321, 450, 700, 1000, 1024, 1025]
+    found: dict[bool, list[float]] = {}
+    for replays in (True, False):
+        runner.prompt_graphs = graphs if replays else None
+        outputs = [
+            llm.generate([[i * 37 % 1000 + 4 for i in range(n)]], params, use_tqdm=False)[0]
+            for n in lengths
+        ]
+        rows = [row for output in outputs for row in (output.prompt_logprobs or [])[1:]]
+        found[replays] = [v.logprob for row in rows for v in (row or {}).values()]
+    assert [count for _, count in prompt_replays] == lengths[:-1]
+    differences = (torch.tensor(found[True]) - torch.tensor(found[False])).abs()
+    assert differences.mean() < 0.02
+    assert differences.max() < 0.5  # a rounding may choose another expert
 
 
 @pytest.mark.parametrize("mode", MODES)

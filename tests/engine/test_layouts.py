@@ -518,7 +518,7 @@ def test_a_prompt_by_hand() -> None:
     alone = step_parts(share, Load.prompt(16), H200, NCCL)  # replayed
     assert alone.seconds == alone.begin + alone.device
     assert alone.device == short.device
-    assert QUIRE.replayed_prompt == prompt_graphs.SIZES[-1]
+    assert QUIRE.prompt_sizes == prompt_graphs.SIZES
 
 
 def test_loads_of_entries() -> None:
@@ -754,7 +754,7 @@ def steps_of(measurement: str, name: str) -> Iterator[Case]:
 
 def served(measurement: str, name: str) -> Iterator[Case]:
     """Poisson arrivals, as `quire bench load` plays them: 64 seats, steps of 2,048 tokens."""
-    machine = Machine(H200, NCCL, rates=replace(QUIRE, replayed_prompt=0))  # recorded before
+    machine = Machine(H200, NCCL, rates=replace(QUIRE, prompt_sizes=()))  # recorded before
     clock = LayoutClock(shares(model(name), Layout()), machine)
     for row in load_measurement(measurement)["rows"]:
         wanted = row["parameters"]

@@ -42,7 +42,8 @@ class EngineRates:
     host_step_s: float = 0.1e-3  # Python schedules and answers a step (overlap-h200)
     host_row_s: float = 5.5e-6  # and for each request in it (overlap-h200)
     eager_step_s: float = 1e-3  # of a step with a prompt, before its first kernel (steps-*)
-    replayed_prompt: int = 1024  # tokens; a longer prompt is launched (`runner/prompt_graphs.py`)
+    # Tokens that a lone prompt is padded to; a longer one is launched (`runner/prompt_graphs.py`).
+    prompt_sizes: tuple[int, ...] = (16, 32, 64, *range(128, 1024 + 1, 64))
     rank_step_s: float = 1.0e-3  # from ranks' answers to their next step being launched (LEDGER)
     rank_row_s: float = 11e-6  # and for each request (LEDGER)
     captures_stages: bool = True  # whether a pipeline's stages replay graphs, as quire's do
@@ -160,6 +161,12 @@ def step_parts(
         kv_dtype: of the cache.
         rates: of the engine.
     """
+    captures = share.layout.pipeline == 1 or rates.captures_stages
+    captured = captures and load.is_decode
+    padded = next((size for size in rates.prompt_sizes if size >= load.tokens), None)
+    replays_layers = captures and load.is_alone and not load.is_decode and padded is not None
+    if replays_layers and padded is not None:
+        load = replace(load, tokens=padded)
     bandwidth, peak = hardware.bandwidth_bytes_per_s, hardware.peak("bf16")
     hidden, layers, size = share.model.hidden_size, share.num_layers, share.layout.tensor
     products = _Products(hardware, rates)
@@ -183,9 +190,6 @@ def step_parts(
     widths_of_all += routed * share.expert_width
     rows = (load.tokens * widths_of_all + logits) * dtype_bytes("bf16") / bandwidth
 
-    captures = share.layout.pipeline == 1 or rates.captures_stages
-    captured = captures and load.is_decode
-    is_short = load.is_alone and load.tokens <= rates.replayed_prompt
     num_reduces = (2 * layers + share.is_first) * (size > 1)
     exchange = num_reduces * link.reduce_seconds(load.tokens * hidden * 2, size)
     if share.is_last:
@@ -198,9 +202,11 @@ def step_parts(
     begin = 0.0  # the graph of the next step is queued while this one runs
     if not captured:
         begin = rates.eager_step_s
-        if not (captures and is_short):  # whose layers are replayed
-            calls = num_reduces + (share.layout.pipeline > 1)
-            host += layers * rates.host_layer_s + calls * link.eager_call_s
+        calls = int(share.layout.pipeline > 1)
+        if not replays_layers:
+            calls += num_reduces
+            host += layers * rates.host_layer_s
+        host += calls * link.eager_call_s
     elif share.layout.pipeline > 1:  # its token comes from the last stage: nothing is ahead
         begin, host = host, 0.0
     return StepParts(

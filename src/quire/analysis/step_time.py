@@ -38,6 +38,8 @@ class StepTime:
     def from_rows(cls, rows: Iterable[dict[str, Any]], token_seconds: float = 0.0) -> StepTime:
         """Read the rows of a `quire bench steps` measurement.
 
+        A step with a prompt takes what its rows `prefill` say: kernels launched one by one, as
+        beside other requests. A short prompt alone is faster (`alone`), which is left out here.
         What a cached token takes is the slope of the rows that vary the context. Where there
         are none it is `token_seconds`, such as its bytes over the bandwidth.
         """

@@ -18,6 +18,9 @@ class AttentionBackend(Protocol):
     """
 
     graph_safe: bool  # whether CUDA graphs may capture it
+    # Whether it serves captured prompts, too (`AttentionBatch.are_prompts`), and leaves rows of
+    # padding finite; may be left out: False.
+    captures_prompts: bool
     writes_by_slot: bool  # `write` only stores at the slots: a fused kernel may do it instead
     sees_sinks: bool  # whether it serves `AttentionBatch.sinks`
     reads_scales: bool  # whether it serves a cache of codes and scales (`quire.kv.quantized`)

@@ -57,7 +57,7 @@ class TorchMetadata:
 class TorchAttention:
     """See the module."""
 
-    graph_safe = False
+    graph_safe = captures_prompts = False
     writes_by_slot = True
     sees_sinks = True
     reads_scales = True

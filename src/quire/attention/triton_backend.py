@@ -2,8 +2,8 @@
 
 A step may hold anything: sequences with one new token, prompts that start, chunks that
 continue. They are sorted into three launches by what the host knows. In a captured step the
-host knows nothing: every sequence has as many new tokens, one or a few drafts behind it, or all
-are prompts of at most so many.
+host knows nothing. There every sequence has as many new tokens: one, or a few drafts behind it.
+Or all sequences are prompts, each of at most so many tokens.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class TritonAttention:
     """See the module."""
 
     graph_safe = True
+    captures_prompts = True
     writes_by_slot = True
     sees_sinks = True
     reads_scales = True
@@ -111,7 +112,7 @@ class TritonAttention:
             prefill = Prefill.of(query, kv, window, self.settings)
             metadata.plan = _Plan.of(query, kv, batch, prefill)
         plan, settings = metadata.plan, metadata.plan.prefill.tuning
-        # Of tokens that belong to no sequence nobody writes the output.
+        # No program writes the output of padding. It goes through the layers behind: zeros do.
         allocate = torch.zeros if batch.are_prompts else torch.empty
         output = allocate(query.shape, dtype=query.dtype, device=query.device)
         if plan.scratch is not None:

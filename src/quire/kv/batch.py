@@ -37,8 +37,8 @@ class AttentionBatch:
 
     In a captured step `host` is None: there are R sequences of `tokens_per_sequence` each,
     lengths and tables change from replay to replay, and a padded sequence has length 0 and
-    slot 0. Of prompts that is the most: they end where `query_starts` says, and behind the last
-    there are tokens of no sequence, with slot 0.
+    slot 0. Where `are_prompts`, a sequence has at most `tokens_per_sequence` tokens: `query_starts`
+    says how many. Tokens behind the last sequence are padding, with slot 0.
     """
 
     query_starts: Tensor  # int32 [R + 1]

@@ -69,11 +69,11 @@ class DecodeGraphs:
         endings = list(Ending) if self._captures_sampling else [Ending.HIDDEN]
         # Every graph of a stage reads what the stage before sends from the same place.
         self._received = parts.model.room_for_stream(self._sizes[-1] * self._widths[-1])
-        pool = torch.cuda.graph_pool_handle()
+        self.pool = torch.cuda.graph_pool_handle()
         for size, width, ending in product(reversed(self._sizes), reversed(self._widths), endings):
             inputs = self._put(size, width, [])
             body = partial(self._body, width, inputs, ending)
-            self._graphs[size, width, ending] = capture(body, pool)
+            self._graphs[size, width, ending] = capture(body, self.pool)
 
     def fits(self, output: SchedulerOutput) -> bool:
         """Whether a step is one that was captured: a token a request and drafts, none new."""

@@ -98,11 +98,10 @@ class ModelRunner:
             check_values, vocab_size=model.config.vocab_size, name=self._sampler_name
         )
         self.graphs: DecodeGraphs | None = None
-        self.prompt_graphs: PromptGraphs | None = None  # from `capture_prompts` on
+        self.prompt_graphs: PromptGraphs | None = None
         captures = config.model.cuda_graphs and config.model.device.type == "cuda"
         if captures and backend.graph_safe and model.place.graph_safe:
-            with torch.inference_mode():
-                self.graphs = DecodeGraphs(self._parts)
+            self._capture(backend)
         if draft is not None:
             draft_model, draft_sampler = draft
             layers = num_layers, len(layout.specs)
@@ -115,10 +114,10 @@ class ModelRunner:
             self.drafting = DraftModel(parts, draft_sampler, captures=self.graphs is not None)
 
     @torch.inference_mode()
-    def capture_prompts(self) -> None:
-        """Capture prompts too, where steps are; till then each is run kernel by kernel."""
-        if self.graphs is not None:
-            self.prompt_graphs = PromptGraphs(self._parts)
+    def _capture(self, backend: AttentionBackend) -> None:
+        self.graphs = DecodeGraphs(self._parts)
+        if getattr(backend, "captures_prompts", False):
+            self.prompt_graphs = PromptGraphs(self._parts, self.graphs.pool)
 
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> PendingStep:
@@ -187,8 +186,8 @@ class ModelRunner:
         tokens = StepTokens.of(entries)
         sampling = [entry for entry in entries if entry.samples]
         prompts = self.prompt_graphs
-        size = prompts.size(entries) if prompts else None
-        if size:
+        size = prompts.padded_length(entries) if prompts is not None else None
+        if size is not None:
             tokens = tokens.padded(size, parts.batch.null_row)
         inputs = tokens.put(parts)
         chosen_from = parts.staging.put(tokens.rows_to_choose_from(entries), np.int64)
@@ -197,7 +196,7 @@ class ModelRunner:
         parts.batch.apply(changes)
 
         rows, positions, query_starts, lengths, sequence_rows, slots = inputs
-        if prompts and size:
+        if prompts is not None and size is not None:
             hidden = prompts.replay(size, num_tokens=tokens.ends[-1])
         else:
             host = HostSequences([0, *tokens.ends], tokens.lengths, tokens.rows_of_entries)

@@ -9,6 +9,7 @@ attends to it. A prompt beside other requests, or a long one, is run kernel by k
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,30 +20,38 @@ from quire.runner.device import DeviceParts
 from quire.runner.step_tokens import StepTokens, TokensOnDevice
 
 # Dense enough that padding costs little where products are bound by arithmetic. At the last one
-# an H200 needs half as long as the launches with 0.6 billion weights, and longer with 8 billion.
+# replaying saves a model of 8 billion weights next to nothing on an H200, one of 0.6 most of a step
+# (measurements/LEDGER.md).
 SIZES = (16, 32, 64, *range(128, 1024 + 1, 64))
 
 
 class PromptGraphs:
     """The captured passes, their inputs and the hidden states each of them leaves behind."""
 
-    def __init__(self, parts: DeviceParts) -> None:
-        """Capture every length that a step can have, the longest first."""
+    def __init__(self, parts: DeviceParts, pool: Any) -> None:
+        """Capture every length that a step can have, the longest first, in the pool of graphs.
+
+        Steps run one after another, and what a graph leaves is read before the next one starts:
+        so all graphs of an engine share their memory.
+        """
         scheduling, model = parts.config.scheduling, parts.config.model
         most = min(scheduling.max_num_batched_tokens, model.max_model_len, SIZES[-1])
         self._parts = parts
-        self._sizes = [size for size in SIZES if size < most] + [most]
-        self._received = parts.model.room_for_stream(self._sizes[-1])
+        self._sizes = [size for size in SIZES if size < most] + [most] * (most > 1)
+        self._received = parts.model.room_for_stream(most)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        pool = torch.cuda.graph_pool_handle()
         null = ScheduledEntry("", parts.batch.null_row, 0, 1, False, ())
         for size in reversed(self._sizes):
             inputs = StepTokens.of([null]).padded(size, null.row).put(parts)
             parts.staging.upload()
             self._graphs[size] = capture(partial(self._body, inputs), pool)
 
-    def size(self, entries: list[ScheduledEntry]) -> int | None:
-        """Return the captured length that a step is padded to; None: it is none of these."""
+    def padded_length(self, entries: list[ScheduledEntry]) -> int | None:
+        """Return the captured length that a step is padded to.
+
+        None: it is run kernel by kernel, for it has several requests, a single token, drafts, or
+        more tokens than were captured.
+        """
         if len(entries) > 1 or entries[0].num_tokens == 1 or entries[0].num_draft_tokens > 0:
             return None
         return next((size for size in self._sizes if size >= entries[0].num_tokens), None)

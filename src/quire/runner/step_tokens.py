@@ -1,4 +1,4 @@
-"""`StepTokens`: the tokens of a step that no graph of decodes has, and their way to the device."""
+"""`StepTokens`: the tokens of a step that is no captured decode, and their way to the device."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StepTokens:
         return cls(rows, lengths, ends.tolist(), np.repeat(rows, counts), positions)
 
     def padded(self, size: int, null_row: int) -> StepTokens:
-        """Return `size` tokens: behind these the first of the null row, of no sequence."""
+        """Return `size` tokens: behind these, position 0 of the null row, of no sequence."""
         padding = 0, size - len(self.rows)
         rows = np.pad(self.rows, padding, constant_values=null_row)
         return replace(self, rows=rows, positions=np.pad(self.positions, padding))

@@ -178,8 +178,6 @@ class Worker:
             )
             for mixture in mixtures[:1]:  # the others' kernels are the same
                 mixture.warm_up()
-        # Behind the warm-up: its prompts stand for steps that are run kernel by kernel.
-        self.runner.capture_prompts()
         if config.speculation is not None and config.speculation.is_adaptive:
             self.round_costs = measure_round_costs(self.runner, config, self._layout.num_groups)
         for mixture in mixtures:
