@@ -39,8 +39,8 @@ class ModelOptions:
         dtype: type of weights and activations: "float32", "bfloat16" or "float16" (or, as vLLM
             has them, "float" and "half"); by default, and for "auto", float32 on a CPU, on a GPU
             bfloat16 from compute capability 8.0 on and float16 below.
-        cuda_graphs: replay captured graphs for steps of one token a request; by default where
-            Triton's kernels run, from compute capability 8.0 on.
+        cuda_graphs: replay captured graphs for steps of one token a request and for short prompts
+            that come alone; by default where Triton's kernels run, from compute capability 8.0 on.
         quantization: what the layers of a plain checkpoint are rounded to while it is loaded:
             "int8", "int4", "fp8", "fp8_block" or another scheme of `quire.quantization.scheme`;
             by default nothing. A checkpoint that is quantized already needs no option.

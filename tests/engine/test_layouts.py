@@ -799,7 +799,9 @@ _FULL = "near the load where the queue never ends a step's few per cent become t
 _NARROW = "a quarter of the columns: a likely reason is that products fill fewer multiprocessors"
 _SKEWED = "the router's choice is uneven, and the model knows an even one only"
 _ROUTES = "beside the uneven choice, what spreads pairs over copies is not in the model"
+_QUICKER = "attention of few sequences has become faster since the constants were chosen"
 EXCEPTIONS = {
+    "engine-h200/qwen3-0.6b-batch1": (0.17, _QUICKER),
     "parallel-h200-x4/qwen3-8b-tp4-mix256": (0.16, _NARROW),
     "expert-ranks-h200-x4/qwen3-30b-a3b-ep2-batch1": (-0.20, _SKEWED),
     "expert-ranks-h200-x4/qwen3-30b-a3b-ep2-mix256": (0.18, _SKEWED),
@@ -840,12 +842,12 @@ def test_every_measurement_is_within_15_per_cent_or_an_exception() -> None:
 # model says today.
 ON_RECORD: dict[Layout, dict[str, tuple[float, float]]] = {
     Layout(2): {
-        "batch1": (3.823, 2.517),
+        "batch1": (3.823, 2.475),
         "64x512x256": (9_098, 11_282),
         "mix256": (15_183, 17_892),
     },
     Layout(4): {
-        "batch1": (2.946, 1.760),
+        "batch1": (2.946, 1.716),
         "64x512x256": (12_152, 14_854),
         "mix256": (21_261, 25_182),
     },
@@ -855,12 +857,12 @@ ON_RECORD: dict[Layout, dict[str, tuple[float, float]]] = {
         "mix256": (26_582, 30_511),
     },
     Layout(pipeline=2): {
-        "batch1": (10.20, 5.326),
+        "batch1": (10.20, 5.306),
         "64x512x256": (3_470, 7_371),
         "mix256": (7_286, 12_569),
     },
     Layout(data=2): {
-        "batch1": (4.191, 4.191),
+        "batch1": (4.191, 4.163),
         "64x512x256": (9_309, 9_309),
         "mix256": (16_138, 16_138),
     },

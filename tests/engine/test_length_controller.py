@@ -30,6 +30,7 @@ class World:
         self._random = random.Random(0)
         self._batch, self._slower = batch, slower
         self._drafted = 0
+        self.catch_up = 0.0  # what the first step takes more that asks for guesses
         self.tokens = self.time = 0.0
 
     def run(self, acceptance: float, steps: int) -> Counter[int]:
@@ -47,6 +48,7 @@ class World:
                 )
                 told[str(r)] = [0] * (1 + stands)
             taken = seconds(self._batch, self._drafted) * (self._slower if self._drafted else 1)
+            taken += self.catch_up if k > self._drafted == 0 else 0.0
             output = SchedulerOutput(step, tuple(entries), num_guesses=k)
             self.controller.observe(output, StepResult(step, told), taken)
             self.tokens += sum(map(len, told.values())) / self._batch
@@ -81,6 +83,26 @@ def test_a_text_that_becomes_easy_is_noticed() -> None:
     world = World(4)
     assert world.run(0.0, 300)[0] > 270
     world.run(0.95, 600)
+    assert world.run(0.95, 200)[4] > 180
+
+
+def test_what_cannot_gain_is_not_tried() -> None:
+    """With 256 requests guesses would cost time if all of them stood."""
+    world = World(256)
+    world.run(0.0, 60)
+    assert world.run(0.0, 2000) == {0: 2000}
+
+
+def test_a_dear_trial_is_paid_before_the_next() -> None:
+    """A draft model catches up in a trial's first step, which takes as long as fifty others."""
+    world = World(4)
+    world.run(0.0, 60)
+    world.catch_up = 50.0
+    chosen = world.run(0.0, 10_000)
+    trials = (10_000 - chosen[0]) / TRIAL_STEPS
+    assert 1 <= trials <= 3  # every 5,000 steps, in place of every 256
+    world.catch_up = 0.0
+    world.run(0.95, 6000)
     assert world.run(0.95, 200)[4] > 180
 
 

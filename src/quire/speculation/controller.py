@@ -26,6 +26,8 @@ COST_MEMORY = 7  # steps whose median says what steps take: one that was disturb
 FORGET_EVERY = 32  # steps after which one of those is believed to be as it was measured
 SWITCH = 1.03  # another k must bring so much more
 TRIAL_EVERY, TRIAL_STEPS = 256, 4  # while nothing is guessed
+TRIAL_GAIN = 1.1  # a trial must promise so much more, for a draft model catches up before it
+TRIAL_SHARE = 0.01  # of the time without guesses, which pays for trials
 
 
 class RoundCosts:
@@ -69,6 +71,8 @@ class LengthController:
         self._chosen = 0
         self._asked: int | None = 0  # how many guesses behind the last step observed
         self._steps_without = 0
+        self._owed = 0.0  # seconds that trials took beyond plain steps, and are not paid for yet
+        self._tries = False
 
     # docs: choose begin
     def choose(self, batch: int) -> int:
@@ -80,9 +84,10 @@ class LengthController:
             best = self._chosen
         self._steps_without = 0 if best > 0 else self._steps_without + 1
         self._chosen = best
-        if self._steps_without % TRIAL_EVERY >= TRIAL_EVERY - TRIAL_STEPS:
-            return self._trial(batch)
-        return best
+        until_next = TRIAL_EVERY - self._steps_without % TRIAL_EVERY
+        if until_next == TRIAL_STEPS:
+            self._tries = self._owed <= 0
+        return self._trial(batch) if self._tries and until_next <= TRIAL_STEPS else best
 
     def _tokens_a_second(self, batch: int, k: int, shares: Sequence[float]) -> float:
         """Return what k guesses a step bring each request."""
@@ -103,9 +108,23 @@ class LengthController:
         self._slower[k] = median(self._ratios[k])
 
     def _trial(self, batch: int) -> int:
-        """Return the k that would bring most if the text had become easy to guess."""
+        """Return the k that would bring most if the text had become easy to guess.
+
+        0: not even then would guesses bring much more than none.
+        """
         hoped = [HOPEFUL_SHARE**i for i in range(1, self._choices[-1] + 1)]
-        return max(self._choices[1:], key=lambda k: self._tokens_a_second(batch, k, hoped))
+        k = max(self._choices[1:], key=lambda k: self._tokens_a_second(batch, k, hoped))
+        gain = self._tokens_a_second(batch, k, hoped)
+        return k if gain > TRIAL_GAIN * self._tokens_a_second(batch, 0, hoped) else 0
+
+    def _settle(self, is_trial: bool, batch: int, seconds: float) -> None:
+        """Count what a trial's step took beyond a plain one; plain steps pay for it."""
+        if self._steps_without == 0:  # what is guessed pays for itself
+            self._owed = 0.0
+        elif is_trial:
+            self._owed += seconds - self._cost(batch, 0)
+        else:
+            self._owed = max(0.0, self._owed - TRIAL_SHARE * seconds)
 
     def _shares_ahead(self) -> list[float]:
         """Return the shares of all positions; one not judged yet stands as often as the first."""
@@ -128,6 +147,7 @@ class LengthController:
         if any(entry.num_tokens != 1 + entry.num_draft_tokens for entry in entries):
             return  # prompts are computed: it says nothing of decoding
         longest = max(entry.num_draft_tokens for entry in entries)
+        self._settle(longest > 0 or bool(output.num_guesses), len(entries), seconds)
         self._num_observed += 1
         if self._num_observed % FORGET_EVERY == 0:
             for k in self._choices:
