@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from labkit.reader.subject import Instance, Subject
+from typing import Any
+
+from labkit.reader.subject import Instance, Subject, Wrong
 
 # ---- pool
 
@@ -485,3 +487,16 @@ CHECKS = {
         cached, known_and_computed, a_gap, salted, pictures_whole, images_side_by_side, room,
     ],
 }  # fmt: skip
+
+
+# ---- the frontier's policy
+
+
+def a_short_trace(names: dict[str, Any]) -> None:
+    """`Policy` names a block of its list whenever it is asked, on one short trace."""
+    if "Policy" not in names:
+        raise Wrong("it does not define `Policy`")
+    names["simulate"](names["Policy"](), names["make_trace"](0, requests=60))
+
+
+FRONTIER = {"policy": ("make_trace", a_short_trace)}

@@ -203,6 +203,14 @@ def test_full_points_and_marks(small_lab: Lab) -> None:
     assert "8 of 10 Good Long ones starve." in text
 
 
+def test_a_frontier_cell_is_said_to_be_judged_apart(small_lab: Lab) -> None:
+    words = "frontier cell policy received; judged apart"
+    for frontier in ([], ["policy"]):
+        result = _result(_record(small_lab, frontier=frontier), small_lab)
+        for page in (feedback_page(result), _summary(small_lab, [result])):
+            assert (words in re.sub(r"</?code>", "", page)) == bool(frontier)
+
+
 def test_a_cell_that_could_not_be_graded_says_why_once(small_lab: Lab) -> None:
     reason = "syntax error in line 2: invalid syntax"
     record = _record(small_lab, share=0.0, problems={"fit": reason})

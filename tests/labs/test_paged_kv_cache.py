@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
@@ -142,8 +143,81 @@ def frontier() -> ModuleType:
     judge = import_folder(
         load_lab("paged-kv-cache").folder, "frontier_of_paged_kv_cache", "frontier"
     )
-    judge.TRACES = 3  # a tenth of the time
+    judge.TRACES = 3  # a fortieth of the time
     return judge
+
+
+@pytest.fixture(scope="module")
+def given() -> dict[str, Any]:
+    """The names of the cell that the notebook gives to task 5, and of its report."""
+    cells = [cell["source"] for cell in build_notebook(load_lab("paged-kv-cache")).cells]
+    names: dict[str, Any] = {}
+    exec(next(cell for cell in cells if "def make_trace" in cell), names)
+    exec(next(cell for cell in cells if "def report" in cell).partition("\nbonus = ")[0], names)
+    return names
+
+
+def _found_by_kind(given: dict[str, Any], policy: Any, trace: list[Any]) -> Counter[str]:
+    """Blocks found, of each kind of client."""
+    found: Counter[str] = Counter()
+    told = policy.served
+
+    def served(client: str, blocks: list[int], count: int) -> None:
+        found[client] += count
+        told(client, blocks, count)
+
+    policy.served = served
+    given["simulate"](policy, trace)
+    return found
+
+
+def test_the_table_of_kinds_is_what_the_baselines_find(given: dict[str, Any]) -> None:
+    asked: Counter[str] = Counter()
+    found: list[Counter[str]] = [Counter(), Counter(), Counter()]
+    wins = 0
+    for seed in range(100, 160):
+        trace = given["make_trace"](seed)
+        for kind, blocks in trace:
+            asked[kind] += len(blocks)
+        policies = [given["LeastRecent"](), given["LeastUsed"](), given["Clairvoyant"](trace)]
+        each = [_found_by_kind(given, policy, trace) for policy in policies]
+        for total, one in zip(found, each, strict=True):
+            total.update(one)
+        old, used, best = (sum(one.values()) for one in each)
+        assert best > max(old, used)
+        assert each[0]["scan"] > each[1]["scan"]
+        wins += old > used
+    text = (load_lab("paged-kv-cache").folder / "master.py").read_text("utf8")
+    for kind in ("scan", "template", "loop", "chat"):
+        shares = " | ".join(f"{one[kind] / asked[kind]:.0%}".replace("%", " %") for one in found)
+        assert f"# | {kind} | {shares} |" in text
+    assert f"one on {wins} of the 60" in text
+
+
+def test_a_seed_gives_a_trace_again_and_no_name_of_it(given: dict[str, Any]) -> None:
+    """So a policy finds no seed by a block's number, and what looks at equality alone is equal."""
+    first, second = given["make_trace"](7), given["make_trace"](7)
+    renamed: dict[int, int] = {}
+    for (kind, blocks), (again, others) in zip(first, second, strict=True):
+        assert (kind, len(blocks)) == (again, len(others))
+        for block, other in zip(blocks, others, strict=True):
+            assert renamed.setdefault(block, other) == other
+    assert len(set(renamed.values())) == len(renamed)
+    assert not set(renamed) & set(renamed.values())
+    for name in ("LeastRecent", "LeastUsed"):
+        one, two = (given["simulate"](given[name](), trace) for trace in (first, second))
+        assert one == two
+
+
+def test_a_victim_out_of_the_list_is_said_in_the_notebook(given: dict[str, Any]) -> None:
+    base: Any = given["LeastRecent"]
+
+    class Stray(base):  # type: ignore[misc]
+        def victim(self, blocks: list[int]) -> int:
+            return -1
+
+    with pytest.raises(ValueError, match=r"victim returned -1, which is not one of the \d+ blocks"):
+        given["simulate"](Stray(), given["make_trace"](0))
 
 
 def test_a_policy_is_judged_by_the_gap_it_closes(frontier: ModuleType) -> None:
@@ -151,20 +225,63 @@ def test_a_policy_is_judged_by_the_gap_it_closes(frontier: ModuleType) -> None:
     assert 0 < frontier.judge(BY_REUSE, seed=4) <= 10
 
 
+def test_a_policy_is_judged_alike_twice_and_told_no_seed(
+    frontier: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert frontier.judge(BY_REUSE, seed=4) == frontier.judge(BY_REUSE, seed=4)
+    printed = capsys.readouterr().out
+    assert re.search(r"mean share \d+\.\d% ± \d+\.\d%: bonus \d+\.\d ± \d+\.\d of 10\n", printed)
+    seeds = frontier.seeds_of(4)
+    assert len(set(seeds)) == frontier.TRACES
+    assert max(seeds).bit_length() > 60
+    assert not [seed for seed in seeds if str(seed)[-4:] in printed]
+
+
+def test_the_notebook_says_what_the_judge_allows(given: dict[str, Any]) -> None:
+    lab = load_lab("paged-kv-cache")
+    text = " ".join((lab.folder / "master.py").read_text("utf8").replace("\n# ", " ").split())
+    judge = import_folder(lab.folder, "judge_of_paged_kv_cache", "frontier")
+    assert judge.TRACES == 120
+    assert (judge.LIMITS.cpu_seconds, judge.LIMITS.call_seconds) == (600, 10)
+    assert judge.LIMITS.wall_seconds > judge.LIMITS.cpu_seconds + 120  # what its pipe takes
+    assert "The judge draws 120 traces with" in text
+    assert "the judge draws 120 and allows 600 s" in text
+    assert "ten minutes (600 s) on one core, and one call ten seconds" in text
+    assert len(given["make_trace"](0)) == 400
+    assert "each trace has 400 requests" in text
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("return -1", "expected one of them"),
-        ("return [blocks[0]]", "expected one of them"),
-        ("raise SystemExit", "SystemExit"),
-        ("return open('/etc/passwd')", "Error"),
+        ("return -1", r"victim returned -1, which is not one of the \d+ blocks it was given"),
+        ("return [blocks[0]]", r"victim returned \[\d+\], which is not one of the \d+ blocks"),
+        ("raise SystemExit", "victim: SystemExit"),
+        ("return open('/etc/passwd')", "victim: .*Error"),
     ],
 )
 def test_a_policy_that_names_no_candidate_is_told_so(
     frontier: ModuleType, body: str, words: str
 ) -> None:
     source = f"class Policy(LeastRecent):\n    def victim(self, blocks):\n        {body}\n"
-    with pytest.raises(Wrong, match=words):
+    where = r"bonus 0\.0 of 10: trace 1 of 3, request \d+: "
+    with pytest.raises(Wrong, match=where + words) as told:
+        frontier.judge(source, seed=0)
+    assert len(str(told.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            "class Polisy(LeastRecent):\n    pass\n",
+            r"trace 1 of 3, request 1: Policy\(\): NameError",
+        ),
+        ("1 / 0\n", "running the cell: ZeroDivisionError"),
+    ],
+)
+def test_a_cell_without_a_policy_is_told_so(frontier: ModuleType, source: str, words: str) -> None:
+    with pytest.raises(Wrong, match=r"bonus 0\.0 of 10: " + words):
         frontier.judge(source, seed=0)
 
 

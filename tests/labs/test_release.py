@@ -17,7 +17,7 @@ from labkit.author.release import release_files
 from labkit.cli import main
 from labkit.grading.cells import reference_cells
 from labkit.grading.variants import CourseKey, read_key
-from labkit.reader.lab import Lab, LabError
+from labkit.reader.lab import Lab, LabError, load_lab
 from labkit.reader.work import read_work
 
 
@@ -59,6 +59,16 @@ def test_an_assistant_is_told_to_be_a_tutor(files: dict[str, bytes], lab: Lab) -
     assert "labkit.save()" in readme
     assert "| `sampler`: An exact sampler with a quota | core | 20 | 60 |\n" in readme
     assert "100 points, about 5.2 hours" in readme
+
+
+def test_the_page_lists_frontier_tasks_as_the_notebook_does() -> None:
+    lab = load_lab("paged-kv-cache")
+    readme = release_files(lab)[f"{lab.slug}/README.md"].decode()
+    rows = [line for line in readme.split("\n") if "| frontier |" in line]
+    assert rows == [
+        "| An eviction policy | frontier | bonus, up to 10 | open |",
+        "| A cache-write kernel, on a GPU | frontier | bonus, up to 10 | open |",
+    ]
 
 
 def test_a_courses_own_lab_brings_its_checks(

@@ -174,6 +174,73 @@ def test_a_frontier_cell_of_the_starter_is_not_handed_in(
         assert name in capsys.readouterr().out.partition("frontier: ")[2].split("\n")[0].split(", ")
 
 
+POLICY = "# frontier: policy\nclass Policy(LeastRecent):\n    def victim(self, blocks):\n        "
+TRIED = {
+    "another name": (
+        "# frontier: policy\nclass Polisy:\n    pass\n",
+        "it does not define `Policy`",
+    ),
+    "a stranger": (POLICY + "return -1\n", "ValueError: victim returned -1, which is not one of"),
+    "a fault": (POLICY + "return 1 / 0\n", "ZeroDivisionError: division by zero (line 4 of the"),
+    "an exit": (POLICY + "raise SystemExit\n", "SystemExit"),
+    "what grading has not": (POLICY + "import torch\n", "ModuleNotFoundError"),
+    "no Python": ("# frontier: policy\nclass Policy(:\n", "syntax error in line 2"),
+    "a helper of another cell": (POLICY + "return chosen(blocks)\n", "NameError"),
+}
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_submit_tries_a_policy_and_says_what_its_judge_would(
+    folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """The cell runs alone, whatever the notebook remembers of an older one."""
+    of = load_lab("paged-kv-cache")
+    notebook: Notebook = json.loads(notebook_text(build_notebook(of)))
+    text, words = TRIED[name]
+    (changed,) = [c for c in notebook["cells"] if source(c).startswith("# frontier: policy")]
+    older, changed["source"] = source(changed), text
+    helper = "def chosen(blocks):\n    return blocks[0]\n"
+    submitted = call(labkit.submit, of=of, notebook=write(folder, notebook), ran=[older, helper])
+    assert f"  - frontier policy: {words}" not in capsys.readouterr().out  # the one that ran last
+    call(labkit.submit, of=of, notebook=write(folder, notebook), ran=[older, helper, text])
+    assert capsys.readouterr().out.count(f"  - frontier policy: {words}") == 1
+    assert read_work(submitted).frontier == {"policy": text}
+
+
+def test_submit_has_no_doubt_about_a_policy_that_plays(
+    folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = load_lab("paged-kv-cache")
+    notebook: Notebook = json.loads(notebook_text(build_notebook(of)))
+    (changed,) = [c for c in notebook["cells"] if source(c).startswith("# frontier: policy")]
+    changed["source"] = POLICY + "print(len(blocks))\n        return blocks[0]\n"
+    call(labkit.submit, of=of, notebook=write(folder, notebook))
+    printed = capsys.readouterr().out
+    assert "frontier: policy\n" in printed
+    assert "frontier policy" not in printed
+    (given,) = [c for c in notebook["cells"] if "def make_trace" in source(c)]
+    notebook["cells"].remove(given)
+    call(labkit.submit, of=of, notebook=write(folder, notebook))
+    words = "  - frontier policy: not tried, for no cell defines `make_trace`\n"
+    assert words in capsys.readouterr().out
+
+
+def test_a_frontier_cell_handed_in_is_known_to_grading(
+    folder: Path, call: Callable[..., Any]
+) -> None:
+    of = load_lab("paged-kv-cache")
+    notebook: Notebook = json.loads(notebook_text(build_notebook(of)))
+    mine = write(folder, notebook)
+    assert read_submission(mine, of).frontier == []
+    assert read_submission(call(labkit.submit, of=of, notebook=mine), of).frontier == []
+    (changed,) = [c for c in notebook["cells"] if source(c).startswith("# frontier: policy")]
+    changed["source"] = POLICY + "return blocks[0]\n"
+    notebook["cells"].append({"cell_type": "code", "source": "# frontier: other\n1"})
+    mine = write(folder, notebook)
+    assert read_submission(mine, of).frontier == ["policy"]
+    assert read_submission(call(labkit.submit, of=of, notebook=mine), of).frontier == ["policy"]
+
+
 def test_submit_hands_in_no_older_version_behind_a_syntax_error(
     solved: Notebook, folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

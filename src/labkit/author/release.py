@@ -8,6 +8,7 @@ A lab that labkit does not bring along comes with its `lab.toml` and `checks.py`
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from labkit.author.build import build_notebook, notebook_text
@@ -16,6 +17,8 @@ from labkit.grading.cells import repository_url
 from labkit.reader.lab import READERS, Lab, labs_folder
 
 TEMPLATES = Path(__file__).with_name("templates")
+# A frontier task in the notebook's own table of tasks; `lab.toml` knows no title of it.
+FRONTIER_ROW = re.compile(r"^\| \d+\. (.+) \| frontier \| (.+) \| open \|$", re.MULTILINE)
 
 
 def release_files(lab: Lab, variant: str | None = None) -> dict[str, bytes]:
@@ -30,15 +33,18 @@ def release_files(lab: Lab, variant: str | None = None) -> dict[str, bytes]:
     )
     ours = lab.folder.parent == labs_folder().resolve()
     brought = [] if ours else [name for name in READERS if (lab.folder / name).is_file()]
+    notebook = build_notebook(lab, variant)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     readme = template.render(
         lab=lab,
+        frontier=FRONTIER_ROW.findall(text),
         total=f"{lab.automatic_points + lab.written_points:g}",
         hours=f"{sum(task.minutes for task in lab.tasks) / 60:.1f}",
         repository=repository_url(),
         brought=brought,
     )
     return {
-        f"{lab.slug}/{lab.slug}.ipynb": notebook_text(build_notebook(lab, variant)).encode(),
+        f"{lab.slug}/{lab.slug}.ipynb": notebook_text(notebook).encode(),
         f"{lab.slug}/README.md": readme.encode(),
         f"{lab.slug}/AGENTS.md": (TEMPLATES / "AGENTS.md").read_bytes(),
         **{f"{lab.slug}/{name}": (lab.folder / name).read_bytes() for name in brought},

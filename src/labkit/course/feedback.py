@@ -240,7 +240,7 @@ def _row(result: Result, link: str) -> dict[str, Any]:
     return {
         "student": result.student,
         "link": link,
-        "remark": problems[0] if problems else "",
+        "remark": "; ".join([*problems[:1], *result.record.received]),
         "tasks": [result.record.task_points(task.name) for task in result.lab.tasks],
         "written": "to mark" if result.unmarked else f"{result.written:g}",
         "late": f"−{100 * (1 - result.late.factor):g} %" if result.late.factor < 1 else "",

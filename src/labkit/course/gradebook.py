@@ -80,7 +80,7 @@ class Result:
     def remarks(self) -> list[str]:
         """Sentences about the whole hand-in."""
         unsafe = [UNSAFE] if self.record.unsafe else []
-        return [*unsafe, *self.record.notes, *self._rules()]
+        return [*unsafe, *self.record.notes, *self.record.received, *self._rules()]
 
     def _rules(self) -> list[str]:
         said = []

@@ -59,12 +59,18 @@ class Record:
     problems: dict[str, str] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)  # failures of the grader itself
     unsafe: bool = False  # graded without a sandbox
+    frontier: list[str] = field(default_factory=list)  # names of the frontier cells handed in
     gradescope: dict[str, Any] = field(default_factory=dict)
 
     @property
     def nothing_found(self) -> bool:
         """Whether what was handed in held no task of the lab."""
         return not self.broken and nothing_found(self.cells, self.problems)
+
+    @property
+    def received(self) -> list[str]:
+        """Sentences about what grading does not look at: each frontier cell has its own judge."""
+        return [f"frontier cell `{name}` received; judged apart" for name in self.frontier]
 
     @property
     def automatic(self) -> float:
@@ -122,6 +128,7 @@ def submission_of(record: Record) -> Submission:
         variant=record.released,
         other_lab=record.other_lab,
         student=record.student,
+        frontier=list(record.frontier),
     )
 
 
@@ -154,5 +161,6 @@ def record_of(handin: HandIn, submission: Submission, report: Report, seconds: f
         problems=submission.problems,
         broken=report.broken,
         unsafe=report.unsafe,
+        frontier=submission.frontier,
         gradescope=report.gradescope(),
     )

@@ -15,6 +15,7 @@ import importlib
 import io
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import CodeType
 from typing import Any
@@ -105,15 +106,32 @@ def namespace_of(lab: Lab, task: Task, cells: Mapping[str, str]) -> dict[str, An
     Raises:
         BaseException: whatever a cell raises.
     """
+    before = {name: cells[name] for name in built_on(lab, task) if name in cells}
+    with contextlib.redirect_stdout(io.StringIO()):
+        return run_alone(lab, {"given": lab.given, **before, task.name: cells[task.name]})
+
+
+def run_alone(lab: Lab, cells: Mapping[str, str]) -> dict[str, Any]:
+    """Run cells in their order, with what grading has to import; return their names.
+
+    Raises:
+        BaseException: whatever a cell raises.
+    """
     namespace: dict[str, Any] = {
         "__name__": "__main__",
         "__builtins__": BUILTINS | {"__import__": _import_for(lab)},
     }
-    before = [(name, cells[name]) for name in built_on(lab, task) if name in cells]
-    with contextlib.redirect_stdout(io.StringIO()):
-        for name, source in [("given", lab.given), *before, (task.name, cells[task.name])]:
-            exec(compile(source, f"<cell {name}>", "exec", dont_inherit=True), namespace)
+    for name, source in cells.items():
+        exec(compile(source, f"<cell {name}>", "exec", dont_inherit=True), namespace)
     return namespace
+
+
+def where(error: BaseException) -> str:
+    """An error of a cell that was run alone in words, with the line and the cell."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame for frame in frames if frame.filename.startswith("<cell ")]
+    place = f" (line {lines[-1].lineno} of the {lines[-1].filename[1:-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def _import_for(lab: Lab) -> Any:

@@ -9,26 +9,20 @@ and the outcome and the cells run so far are kept (`labkit.reader.save`).
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from labkit.reader.alone import built_on, namespace_of
+from labkit.reader.alone import built_on, namespace_of, where
 from labkit.reader.cells import task_of
 from labkit.reader.lab import Lab, Task, import_checks, load_lab
 from labkit.reader.save import keep_progress
 from labkit.reader.session import cells_run
 from labkit.reader.subject import Subject, Wrong, in_notebook
+from labkit.reader.time_limit import SECONDS, TooSlow, time_limit, too_slow
 from labkit.reader.titles import title_of
 from labkit.reader.work import Work, untouched, work_of
-
-SECONDS = 5.0  # for all checks of a task together; kernels in the interpreter can need over 2
 
 Checks = list[Callable[[Subject, str], None]]
 Code = dict[str, Any] | Subject  # a notebook's names, or code that runs elsewhere
@@ -39,10 +33,6 @@ class CheckFailed(AssertionError):
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]
-
-
-class _TooSlow(BaseException):
-    """Raised in the reader's code when the time is up; `except Exception` must not eat it."""
 
 
 def check(task: str, namespace: dict[str, Any] | None = None) -> None:
@@ -111,14 +101,14 @@ class _Bench:
             subject = code if isinstance(code, Subject) else _here(code)
             title = title_of(function, self._variant)
             try:
-                with _time_limit(deadline - time.monotonic()):
+                with time_limit(deadline - time.monotonic()):
                     function(subject, self._variant)
                 passed += 1
                 lines.append(f"✓ {title}")
             except Wrong as wrong:
                 lines += [f"✗ {title}", *(f"    {line}" for line in str(wrong).split("\n"))]
-            except _TooSlow:
-                lines += [f"✗ {title}", f"    {_too_slow()}"]
+            except TooSlow:
+                lines += [f"✗ {title}", f"    {too_slow()}"]
                 break
         return passed, lines
 
@@ -143,21 +133,21 @@ def _alone(work: Work, task: Task) -> tuple[list[str], Code | None]:
     try:
         if work.lab.interpreted:
             return faults, _elsewhere(work.lab, task, cells)
-        with _time_limit(SECONDS):
+        with time_limit():
             return faults, namespace_of(work.lab, task, cells)
     except KeyboardInterrupt:
         raise
     except Wrong as wrong:
         return [*faults, f"the cell, run alone: {wrong}"], None
-    except _TooSlow:
-        return [*faults, f"the cell, run alone: {_too_slow()}"], None
+    except TooSlow:
+        return [*faults, f"the cell, run alone: {too_slow()}"], None
     except BaseException as error:  # exit included
-        return [*faults, f"the cell, run alone: {_where(error)}"], None
+        return [*faults, f"the cell, run alone: {where(error)}"], None
 
 
 def _here(namespace: dict[str, Any]) -> Subject:
     """The names of a notebook's own process."""
-    return Subject(in_notebook(namespace, (_TooSlow,)), in_full=True)
+    return Subject(in_notebook(namespace, (TooSlow,)), in_full=True)
 
 
 def _elsewhere(lab: Lab, task: Task, cells: Mapping[str, str]) -> Subject:
@@ -186,37 +176,3 @@ def _earlier(bench: _Bench, work: Work, task: Task) -> list[str]:
             words += f" ({faults[0]})" if faults else ""
         lines.append(f"→ {name}, whose code runs here, {words}: its fault shows here, too")
     return lines
-
-
-def _where(error: BaseException) -> str:
-    """An error of a cell in words, with the line and the cell."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame for frame in frames if frame.filename.startswith("<cell ")]
-    place = f" (line {lines[-1].lineno} of the {lines[-1].filename[1:-1]})" if lines else ""
-    return f"{type(error).__name__}: {error}{place}"
-
-
-def _too_slow() -> str:
-    return f"no answer within {SECONDS:g} s: is there an endless loop?"
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt what takes longer than `seconds`, where signals allow it."""
-    if (
-        not hasattr(signal, "setitimer")
-        or threading.current_thread() is not threading.main_thread()
-    ):
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _TooSlow
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.05))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

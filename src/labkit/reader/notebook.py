@@ -21,7 +21,9 @@ from labkit.reader.cells import (
     WRITTEN_LINE,
     cell_source,
     encodable,
+    frontier_cells,
     task_of,
+    written_frontier,
     written_of,
 )
 from labkit.reader.lab import Lab
@@ -51,6 +53,7 @@ class Submission:
     variant: str | None = None  # as the notebook names it
     other_lab: str | None = None  # the lab that the notebook says it is of, where it is another
     student: str = ""  # whose it is, as the file's name says
+    frontier: list[str] = field(default_factory=list)  # names of the frontier cells written
 
     @property
     def defects(self) -> list[str]:
@@ -139,6 +142,9 @@ def _collect_submit_file(lab: Lab, content: dict[str, Any]) -> Submission:
         answer = answers.get(question.name) if type(answers) is dict else None
         if type(answer) is str:
             _keep_answer(submission, question.name, answer)
+    frontier = content.get("frontier")
+    if type(frontier) is dict:
+        _note_frontier(lab, submission, frontier)
     _prepare_all(lab, submission, "in the file")
     return submission
 
@@ -146,6 +152,7 @@ def _collect_submit_file(lab: Lab, content: dict[str, Any]) -> Submission:
 def collect(lab: Lab, notebook: dict[str, Any], cells: list[Any]) -> Submission:
     """Take what is to be graded out of a notebook's JSON."""
     submission = find(lab, notebook, cells)
+    _note_frontier(lab, submission, frontier_cells(cells))
     _prepare_all(lab, submission, "in the notebook")
     submission.notes = list(dict.fromkeys(submission.notes))  # a million copies are one sentence
     return submission
@@ -197,6 +204,12 @@ def _note_other_lab(lab: Lab, submission: Submission, named: Any) -> None:
     """Keep which lab a file says it is of, where that is another."""
     submission.other_lab = _quoted(named).strip("'")
     submission.notes.append(f"the file is of the lab {_quoted(named)}, not {lab.slug}")
+
+
+def _note_frontier(lab: Lab, submission: Submission, cells: dict[str, Any]) -> None:
+    """Keep which of the lab's frontier cells the reader has written; each has its own judge."""
+    sources = {name: cells[name] for name in lab.frontier if type(cells.get(name)) is str}
+    submission.frontier = [*written_frontier(sources, lab)]
 
 
 def _note_variant(lab: Lab, submission: Submission, named: str | None) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from labkit.reader.lab import Lab, load_lab
 from labkit.reader.notebook import find
 from labkit.reader.session import cells_run
+from labkit.reader.tried import doubts
 from labkit.reader.work import (
     SaveError,
     keep_what_was_saved,
@@ -48,6 +49,8 @@ def save(path: str | Path | None = None, notebook: str | Path | None = None) -> 
 
 def submit(path: str | Path | None = None, notebook: str | Path | None = None) -> Path:
     """Write the small file to hand in, `<lab>.submit.json`, and say what is missing.
+
+    Frontier cells are run and tried, as far as the lab says how (`labkit.reader.tried`).
 
     Args and errors are those of `save`.
     """
@@ -121,7 +124,8 @@ def _write(
             work.progress = progress_of(work, previous)
     target = Path(path) if path is not None else _folder() / f"{lab.slug}.{kind}.json"
     work.write(target)
-    print("\n".join([*said, *summary(work, target, kind)]))
+    tried = doubts(work) if kind == "submit" else []
+    print("\n".join([*said, *summary(work, target, kind, tried)]))
     _download(target)
     return target
 

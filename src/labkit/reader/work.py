@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from labkit.reader.cells import (
     written_of,
 )
 from labkit.reader.lab import Lab, LabError, load_lab
-from labkit.reader.notebook import SUBMIT_FORMAT, Submission, find, parse
+from labkit.reader.notebook import SUBMIT_FORMAT, Submission, find, parse, why_not_python
 
 
 class SaveError(LabError):
@@ -121,6 +122,11 @@ class Work:
             f"{question.name}: no written answer ({question.points:g} points)"
             for question in self.lab.written
             if question.name not in self.written
+        ]
+        found += [
+            f"frontier {name}: {reason}"
+            for name, source in self.frontier.items()
+            if (reason := why_not_python(source, name))
         ]
         return found
 
@@ -281,8 +287,8 @@ def unsaved_cells(on_disk: Work, work: Work) -> list[str]:
     ]
 
 
-def summary(work: Work, target: Path, kind: str) -> list[str]:
-    """What to tell the reader about a file just written."""
+def summary(work: Work, target: Path, kind: str, doubts: Sequence[str] = ()) -> list[str]:
+    """What to tell the reader about a file just written; `doubts` are more of what is missing."""
     done = sum(not untouched(name, source) for name, source in work.cells.items())
     lines = [
         f"wrote {target} ({target.stat().st_size:,} bytes): {done} of {len(work.lab.tasks)} tasks, "
@@ -290,7 +296,7 @@ def summary(work: Work, target: Path, kind: str) -> list[str]:
         + (f", frontier: {', '.join(work.frontier)}" if work.frontier else "")
     ]
     if kind == "submit":
-        missing = work.missing()
+        missing = [*work.missing(), *doubts]
         lines += ["still missing or doubtful:", *(f"  - {words}" for words in missing)]
         if not missing:
             lines[-1] = "nothing is missing: hand in this file"
