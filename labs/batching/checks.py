@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from labkit.reader.subject import Subject
+from labkit.reader.subject import Subject, Wrong
 
 # ---- static
 
@@ -361,3 +361,16 @@ CHECKS = {
     "chunked": [cuts, decodes, passes_on, pairs, order],
     "engine": [blocks, gives_way, comes_again, overtakes, leaves_room],
 }  # fmt: skip
+
+
+# ---- the frontier's policy
+
+
+def a_short_trace(names: dict[str, Any]) -> None:
+    """`policy` deals out a budget whenever it is asked, on one short trace with bursts in it."""
+    if "policy" not in names:
+        raise Wrong("it does not define `policy`")
+    names["serve"](names["policy"], names["traffic"](1, seconds=3))
+
+
+FRONTIER = {"policy": ("traffic", a_short_trace)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,13 @@ from labkit.gpu.frontier import FIRST_SEED, MARK, cell_of, run
 from labkit.grading.cells import reference_cells
 from labkit.reader.lab import import_folder, load_lab
 from labkit.reader.subject import Wrong
+from labkit.reader.tried import doubts
+from labkit.reader.work import Work
 
+AS_GIVEN = """
+def policy(budget, block, wishes, now):
+    return shortest_first(budget, block, wishes, now)
+"""
 BY_HOPE = """
 def policy(budget, block, wishes, now):
     whole = budget  # and a step with it takes about 15 ms
@@ -105,12 +112,71 @@ def test_the_packing_of_the_text_is_what_the_solutions_return(file: str, variant
 @pytest.fixture(scope="module")
 def frontier() -> ModuleType:
     judge = import_folder(load_lab("batching").folder, "frontier_of_batching", "frontier")
-    judge.TRACES = 5  # a sixth of the time
+    judge.TRACES = 5  # a twenty-fourth of the time
     return judge
 
 
-def test_a_policy_earns_what_it_gains_over_the_shortest_first(frontier: ModuleType) -> None:
+@pytest.fixture(scope="module")
+def given() -> dict[str, Any]:
+    """The names of the cell that the notebook gives to task 5."""
+    cells = build_notebook(load_lab("batching"))["cells"]
+    names: dict[str, Any] = {}
+    exec(next(cell["source"] for cell in cells if "def traffic" in cell["source"]), names)
+    return names
+
+
+def test_a_policy_earns_what_it_gains_over_the_shortest_first(
+    frontier: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert frontier.judge(AS_GIVEN, seed=4) == 0
+    assert "bonus 0.0 ± 0.0 of 10\n" in capsys.readouterr().out
     assert 0 < frontier.judge(BY_HOPE, seed=4) <= 10
+
+
+def test_a_policy_is_judged_alike_twice_and_told_no_seed(
+    frontier: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert frontier.judge(BY_HOPE, seed=4) == frontier.judge(BY_HOPE, seed=4)
+    printed = capsys.readouterr().out
+    assert re.search(r"\nbonus \d+\.\d ± \d+\.\d of 10\n", printed)
+    seeds = frontier.seeds_of(4)
+    assert len(set(seeds)) == frontier.TRACES
+    assert not set(seeds) & set(frontier.seeds_of(5))
+    assert max(seeds).bit_length() > 60
+    assert not [seed for seed in seeds if str(seed)[-4:] in printed]
+
+
+def test_the_bonus_has_the_standard_error_of_the_gain(
+    given: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over pairs, one a trace: what both policies find hard is no noise of their difference."""
+    names = dict(given)
+    exec(BY_HOPE, names)
+    seeds = range(40, 46)
+    bonus = names["report"](names["policy"], iter(seeds))
+    gains = []
+    for seed in seeds:
+        shares = [
+            names["serve"](names[policy], names["traffic"](seed))[0]
+            for policy in ("policy", "shortest_first")
+        ]
+        gains.append(300 * (shares[0] - shares[1]))
+    assert bonus == round(min(10, max(0, statistics.mean(gains))), 1)
+    error = statistics.stdev(gains) / len(gains) ** 0.5
+    assert capsys.readouterr().out.endswith(f"\nbonus {bonus:.1f} ± {error:.1f} of 10\n")
+
+
+def test_the_notebook_says_what_the_judge_allows() -> None:
+    lab = load_lab("batching")
+    text = " ".join((lab.folder / "master.py").read_text("utf8").replace("\n# ", " ").split())
+    judge = import_folder(lab.folder, "judge_of_batching", "frontier")
+    assert judge.TRACES == 120
+    assert (judge.LIMITS.cpu_seconds, judge.LIMITS.call_seconds) == (600, 10)
+    assert judge.LIMITS.wall_seconds > judge.LIMITS.cpu_seconds + 120  # what its pipe takes
+    assert "The judge draws 120 traces with" in text
+    assert "the judge draws 120 and allows 600 s" in text
+    assert "All 120 traces together may take ten minutes (600 s) on one core" in text
+    assert "and one call ten seconds" in text
 
 
 def test_judges_draw_from_seeds_that_no_notebook_shows(
@@ -147,17 +213,71 @@ def test_the_starter_has_the_frontier_cell() -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("return [budget + 1] * len(wishes)", "in all 1 to 256"),
-        ("return [budget] + [0] * (len(wishes) - 1)", "expected at most these"),
-        ("return [0] * len(wishes)", "in all 1 to 256"),
-        ("return [True] * len(wishes)", "in all 1 to 256"),
-        ("raise SystemExit", "SystemExit"),
-        ("return open('/etc/passwd')", "Error"),
+        ("return [n for n in counts]", r"policy gave \d+ tokens in all, which is not 1 to 256"),
+        ("return [0] * len(wishes)", "policy gave 0 tokens in all, which is not 1 to 256"),
+        (
+            "return [n + 1 for n in counts]",
+            r"policy gave \d+ tokens to wishes\[0\], which takes 0 to \d+",
+        ),
+        ("return [-1] * len(wishes)", r"policy gave -1 tokens to wishes\[0\], which takes 0 to"),
+        (
+            "return [10**90] * len(wishes)",
+            r"policy gave 10{59} tokens to wishes\[0\], which takes 0 to \d+",
+        ),
+        ("return counts + [0]", r"policy returned \d+ numbers for \d+ wishes"),
+        (
+            "return [True] * len(wishes)",
+            r"policy returned \[True.*, which is no list of whole numbers",
+        ),
+        ("return None", "policy returned None, which is no list of whole numbers"),
+        ("raise SystemExit", "policy: SystemExit"),
+        ("raise ValueError('two\\nlines')", "policy: ValueError: two lines"),
+        ("return open('/etc/passwd')", "policy: .*Error"),
     ],
 )
 def test_a_policy_without_usable_counts_is_told_so(
     frontier: ModuleType, body: str, words: str
 ) -> None:
-    source = f"def policy(budget, block, wishes, now):\n    {body}\n"
-    with pytest.raises(Wrong, match=words):
+    """In one line, with the place and without the counts."""
+    source = (
+        "def policy(budget, block, wishes, now):\n"
+        "    counts = [wish['count'] for wish in wishes]\n"
+        f"    if len(counts) < 20:\n        return shortest_first(budget, block, wishes, now)\n"
+        f"    {body}\n"
+    )
+    where = r"bonus 0\.0 of 10: trace [12] of 5, step \d+ at \d+\.\d{3} s: "
+    with pytest.raises(Wrong, match=where + words) as told:
         frontier.judge(source, seed=0)
+    assert len(str(told.value)) < 300
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("def polisy():\n    pass\n", r"trace 1 of 5, step 1 at \d\.\d{3} s: policy: NameError"),
+        ("1 / 0\n", "running the cell: ZeroDivisionError"),
+    ],
+)
+def test_a_cell_without_a_policy_is_told_so(frontier: ModuleType, source: str, words: str) -> None:
+    with pytest.raises(Wrong, match=r"bonus 0\.0 of 10: " + words):
+        frontier.judge(source, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return [0]", r"ValueError: policy gave 0 tokens in all, which is not 1 to 256"),
+        ("return wishes[-1]['deadline']", r"KeyError: 'deadline' (line 3 of the cell policy)"),
+        ("return shortest_first(budget, block, wishes, now)", None),
+    ],
+)
+def test_submit_plays_a_policy_on_a_short_trace(body: str, words: str | None) -> None:
+    lab = load_lab("batching")
+    source = f"# frontier: policy\ndef policy(budget, block, wishes, now):\n    {body}\n"
+    others = [cell["source"] for cell in build_notebook(lab)["cells"]]
+    frontier = {"policy": source, "why": "# frontier: why\nWHY = ''\n"}
+    work = Work(lab, lab.default_variant, others=others, frontier=frontier)
+    said = doubts(work)
+    assert len(said) == (words is not None)
+    assert all(one.startswith(f"frontier policy: {words}") for one in said)
