@@ -37,7 +37,7 @@ class EngineRates:
     rounding_s: float = 2.5e-6  # rounding a product's inputs to eight bits (LEDGER)
     layer_s: float = 9.2e-6  # a layer's other kernels, of one row: norms, heads, attention
     step_s: float = 20e-6  # a step's own kernels, and what passes between two replays (LEDGER)
-    prompt_attention_share: float = 0.69  # of the rate of products (kernels-h200: 468 of 679)
+    prompt_attention_share: float = 0.69  # of the products' (LEDGER: 468 of 679)
     host_layer_s: float = 345e-6  # Python launches a layer (steps-h200, steps-qwen3-8b-h200)
     host_step_s: float = 0.1e-3  # Python schedules and answers a step (overlap-h200)
     host_row_s: float = 5.5e-6  # and for each request in it (overlap-h200)

@@ -3,7 +3,7 @@
 A step may hold anything: sequences with one new token, prompts that start, chunks that
 continue. They are sorted into three launches by what the host knows. In a captured step the
 host knows nothing. There every sequence has as many new tokens: one, or a few drafts behind it.
-Or all sequences are prompts, each of at most so many tokens.
+Or all sequences are prompts of at most `tokens_per_sequence` tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Plan:
     decodes: Tensor | None  # int32 [D], the sequences of one token; None: all of them
     scratch: DecodeScratch | None  # None: no sequence has one token
     fresh: Tensor  # int32 [tiles, 2], of prompts that start in this step
-    chunks: Tensor  # int32 [tiles, 2], of chunks that continue
+    chunks: Tensor  # int32 [tiles, 2], of chunks that continue, or of captured prompts
 
     # docs: plan begin
     @classmethod

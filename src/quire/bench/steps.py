@@ -8,7 +8,8 @@ the hardware's ceilings; the measurement's note names these.
 
 `prefill-N` is a prompt's step whose kernels are launched one by one, as they are where other
 requests are in it; `alone-N`, on a GPU, is the same step as it is served with nothing beside it
-(`quire.runner.prompt_graphs`), in turns with the other.
+(`quire.runner.prompt_graphs`), in turns with the other. Above the longest length that is captured
+both are launched.
 
 Two kinds of rows hold the batch and vary the context. `context-N` is a decode step of requests
 with prompts of N tokens. `mixed-N` is a step in which the same requests decode and one more

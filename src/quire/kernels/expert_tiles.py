@@ -18,8 +18,9 @@ from torch import Tensor
 # the experts at most, a cautious bound: with so few experts the two ways were not timed.
 MOST_PAIRS = 24
 # Pairs up to which their programs find a token's experts themselves, which spares the router's
-# kernel: at most MOST_PAIRS, and 0 for never. Choice and products of 1 and 2 tokens take 23.0 and
-# 42.0 us so, 24.7 and 55.2 with a kernel for the choice; three tokens were not measured.
+# kernel: at most MOST_PAIRS, and 0 for never. Choice and products of 1, 2 and 3 tokens take 22.9,
+# 41.8 and 59.8 us so, 24.6, 55.0 and 78.9 with a kernel for the choice (experts-h200); no captured
+# step has three.
 CHOICE_PAIRS = 16
 MEANS = (12, 32, 96)  # pairs of a group, up to which a tile of `group_tiles` serves
 REGISTER_BYTES = 96 * 4  # of weights that a thread may hold

@@ -21,7 +21,7 @@ from quire.runner.step_tokens import StepTokens, TokensOnDevice
 
 # Dense enough that padding costs little where products are bound by arithmetic. At the last one
 # replaying saves a model of 8 billion weights next to nothing on an H200, one of 0.6 most of a step
-# (measurements/LEDGER.md).
+# (measurements/prompts-qwen3-8b-h200.json and -0.6b-).
 SIZES = (16, 32, 64, *range(128, 1024 + 1, 64))
 
 

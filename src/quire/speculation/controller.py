@@ -26,7 +26,7 @@ COST_MEMORY = 7  # steps whose median says what steps take: one that was disturb
 FORGET_EVERY = 32  # steps after which one of those is believed to be as it was measured
 SWITCH = 1.03  # another k must bring so much more
 TRIAL_EVERY, TRIAL_STEPS = 256, 4  # while nothing is guessed
-TRIAL_GAIN = 1.1  # a trial must promise so much more, for a draft model catches up before it
+TRIAL_GAIN = 1.1  # a trial must promise so many times the tokens a second, for it costs time
 TRIAL_SHARE = 0.01  # of the time without guesses, which pays for trials
 
 
