@@ -13,12 +13,11 @@ gives the same traces again, hence the same bonus.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from labkit.gpu.frontier import run
+from labkit.gpu.frontier import refusal, run, trace_seeds
 from labkit.grading.cells import read_cells
 from labkit.reader.lab import load_lab
 from labkit.reader.subject import Subject, Wrong, answer_of, in_child
@@ -27,10 +26,7 @@ from labkit.sandbox.process import Child, Limits, Surroundings
 LAB = load_lab(Path(__file__).parent)
 TRACES = 120
 LIMITS = Limits(call_seconds=10.0, wall_seconds=900.0, cpu_seconds=600)
-# Without a course's key only this stands between a policy and its traces: whoever reads it knows
-# them, and whoever does not would have 2**64 to try.
 SALT = 0x5B3E_D914_7C60_2FA8
-SEED_BITS = 64
 
 
 class Driven:
@@ -66,15 +62,9 @@ class Driven:
         return refusal(f"{place}: {cause}")
 
 
-def refusal(cause: str) -> Wrong:
-    """Make the complaint about a policy that cannot be judged to its end, in one line."""
-    return Wrong(f"bonus 0.0 of 10: {' '.join(cause.split())}")
-
-
 def seeds_of(seed: int) -> list[int]:
     """Return the traces' seeds of a seed of the course."""
-    drawn = random.Random(f"{SALT} {seed}")
-    return [drawn.getrandbits(SEED_BITS) for _ in range(TRACES)]
+    return trace_seeds(SALT, seed, TRACES)
 
 
 def judge(source: str, seed: int) -> float:

@@ -14,11 +14,10 @@ the same kinds and lengths of requests again, hence the same bonus, with other n
 from __future__ import annotations
 
 import itertools
-import random
 from pathlib import Path
 from typing import Any
 
-from labkit.gpu.frontier import run
+from labkit.gpu.frontier import refusal, run, trace_seeds
 from labkit.grading.cells import read_cells
 from labkit.reader.lab import load_lab
 from labkit.reader.subject import Subject, Wrong, answer_of, in_child
@@ -28,10 +27,7 @@ from labkit.sandbox.process import Child, Limits, Surroundings
 LAB = load_lab(Path(__file__).parent)
 TRACES = 120
 LIMITS = Limits(call_seconds=10.0, wall_seconds=900.0, cpu_seconds=600)
-# Without a course's key only this stands between a policy and its traces: whoever reads it knows
-# them, and whoever does not would have 2**64 to try.
 SALT = 0xC1F7_52DB_0E96_A43D
-SEED_BITS = 64
 MOST_SHOWN = 60  # characters of an answer that is refused
 
 
@@ -69,15 +65,9 @@ class Driven:
         return refusal(f"trace {self._trace} of {TRACES}, request {self._request}: {cause}")
 
 
-def refusal(cause: str) -> Wrong:
-    """Make the complaint about a policy that cannot be judged to its end."""
-    return Wrong(f"bonus 0.0 of 10: {cause}")
-
-
 def seeds_of(seed: int) -> list[int]:
     """Return the traces' seeds of a seed of the course."""
-    drawn = random.Random(f"{SALT} {seed}")
-    return [drawn.getrandbits(SEED_BITS) for _ in range(TRACES)]
+    return trace_seeds(SALT, seed, TRACES)
 
 
 def judge(source: str, seed: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from labkit.reader.work import load_notebook, read_work
 from labkit.sandbox.process import Child, Limits, NoSandbox, Surroundings, printable
 
 FIRST_SEED = 1 << 20  # of what is judged, behind those that a notebook shows its reader
+SEED_BITS = 64  # of a trace's own seed: too many to try
 MARK = "# frontier: policy"
 KERNEL_MARK = "# frontier: kernel"
 COMPILER = Path(__file__).with_name("compile_kernel.py")
@@ -52,6 +54,21 @@ def _frontier_cells(path: Path) -> dict[str, str]:
     if path.suffix == ".json":
         return read_work(path).frontier
     return frontier_cells(load_notebook(path)["cells"])
+
+
+def trace_seeds(salt: int, seed: int, count: int) -> list[int]:
+    """Return the seeds of the traces that a policy is judged on, of a seed of the course.
+
+    `salt` is the lab's. Without a course's key it alone stands between a policy and its traces:
+    whoever has read it knows them.
+    """
+    drawn = random.Random(f"{salt} {seed}")
+    return [drawn.getrandbits(SEED_BITS) for _ in range(count)]
+
+
+def refusal(cause: str) -> Wrong:
+    """Make the complaint about a policy that cannot be judged to its end, in one line."""
+    return Wrong(f"bonus 0.0 of 10: {' '.join(cause.split())}")
 
 
 def compile_cell(

@@ -163,9 +163,10 @@ def step_parts(
     """
     captures = share.layout.pipeline == 1 or rates.captures_stages
     captured = captures and load.is_decode
-    padded = next((size for size in rates.prompt_sizes if size >= load.tokens), None)
-    replays_layers = captures and load.is_alone and not load.is_decode and padded is not None
-    if replays_layers and padded is not None:
+    padded = None  # tokens of a prompt whose layers are replayed
+    if captures and load.is_alone and not captured:
+        padded = next((size for size in rates.prompt_sizes if size >= load.tokens), None)
+    if padded is not None:
         load = replace(load, tokens=padded)
     bandwidth, peak = hardware.bandwidth_bytes_per_s, hardware.peak("bf16")
     hidden, layers, size = share.model.hidden_size, share.num_layers, share.layout.tensor
@@ -203,7 +204,7 @@ def step_parts(
     if not captured:
         begin = rates.eager_step_s
         calls = int(share.layout.pipeline > 1)
-        if not replays_layers:
+        if padded is None:
             calls += num_reduces
             host += layers * rates.host_layer_s
         host += calls * link.eager_call_s

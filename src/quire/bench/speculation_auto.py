@@ -75,7 +75,7 @@ def note_choices(llm: LLM) -> list[int]:
     """Return a list that the k of each step is added to.
 
     A trace would hold on to every step's messages, through which Python's garbage collector then
-    walks: 256 requests take a quarter more by it.
+    walks, in the one engine and not in the other.
     """
     controller = llm.engine._controller
     assert controller is not None
