@@ -30,7 +30,7 @@ from quire.request import FinishReason, Request
 from quire.sampling.params import SamplingParams
 from quire.sampling.resolve import resolve
 from quire.scheduler_interface import Scheduler
-from quire.speculation.controller import LengthController, RoundCosts
+from quire.speculation.controller import LengthController
 from quire.tokenizer import Tokenizer
 from quire.trace import Trace
 
@@ -66,8 +66,8 @@ class LLMEngine:
         self._last_end: float | None = None
         self._controller: LengthController | None = None
         if config.speculation is not None and config.speculation.is_adaptive:
-            costs = RoundCosts(executor.round_costs)
-            self._controller = LengthController(costs, config.speculation.choices)
+            assert executor.round_costs is not None
+            self._controller = LengthController(executor.round_costs, config.speculation.choices)
 
     @property
     def has_requests(self) -> bool:
@@ -183,12 +183,22 @@ class LLMEngine:
             begin = time.perf_counter()
             scheduled = self._scheduler.schedule()
             if self._controller is not None:
-                most = self._controller.choose(len(scheduled.entries))
+                most = self._controller.choose(scheduled, self._batch_behind(scheduled))
                 scheduled = self._scheduler.guess(scheduled, most)
             with self._retracting(scheduled):
                 self._in_flight.append((self.executor.execute(scheduled), begin))
             if not scheduled.entries:
                 break
+
+    def _batch_behind(self, scheduled: SchedulerOutput) -> int:
+        """Return how many requests the steps behind this one will have, as far as one can tell.
+
+        Where its tokens fill the budget, prompts wait that the next steps take in.
+        """
+        batch, scheduling = len(scheduled.entries), self.config.scheduling
+        if scheduled.num_tokens < scheduling.max_num_batched_tokens:
+            return batch
+        return max(batch, min(len(self._owners), scheduling.max_num_seqs))
 
     @uninterrupted()
     def advance(self) -> list[RequestHandle]:

@@ -6,7 +6,7 @@ stand the device halves, one `Worker` a rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from quire.messages import SchedulerOutput, StepResult
 from quire.models.config import ModelConfig
 from quire.runner.pending import PendingStep
 from quire.runner.worker import Worker
+from quire.speculation.costs import RoundCosts
 from quire.speculation.factory import DraftSource
 
 
@@ -48,8 +49,8 @@ class Executor(Protocol):
         ...
 
     @property
-    def round_costs(self) -> Mapping[tuple[int, int], float]:
-        """Seconds of a step with k guesses of each request, by (requests, k), if k may vary."""
+    def round_costs(self) -> RoundCosts | None:
+        """What steps with guesses take, if their number may vary."""
         ...
 
     def execute(self, output: SchedulerOutput) -> QueuedStep:
@@ -103,8 +104,8 @@ class InlineExecutor:
         return self._num_blocks
 
     @property
-    def round_costs(self) -> Mapping[tuple[int, int], float]:
-        """Seconds of a step with k guesses of each request, by (requests, k), if k may vary."""
+    def round_costs(self) -> RoundCosts | None:
+        """What steps with guesses take, if their number may vary."""
         return self.worker.round_costs
 
     def execute(self, output: SchedulerOutput) -> PendingStep:

@@ -9,7 +9,8 @@ import pytest
 
 from quire import LLM, SamplingParams, Trace
 from quire.messages import ScheduledEntry, SchedulerOutput, StepResult
-from quire.speculation.controller import TRIAL_STEPS, LengthController, RoundCosts
+from quire.speculation.controller import TRIAL_STEPS, LengthController
+from quire.speculation.costs import RoundCosts
 
 CHOICES = (1, 2, 4)
 
@@ -19,14 +20,15 @@ def seconds(batch: int, k: int) -> float:
     return max(1.0, batch * (1 + k) / 64) + 0.1 * k
 
 
-COSTS = RoundCosts({(b, k): seconds(b, k) for b in (1, 8, 32, 64, 256) for k in (0, *CHOICES)})
+MEASURED = {(b, k): seconds(b, k) for b in (1, 8, 32, 64, 256) for k in (0, *CHOICES)}
+COSTS = RoundCosts(MEASURED)
 
 
 class World:
     """Requests whose guesses stand with a probability; each step tells the controller."""
 
-    def __init__(self, batch: int, slower: float = 1.0) -> None:
-        self.controller = LengthController(COSTS, CHOICES)
+    def __init__(self, batch: int, slower: float = 1.0, costs: RoundCosts = COSTS) -> None:
+        self.controller = LengthController(costs, CHOICES)
         self._random = random.Random(0)
         self._batch, self._slower = batch, slower
         self._drafted = 0
@@ -36,7 +38,7 @@ class World:
     def run(self, acceptance: float, steps: int) -> Counter[int]:
         chosen: Counter[int] = Counter()
         for step in range(steps):
-            k = self.controller.choose(self._batch)
+            k = self.controller.choose(self.scheduled(), self._batch)
             chosen[k] += 1
             entries, told = [], {}
             for r in range(self._batch):
@@ -55,6 +57,11 @@ class World:
             self.time += taken
             self._drafted = k
         return chosen
+
+    def scheduled(self, length: int = 6) -> SchedulerOutput:
+        """Return a step of all requests, whose texts are so long."""
+        entries = [ScheduledEntry(str(r), r, length - 1, 1, True) for r in range(self._batch)]
+        return SchedulerOutput(0, tuple(entries))
 
 
 @pytest.mark.parametrize(
@@ -172,12 +179,12 @@ def test_a_prompt_between_does_not_blame_the_guesses() -> None:
         if prompt:
             entries.append(ScheduledEntry("b", 1, 0, 30, False))
         output = SchedulerOutput(number, tuple(entries), num_guesses=asked)
-        controller.observe(output, StepResult(number, {"a": [0] * (1 + kept)}), 1.0)
+        controller.observe(output, StepResult(number, {"a": [0] * (1 + kept)}), 1 + drafts / 10)
 
     step(0, 0, 4, 0, prompt=True)
     for number in range(1, 60):
         step(number, 4, 4, 0)
-    assert controller.choose(1) == 0
+    assert controller.choose(SchedulerOutput(9, ()), 1) == 0
 
 
 def test_one_judged_step_of_many_requests_is_enough() -> None:
@@ -188,5 +195,69 @@ def test_one_judged_step_of_many_requests_is_enough() -> None:
         pass
     world.run(0.3, 1)  # judges its first guesses
     for _ in range(TRIAL_STEPS):  # whose outcome nobody sees
-        world.controller.choose(32)
-    assert world.controller.choose(32) == 1
+        world.controller.choose(world.scheduled(), 32)
+    assert world.controller.choose(world.scheduled(), 32) == 1
+
+
+def paying(length: int) -> World:
+    """Return four requests that nothing guesses for, of texts that it now would pay to guess."""
+    world = World(4, costs=RoundCosts(MEASURED, catch_up=(1.0, 0.01)))
+    assert world.controller.choose(world.scheduled(1), 256) == 0  # the texts are new
+    for _ in range(60):
+        world.controller.choose(world.scheduled(length), 256)
+    assert world.controller.choose(world.scheduled(length), 256) == 0
+    return world
+
+
+@pytest.mark.parametrize("length", [10, 100, 1000])
+def test_guesses_begin_once_they_would_have_paid_for_catching_up(length: int) -> None:
+    """Of each text that 256 requests made too dear to guess; four make it cheap."""
+    world = paying(length)
+    waited = 0
+    while world.controller.choose(world.scheduled(length), 4) == 0:
+        waited += 1
+    # Four guesses of which 0.8, 0.64, ... stand bring 3.36 tokens in 1.4 s in place of 1.
+    saved = 1 - 1.4 / (1 + 0.8 + 0.8**2 + 0.8**3 + 0.8**4)
+    assert waited == pytest.approx((1 + 0.01 * 4 * length) / saved, abs=1)
+
+
+def test_what_was_guessed_for_has_little_to_catch_up_with() -> None:
+    world = World(4, costs=RoundCosts(MEASURED, catch_up=(0.0, 0.01)))
+    assert world.controller.choose(world.scheduled(1000), 4) == 4
+    for length in range(1001, 1011):  # 256 requests for ten steps
+        assert world.controller.choose(world.scheduled(length), 256) == 0
+    # 40 tokens behind take 0.4 s, which the first step in place of 1.68 does not save
+    assert world.controller.choose(world.scheduled(1011), 4) == 4
+
+
+def test_what_would_have_been_saved_counts_from_when_guesses_became_better() -> None:
+    world = paying(1000)
+    for _ in range(50):  # a few steps of few requests never pay, however often they come
+        for batch in (4, 4, 256):
+            assert world.controller.choose(world.scheduled(1000), batch) == 0
+
+
+def test_who_waits_for_the_budget_counts() -> None:
+    """Prompts of the next steps: what helps the first few requests would not help all of them."""
+    llm = LLM(
+        "quire-mini-draft",
+        device="cpu",
+        max_model_len=64,
+        max_num_seqs=6,
+        max_num_batched_tokens=24,
+        speculative_config={"method": "ngram"},
+    )
+    controller, seen = llm.engine._controller, []
+    assert controller is not None
+    choose = controller.choose
+
+    def noted(output: SchedulerOutput, batch: int) -> int:
+        seen.append((len(output.entries), batch))
+        return choose(output, batch)
+
+    controller.choose = noted  # type: ignore[method-assign]
+    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+    llm.generate([[5] * 20] * 8, params, use_tqdm=False)
+    assert seen[0] == (2, 6)  # six seats for eight that wait
+    assert (6, 6) in seen
+    assert all(batch == entries for entries, batch in seen[-4:])  # nobody waits any more

@@ -176,7 +176,7 @@ def test_a_number_of_guesses_that_varies(
     looked = watch_the_draft_models_cache(monkeypatch)
     numbers = random.Random(1)
     monkeypatch.setattr(
-        LengthController, "choose", lambda self, batch: numbers.choice([0, 1, 2, 4, 4])
+        LengthController, "choose", lambda self, output, batch: numbers.choice([0, 1, 2, 4, 4])
     )
     params = SamplingParams(max_tokens=40, temperature=0)
     plain = said(LLM(MODEL, device="cpu", dtype="float32", **SIZES), params)
@@ -230,7 +230,7 @@ def test_a_draft_model_computes_each_token_that_is_rejected_anew(
     looked = watch_the_draft_models_cache(monkeypatch)
     numbers = random.Random(2)
     monkeypatch.setattr(
-        LengthController, "choose", lambda self, batch: numbers.choice([0, 1, 4, 4])
+        LengthController, "choose", lambda self, output, batch: numbers.choice([0, 1, 4, 4])
     )
     config = {**ITSELF, "num_speculative_tokens": "auto"}
     config |= {"verification": "synthetic", "acceptance_rate": 0.4}

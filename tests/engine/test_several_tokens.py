@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from quire.models.config import ModelConfig
 from quire.request import FinishReason, Request
 from quire.scheduler import TokenBudgetScheduler
 from quire.speculation.controller import LengthController
+from quire.speculation.costs import RoundCosts
 
 LETTERS = "abcdefghijkl"
 MODEL = ModelConfig("Fake", VOCAB_SIZE, 8, 8, 1, 1, 1, 8, max_position=64, eos_token_ids=(EOS,))
@@ -65,7 +65,7 @@ class FakeStep:
 class FakeRunner:
     """The fake device as a runner, which also scores each token by its position."""
 
-    round_costs: Mapping[tuple[int, int], float] = {}
+    round_costs = RoundCosts({})
     is_done = False
 
     def __init__(self, config: EngineConfig, most_drafts: int) -> None:
@@ -207,7 +207,7 @@ def test_a_number_of_guesses_that_is_chosen_before_the_last_ones_are_judged(
     one_by_one, named, _ = serve(requests, 0, budget)
     choose = st.sampled_from([0, 1, 2, 4])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LengthController, "choose", lambda self, batch: data.draw(choose))
+        patch.setattr(LengthController, "choose", lambda self, output, batch: data.draw(choose))
         patch.setattr(LengthController, "observe", lambda self, *args: None)
         overlapped, named_too, _ = serve(requests, 4, budget, **on_device("auto"))
     assert overlapped == one_by_one

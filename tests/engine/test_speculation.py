@@ -423,7 +423,7 @@ def test_a_number_of_guesses_that_varies(
     """Any number in any step, none too: a draft model catches up with what it has missed."""
     numbers = random.Random(1)
     monkeypatch.setattr(
-        LengthController, "choose", lambda self, batch: numbers.choice([0, 0, 0, 1, 2, 4])
+        LengthController, "choose", lambda self, output, batch: numbers.choice([0, 0, 0, 1, 2, 4])
     )
     config = DRAFTS["itself"] if method == "itself" else {"method": "ngram"}
     for kind in ("greedy", "drawn"):
@@ -460,7 +460,7 @@ def test_only_guesses_of_the_host_are_waited_for(
         return grown
 
     monkeypatch.setattr(LLMEngine, "advance", noted)
-    monkeypatch.setattr(LengthController, "choose", lambda self, batch: number)
+    monkeypatch.setattr(LengthController, "choose", lambda self, output, batch: number)
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     llm = LLM("quire-mini-draft", **SIZES, overlap=True, speculative_config=config)
     llm.generate(CODE[0], params)
@@ -469,7 +469,7 @@ def test_only_guesses_of_the_host_are_waited_for(
 
 def test_what_the_host_knows_of_a_text_that_was_preempted(monkeypatch: pytest.MonkeyPatch) -> None:
     """With three steps in flight a request may be back in its row before its last life's answer."""
-    monkeypatch.setattr(LengthController, "choose", lambda self, batch: 0)
+    monkeypatch.setattr(LengthController, "choose", lambda self, output, batch: 0)
     params = SamplingParams(max_tokens=100, temperature=0, ignore_eos=True)
     plain = LLM("quire-mini-draft", **SIZES)
     outputs = plain.generate(list(CODE) * 2, params, use_tqdm=False)

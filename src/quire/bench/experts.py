@@ -189,6 +189,7 @@ def _runs(model: ModelConfig, name: str, device: torch.device) -> list[Row]:
             "experts_touched": touched[batch],
         }
         rows.append(Row(f"{name}-step-{batch}", "ms_per_step", ms, "ms", {}, parameters))
+    llm.engine.trace = None  # which Python's garbage collector would walk through in long runs
     seconds = seconds_of(llm, uniform_load(1, 128, 256), 3)
     rows.append(Row(f"{name}-batch1", "ms_per_token", seconds / 256 * 1e3, "ms"))
     for label, load in {"mix256": mix256(), "64x512x256": uniform_load(64, 512, 256)}.items():

@@ -2,7 +2,8 @@
 
 Weights are random and a coin decides which guesses stand, as in `speculation_steps`. Each row
 `auto-a<a>-batch<b>` stands beside the same engine without guesses at its defaults; its `k` is
-what was chosen on average in the last run.
+what was chosen on average in the runs that count. Each row begins with what a new engine knows, and
+a first run that does not count.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from quire.bench.measurement import Row
 from quire.bench.speculation_steps import CONTEXT, NUM_TOKENS, coin, collect, engine, ms_per_token
 from quire.errors import QuireError
 from quire.llm import LLM
+from quire.messages import SchedulerOutput
 from quire.models.config import ModelConfig
+from quire.speculation.controller import LengthController
 
 BATCHES = (1, 8, 32, 64, 128, 256)
 RATES = (0.0, 0.7)
@@ -36,20 +39,20 @@ def run(
     num_blocks = max(batches) * ((CONTEXT + 2 * NUM_TOKENS) // 16 + 1) + 1
     speculating = engine(model, device, batches, config, num_blocks=num_blocks)
     plain = engine(model, device, batches, None, num_blocks=num_blocks)
-    chosen = note_choices(speculating)
     runner = speculating.engine.executor.worker.runner  # type: ignore[attr-defined]
     rows = []
     for batch in batches:
         for rate in RATES:
             runner.batch.acceptance_rate.fill_(rate)
+            chosen = note_choices(speculating)
             with_guesses, without = [], []
             for turn in range(4):
-                chosen.clear()
                 with_guesses.append(ms_per_token(speculating, batch))
                 without.append(ms_per_token(plain, batch))
                 if turn == 0:  # not counted
                     with_guesses.clear()
                     without.clear()
+                    chosen.clear()
             ms, baseline = statistics.median(with_guesses), statistics.median(without)
             rows.append(
                 Row(
@@ -72,17 +75,19 @@ def run(
 
 
 def note_choices(llm: LLM) -> list[int]:
-    """Return a list that the k of each step is added to.
+    """Let an engine choose as if it were new; return a list that the k of each step is added to.
 
     A trace would hold on to every step's messages, through which Python's garbage collector then
     walks, in the one engine and not in the other.
     """
-    controller = llm.engine._controller
-    assert controller is not None
+    costs, config = llm.engine.executor.round_costs, llm.engine.config.speculation
+    assert costs is not None
+    assert config is not None
+    controller = llm.engine._controller = LengthController(costs, config.choices)
     choose, chosen = controller.choose, list[int]()
 
-    def noted(batch: int) -> int:
-        chosen.append(choose(batch))
+    def noted(output: SchedulerOutput, batch: int) -> int:
+        chosen.append(choose(output, batch))
         return chosen[-1]
 
     controller.choose = noted  # type: ignore[method-assign]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from quire.parallel.lockstep import Lockstep
 from quire.parallel.place import Place
 from quire.runner.pending import PendingStep
 from quire.runner.worker import Worker
+from quire.speculation.costs import RoundCosts
 from quire.speculation.factory import DraftSource
 
 
@@ -61,8 +62,8 @@ class LockstepExecutor:
         return self._num_blocks
 
     @property
-    def round_costs(self) -> Mapping[tuple[int, int], float]:
-        """Seconds of a step with k guesses of each request, by (requests, k), if k may vary."""
+    def round_costs(self) -> RoundCosts | None:
+        """What steps with guesses take, if their number may vary."""
         return self._require_workers()[0].round_costs
 
     def expert_loads(self) -> list[dict[int, list[int]]]:

@@ -6,7 +6,7 @@ the engine's own (`quire.parallel.processes`), one to those of torchrun (`quire.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
@@ -26,6 +26,7 @@ from quire.parallel.rank_process import (
     Wait,
     agreed,
 )
+from quire.speculation.costs import RoundCosts
 from quire.speculation.factory import DraftSource
 
 
@@ -100,7 +101,7 @@ class RankExecutor:
         except BaseException:
             line.close()
             raise
-        self._round_costs = cast(Mapping[tuple[int, int], float], costs[0])
+        self._round_costs = cast(RoundCosts | None, costs[0])
 
     @property
     def num_blocks(self) -> int:
@@ -108,8 +109,8 @@ class RankExecutor:
         return self._num_blocks
 
     @property
-    def round_costs(self) -> Mapping[tuple[int, int], float]:
-        """Seconds of a step with k guesses of each request, by (requests, k), if k may vary."""
+    def round_costs(self) -> RoundCosts | None:
+        """What steps with guesses take, if their number may vary."""
         return self._round_costs
 
     def expert_loads(self) -> list[dict[int, list[int]]]:

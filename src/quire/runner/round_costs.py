@@ -4,7 +4,8 @@ The steps run as they will be run, captured where steps are: k guesses of each r
 verified and k new ones made. Their requests are short and lie in the null block, so attention
 costs next to nothing; of long texts every k reads the cache once, and guesses pay a little more
 than is measured here. A proposer's search on the host is not in it either. What steps then take
-corrects both (`quire.speculation.controller`).
+corrects both (`quire.speculation.controller`). Where a model guesses, its first guess behind a
+text that it has not read is measured, too, short and long.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from quire.config import EngineConfig
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
 from quire.runner.model_runner import ModelRunner
 from quire.sampling.params import SamplingParams
+from quire.speculation.costs import RoundCosts
 
 BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 1024)
 STEPS = 4  # queued in a row, so that the host's work between two is hidden, as it is in overlap
 ROUNDS = 3
+LONG_TEXT = 2048  # tokens that a draft model has not read
 LARGEST_ON_CPU = 16  # requests; beyond, a CPU takes as long as the numbers of tokens say
 GREEDY = SamplingParams(temperature=0)
 
 
-def measure_round_costs(
-    runner: ModelRunner, config: EngineConfig, num_groups: int
-) -> dict[tuple[int, int], float]:
-    """Return seconds a step, by (requests, k), k being 0 or one of the config's choices.
+def measure_round_costs(runner: ModelRunner, config: EngineConfig, num_groups: int) -> RoundCosts:
+    """Measure steps by (requests, k), k being 0 or one of the config's choices.
 
     A number of requests whose tokens exceed the step's budget has none.
     """
@@ -41,7 +42,42 @@ def measure_round_costs(
             room = batch * (1 + k) <= scheduling.max_num_batched_tokens
             if room and 3 + k <= config.model.max_model_len:
                 seconds[batch, k] = _seconds(runner, batch, k, num_groups)
-    return seconds
+    return RoundCosts(seconds, _catch_up(runner, config, num_groups))
+
+
+def _catch_up(runner: ModelRunner, config: EngineConfig, num_groups: int) -> tuple[float, float]:
+    """Return the seconds of catching up by any number of tokens, and by each of them.
+
+    Nothing has to catch up where the host guesses: it reads the tokens as they come.
+    """
+    assert config.speculation is not None
+    if not config.speculation.guesses_on_device:
+        return 0.0, 0.0
+    few, many = 2, min(config.model.max_model_len - 1, LONG_TEXT)
+    short = _first_guess(runner, few, config, num_groups)
+    each = (_first_guess(runner, many, config, num_groups) - short) / max(1, many - few)
+    return short, max(0.0, each)
+
+
+def _first_guess(
+    runner: ModelRunner, num_tokens: int, config: EngineConfig, num_groups: int
+) -> float:
+    """Return the seconds that the first guess behind a text takes more than one that follows."""
+    assert config.speculation is not None
+    entry = ScheduledEntry("text", 0, num_tokens - 1, 1, True, ((),) * num_groups)
+    step = SchedulerOutput(1, (entry,), num_guesses=config.speculation.choices[0])
+    ids = [0] * num_tokens
+    text = SchedulerOutput(0, (), (NewRequest("text", 0, ids, num_tokens, GREEDY, seed=0),))
+    first, second = list[float](), list[float]()
+    for _ in range(1 + ROUNDS):
+        runner.execute(text)
+        for times in (first, second):
+            runner.settle(())
+            begin = time.perf_counter()
+            runner.execute(step)
+            runner.settle(())
+            times.append(time.perf_counter() - begin)
+    return max(0.0, min(first[1:]) - min(second[1:]))
 
 
 def _seconds(runner: ModelRunner, batch: int, k: int, num_groups: int) -> float:

@@ -33,6 +33,7 @@ from quire.runner.round_costs import measure_round_costs
 from quire.runner.warm_up import warm_up
 from quire.sampling.rejection_sampler import RejectionSampler
 from quire.sampling.sampler import Sampler, TorchSampler
+from quire.speculation.costs import RoundCosts
 from quire.speculation.factory import DraftSource, make_proposer
 from quire.speculation.proposer import Proposer
 
@@ -41,7 +42,7 @@ class Worker:
     """Loads the model first; `allocate` follows, since ranks must agree on the cache's size."""
 
     runner: ModelRunner  # from `allocate` on
-    round_costs: dict[tuple[int, int], float]  # of steps with guesses, where their number varies
+    round_costs: RoundCosts | None  # of steps with guesses, where their number varies
 
     def __init__(
         self,
@@ -73,7 +74,7 @@ class Worker:
         self._layout = layout
         self._backend = (components.attention or _default_attention(device))()
         _require_served(config, self._backend, layout)
-        self.round_costs = {}
+        self.round_costs = None
         self._sampler: Sampler = (components.sampler or _default_sampler(device))()
         if config.speculation is not None and config.speculation.needs_probabilities:
             verification = config.speculation.verification

@@ -5,16 +5,21 @@ how much depends on the batch. It brings 1 + r₁ + … + r_k tokens a request, 
 requests whose i-th guess stands. The controller takes the k with the most tokens a second. Costs
 are measured when the engine starts (`quire.runner.round_costs`) and corrected by what steps then
 take; the shares are those of recent steps.
+
+To begin costs time of its own: a draft model first computes all that was said without it. Nobody
+knows how long the texts go on. So guesses begin once those that were not made would have saved as
+much time as catching up takes: the break-even rule of the ski rental problem. Whenever the texts
+end, it costs at most twice what the better of beginning at once and never would have cost.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
 
 from quire.messages import SchedulerOutput, StepResult
+from quire.speculation.costs import RoundCosts
 
 FIRST_SHARE = 0.8  # believed of each guess, if those before it stand, until one was judged
 HOPEFUL_SHARE = 0.95  # what might have become of the text while nothing was guessed
@@ -30,31 +35,6 @@ TRIAL_GAIN = 1.1  # a trial must promise so many times the tokens a second, for 
 TRIAL_SHARE = 0.01  # of the time without guesses, which pays for trials
 
 
-class RoundCosts:
-    """Seconds of a step that verifies k guesses of each of some requests and makes k new ones."""
-
-    def __init__(self, seconds: Mapping[tuple[int, int], float]) -> None:
-        """Take what was measured, by (requests, k)."""
-        self._batches: dict[int, list[int]] = {}
-        self._seconds: dict[int, list[float]] = {}
-        for batch, k in sorted(seconds):
-            self._batches.setdefault(k, []).append(batch)
-            self._seconds.setdefault(k, []).append(seconds[batch, k])
-
-    def at(self, batch: int, k: int) -> float:
-        """Return the seconds for a batch, between those measured; infinite if k was not."""
-        batches, seconds = self._batches.get(k, []), self._seconds.get(k, [])
-        i = bisect_left(batches, batch)
-        if not batches:
-            return float("inf")
-        if i == len(batches):  # beyond the largest
-            return seconds[-1] * batch / batches[-1]
-        if i == 0 or batches[i] == batch:
-            return seconds[i]
-        share = (batch - batches[i - 1]) / (batches[i] - batches[i - 1])
-        return seconds[i - 1] + share * (seconds[i] - seconds[i - 1])
-
-
 class LengthController:
     """Chooses k for each step, among a few; 0 guesses nothing."""
 
@@ -68,26 +48,49 @@ class LengthController:
         self._ratios = {k: deque([1.0] * COST_MEMORY, COST_MEMORY) for k in self._choices}
         self._slower = dict.fromkeys(self._choices, 1.0)  # the median of each
         self._num_observed = 0
-        self._chosen = 0
+        self._chosen = self._choices[-1]  # in hope
+        self._told = self._chosen  # the last step, which may have been a trial's
+        # Tokens of each request when guesses were last given up; whoever guesses knows them.
+        self._caught_up: dict[str, int] = {}
+        self._missed = 0.0  # seconds that guesses would have saved since they are the better choice
         self._asked: int | None = 0  # how many guesses behind the last step observed
         self._steps_without = 0
         self._owed = 0.0  # seconds that trials took beyond plain steps, and are not paid for yet
         self._tries = False
 
     # docs: choose begin
-    def choose(self, batch: int) -> int:
-        """Return how many tokens to guess behind the next step, of `batch` requests."""
+    def choose(self, output: SchedulerOutput, batch: int) -> int:
+        """Return how many tokens to guess behind a step.
+
+        Args:
+            batch: requests that the steps behind it will have.
+        """
         shares = self._shares_ahead()
         best = max(self._choices, key=lambda k: self._tokens_a_second(batch, k, shares))
         gain = self._tokens_a_second(batch, best, shares)
         if gain < SWITCH * self._tokens_a_second(batch, self._chosen, shares):
             best = self._chosen
+        if best > 0 and self._told == 0 and not self._pays(output, batch, gain):
+            best = 0
+        elif best == 0:
+            self._missed = 0.0
         self._steps_without = 0 if best > 0 else self._steps_without + 1
         self._chosen = best
         until_next = TRIAL_EVERY - self._steps_without % TRIAL_EVERY
         if until_next == TRIAL_STEPS:
             self._tries = self._owed <= 0
-        return self._trial(batch) if self._tries and until_next <= TRIAL_STEPS else best
+        return self._tell(
+            output, self._trial(batch) if self._tries and until_next <= TRIAL_STEPS else best
+        )
+
+    def _pays(self, output: SchedulerOutput, batch: int, gain: float) -> bool:
+        """Whether guesses, `gain` tokens a second, would have paid for catching up by now."""
+        self._missed += self._cost(batch, 0) - 1 / gain
+        behind = sum(
+            entry.start + entry.num_tokens - self._caught_up.get(entry.request_id, 0)
+            for entry in output.entries
+        )
+        return self._missed >= self._costs.catching_up(behind)
 
     def _tokens_a_second(self, batch: int, k: int, shares: Sequence[float]) -> float:
         """Return what k guesses a step bring each request."""
@@ -99,6 +102,14 @@ class LengthController:
         return (1 + sum(shares[:k])) / seconds
 
     # docs: choose end
+
+    def _tell(self, output: SchedulerOutput, k: int) -> int:
+        """Return k, and remember how long the texts are when guesses are given up."""
+        if k == 0 and self._told > 0:
+            self._caught_up = {entry.request_id: entry.start for entry in output.entries}
+            self._missed = 0.0
+        self._told = k
+        return k
 
     def _cost(self, batch: int, k: int) -> float:
         return self._costs.at(batch, k) * self._slower[k]
