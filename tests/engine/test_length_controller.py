@@ -30,7 +30,7 @@ class World:
     def __init__(self, batch: int, slower: float = 1.0, costs: RoundCosts = COSTS) -> None:
         self.controller = LengthController(costs, CHOICES)
         self._random = random.Random(0)
-        self._batch, self._slower = batch, slower
+        self.batch, self._slower = batch, slower
         self._drafted = 0
         self.catch_up = 0.0  # what the first step takes more that asks for guesses
         self.tokens = self.time = 0.0
@@ -38,10 +38,10 @@ class World:
     def run(self, acceptance: float, steps: int) -> Counter[int]:
         chosen: Counter[int] = Counter()
         for step in range(steps):
-            k = self.controller.choose(self.scheduled(), self._batch)
+            k = self.controller.choose(self.scheduled(), self.batch)
             chosen[k] += 1
             entries, told = [], {}
-            for r in range(self._batch):
+            for r in range(self.batch):
                 stands = 0
                 while stands < self._drafted and self._random.random() < acceptance:
                     stands += 1
@@ -49,18 +49,18 @@ class World:
                     ScheduledEntry(str(r), r, 5, 1 + self._drafted, True, (), self._drafted)
                 )
                 told[str(r)] = [0] * (1 + stands)
-            taken = seconds(self._batch, self._drafted) * (self._slower if self._drafted else 1)
+            taken = seconds(self.batch, self._drafted) * (self._slower if self._drafted else 1)
             taken += self.catch_up if k > self._drafted == 0 else 0.0
             output = SchedulerOutput(step, tuple(entries), num_guesses=k)
             self.controller.observe(output, StepResult(step, told), taken)
-            self.tokens += sum(map(len, told.values())) / self._batch
+            self.tokens += sum(map(len, told.values())) / self.batch
             self.time += taken
             self._drafted = k
         return chosen
 
     def scheduled(self, length: int = 6) -> SchedulerOutput:
         """Return a step of all requests, whose texts are so long."""
-        entries = [ScheduledEntry(str(r), r, length - 1, 1, True) for r in range(self._batch)]
+        entries = [ScheduledEntry(str(r), r, length - 1, 1, True) for r in range(self.batch)]
         return SchedulerOutput(0, tuple(entries))
 
 
@@ -100,17 +100,47 @@ def test_what_cannot_gain_is_not_tried() -> None:
     assert world.run(0.0, 2000) == {0: 2000}
 
 
-def test_a_dear_trial_is_paid_before_the_next() -> None:
+def test_a_dear_trial_is_saved_up_for() -> None:
     """A draft model catches up in a trial's first step, which takes as long as fifty others."""
-    world = World(4)
+    world = World(4, costs=RoundCosts(MEASURED, catch_up=(50.0, 0.0)))
     world.run(0.0, 60)
     world.catch_up = 50.0
-    chosen = world.run(0.0, 10_000)
-    trials = (10_000 - chosen[0]) / TRIAL_STEPS
-    assert 1 <= trials <= 3  # every 5,000 steps, in place of every 256
-    world.catch_up = 0.0
+    chosen = world.run(0.0, 5000)
+    assert chosen == {0: 5000}  # a hundredth of the time pays for one
+    chosen = world.run(0.0, 15_000)
+    assert 15_000 - chosen[0] in (2 * TRIAL_STEPS, 3 * TRIAL_STEPS)
     world.run(0.95, 6000)
     assert world.run(0.95, 200)[4] > 180
+
+
+def test_trials_do_not_follow_each_other_for_what_was_saved_long_ago() -> None:
+    """By 256 requests, which guesses cannot help: it would pay for three trials of four."""
+    world = World(4, costs=RoundCosts(MEASURED, catch_up=(50.0, 0.0)))
+    world.run(0.0, 60)
+    world.batch, world.catch_up = 256, 50.0
+    world.run(0.0, 5000)
+    world.batch = 4
+    chosen = world.run(0.0, 1024)
+    assert 1024 - chosen[0] == TRIAL_STEPS
+
+
+def test_prompts_that_a_draft_model_reads_count() -> None:
+    """Half of what guesses bring goes to new prompts, and with twice as many they do not pay."""
+    costs = RoundCosts(MEASURED, catch_up=(0.0, 0.001))
+
+    def chosen(prompt_tokens: int) -> int:
+        controller = LengthController(costs, CHOICES)
+        for number in range(100):
+            entries = [ScheduledEntry(str(r), r, 5, 1, True) for r in range(4)]
+            if prompt_tokens > 0:
+                entries.append(ScheduledEntry(f"new-{number}", 5, 0, prompt_tokens, True))
+            k = controller.choose(SchedulerOutput(number, tuple(entries)), 5)
+        return k
+
+    # By FIRST_SHARE four guesses bring 3.36 tokens in 1.4 s: they may read for 1.96 s a step.
+    assert chosen(0) == 4
+    assert chosen(1000) == 4
+    assert chosen(3000) == 0
 
 
 def test_steps_that_take_longer_than_was_measured() -> None:

@@ -21,7 +21,7 @@ from quire.speculation.costs import RoundCosts
 BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 1024)
 STEPS = 4  # queued in a row, so that the host's work between two is hidden, as it is in overlap
 ROUNDS = 3
-LONG_TEXT = 2048  # tokens that a draft model has not read
+TOKENS, TOKENS_ON_CPU = 4096, 256  # of texts that a draft model has not read
 LARGEST_ON_CPU = 16  # requests; beyond, a CPU takes as long as the numbers of tokens say
 GREEDY = SamplingParams(temperature=0)
 
@@ -46,31 +46,43 @@ def measure_round_costs(runner: ModelRunner, config: EngineConfig, num_groups: i
 
 
 def _catch_up(runner: ModelRunner, config: EngineConfig, num_groups: int) -> tuple[float, float]:
-    """Return the seconds of catching up by any number of tokens, and by each of them.
+    """Return the seconds of catching up by however few tokens, and by each of them.
 
     Nothing has to catch up where the host guesses: it reads the tokens as they come.
     """
     assert config.speculation is not None
     if not config.speculation.guesses_on_device:
         return 0.0, 0.0
-    few, many = 2, min(config.model.max_model_len - 1, LONG_TEXT)
-    short = _first_guess(runner, few, config, num_groups)
-    each = (_first_guess(runner, many, config, num_groups) - short) / max(1, many - few)
-    return short, max(0.0, each)
+    many = TOKENS_ON_CPU if config.model.device.type == "cpu" else TOKENS
+    length = min(config.model.max_model_len - 1, many)
+    batch = max(1, min(config.scheduling.max_num_seqs, many // length))
+    short = _first_guess(runner, 1, 2, config, num_groups)
+    long = _first_guess(runner, batch, length, config, num_groups)
+    return short, max(0.0, long - short) / max(1, batch * length - 2)
 
 
 def _first_guess(
-    runner: ModelRunner, num_tokens: int, config: EngineConfig, num_groups: int
+    runner: ModelRunner, batch: int, length: int, config: EngineConfig, num_groups: int
 ) -> float:
-    """Return the seconds that the first guess behind a text takes more than one that follows."""
+    """Return the seconds that first guesses behind texts take more than those that follow."""
     assert config.speculation is not None
-    entry = ScheduledEntry("text", 0, num_tokens - 1, 1, True, ((),) * num_groups)
-    step = SchedulerOutput(1, (entry,), num_guesses=config.speculation.choices[0])
-    ids = [0] * num_tokens
-    text = SchedulerOutput(0, (), (NewRequest("text", 0, ids, num_tokens, GREEDY, seed=0),))
+    names = [f"text-{row}" for row in range(batch)]
+    texts = SchedulerOutput(
+        0,
+        (),
+        tuple(
+            NewRequest(name, row, [0] * length, length, GREEDY, seed=0)
+            for row, name in enumerate(names)
+        ),
+    )
+    entries = tuple(
+        ScheduledEntry(name, row, length - 1, 1, True, ((),) * num_groups)
+        for row, name in enumerate(names)
+    )
+    step = SchedulerOutput(1, entries, num_guesses=config.speculation.choices[0])
     first, second = list[float](), list[float]()
     for _ in range(1 + ROUNDS):
-        runner.execute(text)
+        runner.execute(texts)
         for times in (first, second):
             runner.settle(())
             begin = time.perf_counter()

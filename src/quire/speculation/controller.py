@@ -6,10 +6,11 @@ requests whose i-th guess stands. The controller takes the k with the most token
 are measured when the engine starts (`quire.runner.round_costs`) and corrected by what steps then
 take; the shares are those of recent steps.
 
-To begin costs time of its own: a draft model first computes all that was said without it. Nobody
-knows how long the texts go on. So guesses begin once those that were not made would have saved as
-much time as catching up takes: the break-even rule of the ski rental problem. Whenever the texts
-end, it costs at most twice what the better of beginning at once and never would have cost.
+A draft model reads what it guesses for. New prompts cost its time, as long as there are guesses.
+Where there were none it first catches up with all that was said without it, and nobody knows how
+long the texts go on. So guesses begin once those that were not made would have saved as much time
+as catching up takes: the break-even rule of the ski rental problem. Whenever the texts end, it
+costs at most twice what the better of beginning at once and never would have cost.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from quire.speculation.costs import RoundCosts
 
 FIRST_SHARE = 0.8  # believed of each guess, if those before it stand, until one was judged
 HOPEFUL_SHARE = 0.95  # what might have become of the text while nothing was guessed
-MEMORY = 0.05  # weight of one request's newest step in the shares
+MEMORY = 0.05  # weight of one request's newest step in the shares, of a step in its prompts' mean
 # In a trial's step the shares so far count like those of so many requests: with one request 0.4 of
 # the result is new, with 32 it is 0.96.
 OLD_SHARES = 1.5
@@ -32,7 +33,7 @@ FORGET_EVERY = 32  # steps after which one of those is believed to be as it was 
 SWITCH = 1.03  # another k must bring so much more
 TRIAL_EVERY, TRIAL_STEPS = 256, 4  # while nothing is guessed
 TRIAL_GAIN = 1.1  # a trial must promise so many times the tokens a second, for it costs time
-TRIAL_SHARE = 0.01  # of the time without guesses, which pays for trials
+TRIAL_SHARE = 0.01  # of the time without guesses is saved up, which a trial may take
 
 
 class LengthController:
@@ -54,9 +55,11 @@ class LengthController:
         self._caught_up: dict[str, int] = {}
         self._missed = 0.0  # seconds that guesses would have saved since they are the better choice
         self._asked: int | None = 0  # how many guesses behind the last step observed
+        self._prompt_tokens = 0.0  # of recent steps, on average
         self._steps_without = 0
-        self._owed = 0.0  # seconds that trials took beyond plain steps, and are not paid for yet
-        self._tries = False
+        self._saved = 0.0  # seconds for trials
+        self._trial = 0  # how many tokens the trial under way guesses
+        self._trial_steps = 0  # that are left of it
 
     # docs: choose begin
     def choose(self, output: SchedulerOutput, batch: int) -> int:
@@ -65,6 +68,7 @@ class LengthController:
         Args:
             batch: requests that the steps behind it will have.
         """
+        self._count_prompts(output)
         shares = self._shares_ahead()
         best = max(self._choices, key=lambda k: self._tokens_a_second(batch, k, shares))
         gain = self._tokens_a_second(batch, best, shares)
@@ -74,30 +78,34 @@ class LengthController:
             best = 0
         elif best == 0:
             self._missed = 0.0
-        self._steps_without = 0 if best > 0 else self._steps_without + 1
         self._chosen = best
-        until_next = TRIAL_EVERY - self._steps_without % TRIAL_EVERY
-        if until_next == TRIAL_STEPS:
-            self._tries = self._owed <= 0
-        return self._tell(
-            output, self._trial(batch) if self._tries and until_next <= TRIAL_STEPS else best
-        )
+        if best > 0:
+            self._steps_without = self._trial_steps = 0
+        else:
+            self._steps_without += 1
+            best = self._try_out(output, batch)
+        return self._tell(output, best)
 
     def _pays(self, output: SchedulerOutput, batch: int, gain: float) -> bool:
         """Whether guesses, `gain` tokens a second, would have paid for catching up by now."""
         self._missed += self._cost(batch, 0) - 1 / gain
-        behind = sum(
-            entry.start + entry.num_tokens - self._caught_up.get(entry.request_id, 0)
-            for entry in output.entries
-        )
-        return self._missed >= self._costs.catching_up(behind)
+        return self._missed >= self._catch_up(output)
+
+    def _try_out(self, output: SchedulerOutput, batch: int) -> int:
+        """Return how many tokens a trial guesses; 0 if there is none now."""
+        if self._steps_without % TRIAL_EVERY == 0:
+            self._begin_trial(output, batch)
+        if self._trial_steps == 0:
+            return 0
+        self._trial_steps -= 1
+        return self._trial
 
     def _tokens_a_second(self, batch: int, k: int, shares: Sequence[float]) -> float:
         """Return what k guesses a step bring each request."""
         plain = self._cost(batch, 0)
         if k == 0:
             return 1 / plain
-        drafted = self._cost(batch, k)
+        drafted = self._cost(batch, k) + self._costs.reading(self._prompt_tokens)
         seconds = plain + (drafted - plain) * self._share_of_steps
         return (1 + sum(shares[:k])) / seconds
 
@@ -111,6 +119,18 @@ class LengthController:
         self._told = k
         return k
 
+    def _count_prompts(self, output: SchedulerOutput) -> None:
+        tokens = output.num_tokens - (1 + self._told) * len(output.entries)
+        self._prompt_tokens += MEMORY * (max(0, tokens) - self._prompt_tokens)
+
+    def _catch_up(self, output: SchedulerOutput) -> float:
+        """Return the seconds of catching up with what a step's requests said without guesses."""
+        behind = sum(
+            entry.start + entry.num_tokens - self._caught_up.get(entry.request_id, 0)
+            for entry in output.entries
+        )
+        return self._costs.catching_up(behind)
+
     def _cost(self, batch: int, k: int) -> float:
         return self._costs.at(batch, k) * self._slower[k]
 
@@ -118,24 +138,25 @@ class LengthController:
         self._ratios[k].append(ratio)
         self._slower[k] = median(self._ratios[k])
 
-    def _trial(self, batch: int) -> int:
-        """Return the k that would bring most if the text had become easy to guess.
+    def _begin_trial(self, output: SchedulerOutput, batch: int) -> None:
+        """Try what would bring most if the text had become easy to guess.
 
-        0: not even then would guesses bring much more than none.
+        Not if even then it would bring hardly more than no guesses, or while trying takes longer
+        than is saved up for it.
         """
         hoped = [HOPEFUL_SHARE**i for i in range(1, self._choices[-1] + 1)]
         k = max(self._choices[1:], key=lambda k: self._tokens_a_second(batch, k, hoped))
-        gain = self._tokens_a_second(batch, k, hoped)
-        return k if gain > TRIAL_GAIN * self._tokens_a_second(batch, 0, hoped) else 0
+        gain = self._tokens_a_second(batch, k, hoped) / self._tokens_a_second(batch, 0, hoped)
+        price = TRIAL_STEPS * (self._cost(batch, k) - self._cost(batch, 0)) + self._catch_up(output)
+        if gain > TRIAL_GAIN and price <= self._saved:
+            self._saved = price  # no more: two trials in a row are not wanted
+            self._trial, self._trial_steps = k, TRIAL_STEPS
 
     def _settle(self, is_trial: bool, batch: int, seconds: float) -> None:
-        """Count what a trial's step took beyond a plain one; plain steps pay for it."""
-        if self._steps_without == 0:  # what is guessed pays for itself
-            self._owed = 0.0
-        elif is_trial:
-            self._owed += seconds - self._cost(batch, 0)
-        else:
-            self._owed = max(0.0, self._owed - TRIAL_SHARE * seconds)
+        """Count what a trial's step took beyond a plain one, and save while nothing is guessed."""
+        if self._steps_without > 0:
+            extra = seconds - self._cost(batch, 0)
+            self._saved += -extra if is_trial else TRIAL_SHARE * seconds
 
     def _shares_ahead(self) -> list[float]:
         """Return the shares of all positions; one not judged yet stands as often as the first."""

@@ -18,8 +18,8 @@ class RoundCosts:
 
         Args:
             seconds: of a step, by (requests, k).
-            catch_up: seconds in which whoever guesses catches up with a text that went on
-                without guesses: by any number of tokens, and more by each of them.
+            catch_up: seconds in which whoever guesses catches up with texts that went on without
+                guesses: by however few tokens, and more by each of them.
         """
         self._batches: dict[int, list[int]] = {}
         self._seconds: dict[int, list[float]] = {}
@@ -43,4 +43,8 @@ class RoundCosts:
 
     def catching_up(self, num_tokens: int) -> float:
         """Return the seconds of catching up with so many tokens, of all requests together."""
-        return self._catch_up + self._catch_up_a_token * num_tokens
+        return self._catch_up + self.reading(num_tokens)
+
+    def reading(self, num_tokens: float) -> float:
+        """Return the seconds that whoever guesses takes for so many tokens of prompts."""
+        return self._catch_up_a_token * num_tokens
