@@ -35,6 +35,11 @@ GROUP_TILES = (
     (GroupTile(16, 16, 16, 1, 4, 2), GroupTile(16, 32, 16, 3, 4, 2)),
     (GroupTile(16, 32, 32, 2, 4, 3), GroupTile(16, 16, 32, 1, 4, 1)),
 )
+# The same with pairs as the left operand, of 16-bit numbers in aligned rows.
+ROW_TILES = (
+    GroupTile(16, 32, 32, 2, 4, 4, rows_left=True),
+    GroupTile(32, 16, 16, 1, 4, 2, rows_left=True),
+)
 
 
 def choose(device: str) -> None:
@@ -253,9 +258,26 @@ def groups(device: str) -> None:
     for dtype in (torch.float32, torch.float16) if device == "cpu" else DTYPES:
         for case in cases(device, dtype):
             num_tokens, top_k = case[1].shape
-            chosen = group_tiles(num_tokens, top_k, len(case[5]), dtype.itemsize)
+            aligned = all(n * dtype.itemsize % 16 == 0 for n in case[5].shape[1:])
+            chosen = group_tiles(num_tokens, top_k, len(case[5]), dtype.itemsize, aligned)
             for tiles in (*GROUP_TILES, chosen):
                 check(tiled_experts(*case, *tiles), case)
+
+
+def groups_of_many(device: str) -> None:
+    """Pairs as the left operand: of none, of one tile, of several, with experts not held."""
+    dtypes = (torch.float16,) if device == "cpu" else DTYPES[-2:]
+    shape = (3, 2, 40, 24) if device == "cpu" else (16, 4, 1000, 200)
+    for dtype in dtypes:
+        assert dtype.itemsize == 2
+        for num_tokens, num_slots in ((1, None), (45, None), (45, 2)):
+            case = routed(device, num_tokens, dtype, shape, num_slots=num_slots)
+            check(tiled_experts(*case, *ROW_TILES), case)
+        chosen = group_tiles(4096, 8, 128, 2)  # of a step of very many
+        assert all(tile.rows_left for tile in chosen)
+        if device != "cpu":
+            check(tiled_experts(*case, *chosen), case)
+    assert not any(tile.rows_left for tile in group_tiles(4096, 8, 128, 2, aligned=False))
 
 
 def alone_or_together(device: str) -> None:
@@ -283,6 +305,7 @@ CHECKS: dict[str, Check] = {
         pairs,
         pairs_that_choose,
         groups,
+        groups_of_many,
         alone_or_together,
     )
 }

@@ -274,6 +274,32 @@ def code_kernels(name: str) -> list[Served]:
     ]  # fmt: skip
 
 
+def many_rows(num_stages: int, oldest: int) -> list[Served]:
+    """Products of very many pairs: an A100 has room for a stage less."""
+    tiles = {"hidden": 2048, "size": 768, "block_rows": 128, "block_depth": 64}
+    options = {"num_warps": 8, "num_stages": num_stages}
+    order = {"order": INT, "starts": INT}
+    return [
+        Served(
+            "expert_rows._rows_gate_up_kernel",
+            {"x": HALF, **order, "gate_up": "tensordesc<bf16[128, 64]>", "hidden_states": HALF},
+            {**tiles, "block_outputs": 128, "top_k": 8},
+            options,
+            oldest,
+        ),
+        Served(
+            "expert_rows._rows_down_kernel",
+            {
+                "hidden_states": "tensordesc<bf16[128, 64]>", **order, "weights": FLOAT,
+                "down": "tensordesc<bf16[256, 64]>", "parts": HALF,
+            },
+            {**tiles, "block_outputs": 256},
+            options,
+            oldest,
+        ),
+    ]  # fmt: skip
+
+
 def expert_kernels() -> list[Served]:
     """A mixture of experts: the choice, the pairs' order, products by pairs and by groups."""
     return [
@@ -289,11 +315,14 @@ def expert_kernels() -> list[Served]:
             )
             for tables, copies in ROUTES
         ),
-        Served(
-            "grouping._group_kernel",
-            {"ids": INT, "slots": INT, "order": INT, "starts": INT, "num_pairs": "i32"},
-            {"block": 2048},
-            {"num_warps": 8},
+        *(
+            Served(
+                "grouping._group_kernel",
+                {"ids": INT, "slots": INT, "order": INT, "starts": INT, "num_pairs": "i32"},
+                {"block": block},
+                {"num_warps": num_warps},
+            )
+            for block, num_warps in ((2048, 8), (8192, 32))
         ),
         *(
             Served(
@@ -343,6 +372,7 @@ def expert_kernels() -> list[Served]:
             )
             for change, options in DOWN_TILES
         ),
+        *(served for stages, oldest in ((3, 80), (4, 90)) for served in many_rows(stages, oldest)),
         Served(
             "expert_groups._sum_kernel",
             {"parts": HALF, "ids": INT, "slots": INT, "out": HALF},

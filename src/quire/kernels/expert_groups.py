@@ -1,7 +1,8 @@
 """The experts of a mixture over many tokens: the pairs of one expert are multiplied together.
 
 Weights are the left operand of `tl.dot`, as in `quire.kernels.skinny_matrix`: an expert often
-has few pairs, and the matrix units take the right operand in columns of 8.
+has few pairs, and the matrix units take the right operand in columns of 8. Where every expert has
+many, `quire.kernels.expert_rows` multiplies.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quire.kernels.expert_rows import down_of_rows, gate_up_of_rows
 from quire.kernels.expert_tiles import GroupTile, group_tiles
 from quire.kernels.grouping import group_pairs_triton
 from quire.kernels.runtime import jit, starts_early, tl, triton
@@ -19,7 +21,9 @@ def grouped_experts(
 ) -> Tensor:
     """`quire.kernels.experts.apply_experts` by groups of pairs that share an expert."""
     num_tokens, top_k = ids.shape
-    first, second = group_tiles(num_tokens, top_k, len(down), x.dtype.itemsize)
+    itemsize = x.dtype.itemsize
+    aligned = all(columns * itemsize % 16 == 0 for columns in down.shape[1:])
+    first, second = group_tiles(num_tokens, top_k, len(down), itemsize, aligned)
     return tiled_experts(x, ids, weights, slots, gate_up, down, first, second)
 
 
@@ -41,40 +45,46 @@ def tiled_experts(
     hidden_states = x.new_empty(num_pairs, size)
     parts = x.new_empty(num_pairs, hidden)
     early = starts_early(x)
-    _group_gate_up_kernel[(first.programs, triton.cdiv(size, first.outputs), num_slots)](
-        x,
-        order,
-        starts,
-        gate_up,
-        hidden_states,
-        hidden=hidden,
-        size=size,
-        top_k=top_k,
-        block_rows=first.rows,
-        block_outputs=first.outputs,
-        block_depth=first.depth,
-        early=early,
-        num_warps=first.num_warps,
-        num_stages=first.num_stages,
-        launch_pdl=early,
-    )
-    _group_down_kernel[(second.programs, triton.cdiv(hidden, second.outputs), num_slots)](
-        hidden_states,
-        order,
-        starts,
-        weights,
-        down,
-        parts,
-        hidden=hidden,
-        size=size,
-        block_rows=second.rows,
-        block_outputs=second.outputs,
-        block_depth=second.depth,
-        early=early,
-        num_warps=second.num_warps,
-        num_stages=second.num_stages,
-        launch_pdl=early,
-    )
+    if first.rows_left:
+        gate_up_of_rows(x, order, starts, gate_up, hidden_states, top_k, first)
+    else:
+        _group_gate_up_kernel[(first.programs, triton.cdiv(size, first.outputs), num_slots)](
+            x,
+            order,
+            starts,
+            gate_up,
+            hidden_states,
+            hidden=hidden,
+            size=size,
+            top_k=top_k,
+            block_rows=first.rows,
+            block_outputs=first.outputs,
+            block_depth=first.depth,
+            early=early,
+            num_warps=first.num_warps,
+            num_stages=first.num_stages,
+            launch_pdl=early,
+        )
+    if second.rows_left:
+        down_of_rows(hidden_states, order, starts, weights, down, parts, second)
+    else:
+        _group_down_kernel[(second.programs, triton.cdiv(hidden, second.outputs), num_slots)](
+            hidden_states,
+            order,
+            starts,
+            weights,
+            down,
+            parts,
+            hidden=hidden,
+            size=size,
+            block_rows=second.rows,
+            block_outputs=second.outputs,
+            block_depth=second.depth,
+            early=early,
+            num_warps=second.num_warps,
+            num_stages=second.num_stages,
+            launch_pdl=early,
+        )
     out = torch.empty_like(x)
     block = min(triton.next_power_of_2(hidden), 1024)
     _sum_kernel[(num_tokens, triton.cdiv(hidden, block))](

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from quire.kernels.grouping import MANY_PAIRS
+
 # Pairs of token and expert up to which each is multiplied by itself. With 8 of 128 experts a token,
 # 1, 2, 3 and 4 tokens take 22.6, 46.4, 63.2 and 80.1 us by pairs, and 33.7, 48.5, 67.8 and 77.5 in
 # groups. With fewer experts tokens share more of them, and pairs read what is shared again: of 8
@@ -45,6 +47,7 @@ class GroupTile:
     programs: int  # that share an expert's pairs
     num_warps: int
     num_stages: int
+    rows_left: bool = False  # by `quire.kernels.expert_rows`: pairs are the left operand
 
 
 def prefers_pairs(num_tokens: int, top_k: int, num_experts: int) -> bool:
@@ -91,13 +94,16 @@ def pair_tiles(top_k: int, down: Tensor) -> tuple[PairTile, PairTile]:
 
 
 def group_tiles(
-    num_tokens: int, top_k: int, num_slots: int, itemsize: int
+    num_tokens: int, top_k: int, num_slots: int, itemsize: int, aligned: bool = True
 ) -> tuple[GroupTile, GroupTile]:
     """Return the tiles of gate and up, and of down, for the pairs of a step in groups.
 
     A group has `num_tokens · top_k / num_slots` pairs on average. Programs that find none end
-    at once; where an expert has more than its programs hold, they take turns. A program needs less
-    than the 163 KB of shared memory that an A100 has.
+    at once; where an expert has more than its programs hold, they take turns. A program with three
+    stages needs less than the 163 KB of shared memory that an A100 has.
+
+    Args:
+        aligned: whether rows of the weights are multiples of 16 bytes, as TMA asks for.
     """
     mean = -(-num_tokens * top_k // max(num_slots, 1))
     if itemsize > 2:  # no matrix units: larger tiles spill registers
@@ -110,7 +116,10 @@ def group_tiles(
         return GroupTile(32, 64, 64, 2, 4, 3), GroupTile(32, 64, 64, 2, 4, 4)
     if mean <= many:
         return GroupTile(128, 64, 64, 1, 4, 3), GroupTile(128, 128, 64, 1, 4, 3)
-    programs = -(-mean * 3 // 512)
+    programs = -(-mean * 5 // 512)
+    if aligned:
+        first = GroupTile(128, 128, 64, programs, 8, 4, rows_left=True)
+        return first, GroupTile(128, 256, 64, programs, 8, 4, rows_left=True)
     return GroupTile(256, 64, 64, programs, 8, 3), GroupTile(128, 256, 64, programs, 8, 3)
 
 
@@ -120,7 +129,7 @@ def tile_changes(top_k: int, num_slots: int, num_experts: int) -> list[int]:
     The way depends on the experts of all ranks, the tiles on the slots of this one. Either is
     another kernel, which has to be compiled before the first request.
     """
-    changes = {mean * num_slots // top_k + 1 for mean in MEANS}
+    changes = {mean * num_slots // top_k + 1 for mean in MEANS} | {MANY_PAIRS // top_k + 1}
     for serves_pairs in (chooses_in_pairs, prefers_pairs):
         tokens = range(1, MOST_PAIRS // top_k + 2)
         changes.add(next((n for n in tokens if not serves_pairs(n, top_k, num_experts)), 1))

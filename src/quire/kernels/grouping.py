@@ -10,6 +10,7 @@ from torch import Tensor
 from quire.kernels.runtime import jit, serves, starts_early, tl
 
 AT_ONCE = 2048  # pairs that a program looks at in one go: those of 256 tokens with 8 experts
+MANY_PAIRS = 8192  # more are looked at so many at once, by four times the warps
 
 
 def group_pairs(ids: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
@@ -44,15 +45,16 @@ def group_pairs_triton(ids: Tensor, slots: Tensor, num_slots: int) -> tuple[Tens
     num_pairs = ids.numel()
     order, starts = torch.empty_like(ids).flatten(), slots.new_empty(num_slots + 1)
     early = starts_early(ids)
+    many = num_pairs > MANY_PAIRS
     _group_kernel[(num_slots + 1,)](
         ids,
         slots,
         order,
         starts,
         num_pairs,
-        block=AT_ONCE,
+        block=MANY_PAIRS if many else AT_ONCE,
         early=early,
-        num_warps=8,
+        num_warps=32 if many else 8,
         launch_pdl=early,
     )
     return order, starts
