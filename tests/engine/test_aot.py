@@ -315,14 +315,11 @@ def expert_kernels() -> list[Served]:
             )
             for tables, copies in ROUTES
         ),
-        *(
-            Served(
-                "grouping._group_kernel",
-                {"ids": INT, "slots": INT, "order": INT, "starts": INT, "num_pairs": "i32"},
-                {"block": block},
-                {"num_warps": num_warps},
-            )
-            for block, num_warps in ((2048, 8), (8192, 32))
+        Served(
+            "grouping._group_kernel",
+            {"ids": INT, "slots": INT, "order": INT, "starts": INT, "num_pairs": "i32"},
+            {"block": 2048},
+            {"num_warps": 8},
         ),
         *(
             Served(

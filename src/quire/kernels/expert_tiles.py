@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from quire.kernels.grouping import MANY_PAIRS
-
 # Pairs of token and expert up to which each is multiplied by itself. With 8 of 128 experts a token,
 # 1, 2, 3 and 4 tokens take 22.6, 46.4, 63.2 and 80.1 us by pairs, and 33.7, 48.5, 67.8 and 77.5 in
 # groups. With fewer experts tokens share more of them, and pairs read what is shared again: of 8
@@ -129,7 +127,7 @@ def tile_changes(top_k: int, num_slots: int, num_experts: int) -> list[int]:
     The way depends on the experts of all ranks, the tiles on the slots of this one. Either is
     another kernel, which has to be compiled before the first request.
     """
-    changes = {mean * num_slots // top_k + 1 for mean in MEANS} | {MANY_PAIRS // top_k + 1}
+    changes = {mean * num_slots // top_k + 1 for mean in MEANS}
     for serves_pairs in (chooses_in_pairs, prefers_pairs):
         tokens = range(1, MOST_PAIRS // top_k + 2)
         changes.add(next((n for n in tokens if not serves_pairs(n, top_k, num_experts)), 1))

@@ -10,7 +10,6 @@ from torch import Tensor
 from quire.kernels.runtime import jit, serves, starts_early, tl
 
 AT_ONCE = 2048  # pairs that a program looks at in one go: those of 256 tokens with 8 experts
-MANY_PAIRS = 8192  # more are looked at so many at once, by four times the warps
 
 
 def group_pairs(ids: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
@@ -45,16 +44,15 @@ def group_pairs_triton(ids: Tensor, slots: Tensor, num_slots: int) -> tuple[Tens
     num_pairs = ids.numel()
     order, starts = torch.empty_like(ids).flatten(), slots.new_empty(num_slots + 1)
     early = starts_early(ids)
-    many = num_pairs > MANY_PAIRS
     _group_kernel[(num_slots + 1,)](
         ids,
         slots,
         order,
         starts,
         num_pairs,
-        block=MANY_PAIRS if many else AT_ONCE,
+        block=AT_ONCE,
         early=early,
-        num_warps=32 if many else 8,
+        num_warps=8,
         launch_pdl=early,
     )
     return order, starts
@@ -71,11 +69,12 @@ def _group_kernel(ids, slots, order, starts, num_pairs, block: tl.constexpr, ear
     if early:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    begin = tl.zeros((), tl.int32)
+    before = tl.zeros((block,), tl.int32)  # summed once: a sum makes all warps wait
     for start in range(0, num_pairs, block):
         inside = start + column < num_pairs
         of = tl.load(slots + tl.load(ids + start + column, inside, other=0))
-        begin += tl.sum((inside & (of < slot)).to(tl.int32))
+        before += (inside & (of < slot)).to(tl.int32)
+    begin = tl.sum(before)
     tl.store(starts + slot, begin)
     if slot < tl.num_programs(0) - 1:
         for start in range(0, num_pairs, block):

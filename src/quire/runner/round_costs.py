@@ -46,9 +46,11 @@ def measure_round_costs(runner: ModelRunner, config: EngineConfig, num_groups: i
 
 
 def _catch_up(runner: ModelRunner, config: EngineConfig, num_groups: int) -> tuple[float, float]:
-    """Return the seconds of catching up by however few tokens, and by each of them.
+    """Return the seconds of catching up with a short text, and with a token of long ones.
 
-    Nothing has to catch up where the host guesses: it reads the tokens as they come.
+    More than fits into a step is computed in pieces, each of which is launched: so a token counts
+    its share of all, and not only what it takes more than few do. Nothing has to catch up where the
+    host guesses: it reads the tokens as they come.
     """
     assert config.speculation is not None
     if not config.speculation.guesses_on_device:
@@ -58,7 +60,7 @@ def _catch_up(runner: ModelRunner, config: EngineConfig, num_groups: int) -> tup
     batch = max(1, min(config.scheduling.max_num_seqs, many // length))
     short = _first_guess(runner, 1, 2, config, num_groups)
     long = _first_guess(runner, batch, length, config, num_groups)
-    return short, max(0.0, long - short) / max(1, batch * length - 2)
+    return short, long / (batch * length)
 
 
 def _first_guess(

@@ -19,14 +19,14 @@ class RoundCosts:
         Args:
             seconds: of a step, by (requests, k).
             catch_up: seconds in which whoever guesses catches up with texts that went on without
-                guesses: by however few tokens, and more by each of them.
+                guesses: of the shortest, and of each token of long ones.
         """
         self._batches: dict[int, list[int]] = {}
         self._seconds: dict[int, list[float]] = {}
         for batch, k in sorted(seconds):
             self._batches.setdefault(k, []).append(batch)
             self._seconds.setdefault(k, []).append(seconds[batch, k])
-        self._catch_up, self._catch_up_a_token = catch_up
+        self._at_least, self._a_token = catch_up
 
     def at(self, batch: int, k: int) -> float:
         """Return the seconds for a batch, between those measured; infinite if k was not."""
@@ -43,8 +43,8 @@ class RoundCosts:
 
     def catching_up(self, num_tokens: int) -> float:
         """Return the seconds of catching up with so many tokens, of all requests together."""
-        return self._catch_up + self.reading(num_tokens)
+        return max(self._at_least, self.reading(num_tokens))
 
     def reading(self, num_tokens: float) -> float:
         """Return the seconds that whoever guesses takes for so many tokens of prompts."""
-        return self._catch_up_a_token * num_tokens
+        return self._a_token * num_tokens
