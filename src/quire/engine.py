@@ -193,10 +193,13 @@ class LLMEngine:
     def _batch_behind(self, scheduled: SchedulerOutput) -> int:
         """Return how many requests the steps behind this one will have, as far as one can tell.
 
-        Where its tokens fill the budget, prompts wait that the next steps take in.
+        Where its tokens fill the budget, prompts wait that the next steps take in, if the cache has
+        room for another step of them.
         """
         batch, scheduling = len(scheduled.entries), self.config.scheduling
-        if scheduled.num_tokens < scheduling.max_num_batched_tokens:
+        budget = scheduling.max_num_batched_tokens
+        room = scheduled.num_free_blocks * self.config.cache.block_size
+        if scheduled.num_tokens < budget or room < budget:
             return batch
         return max(batch, min(len(self._owners), scheduling.max_num_seqs))
 

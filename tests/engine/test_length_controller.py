@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from quire import LLM, SamplingParams, Trace
-from quire.messages import ScheduledEntry, SchedulerOutput, StepResult
+from quire.config import EngineConfig
+from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput, StepResult
+from quire.runner import round_costs
+from quire.speculation.config import SpeculativeConfig
 from quire.speculation.controller import TRIAL_STEPS, LengthController
 from quire.speculation.costs import RoundCosts
 
@@ -214,7 +219,8 @@ def test_a_prompt_between_does_not_blame_the_guesses() -> None:
     step(0, 0, 4, 0, prompt=True)
     for number in range(1, 60):
         step(number, 4, 4, 0)
-    assert controller.choose(SchedulerOutput(9, ()), 1) == 0
+    last = SchedulerOutput(9, (ScheduledEntry("a", 0, 99, 1, True),))
+    assert controller.choose(last, 1) == 0
 
 
 def test_one_judged_step_of_many_requests_is_enough() -> None:
@@ -260,11 +266,101 @@ def test_what_was_guessed_for_has_little_to_catch_up_with() -> None:
     assert world.controller.choose(world.scheduled(1011), 4) == 4
 
 
-def test_what_would_have_been_saved_counts_from_when_guesses_became_better() -> None:
+def test_what_guesses_would_have_cost_counts_against_them() -> None:
+    """Of three steps one is of few requests, and saves less than the other two would cost."""
     world = paying(1000)
-    for _ in range(50):  # a few steps of few requests never pay, however often they come
-        for batch in (4, 4, 256):
+    for _ in range(50):
+        for batch in (4, 256, 256):
             assert world.controller.choose(world.scheduled(1000), batch) == 0
+
+
+def debt(controller: LengthController, output: SchedulerOutput) -> float:
+    return controller._catch_up(output)
+
+
+def test_what_has_to_be_caught_up_with() -> None:
+    """Not cached prompts, nor requests that nobody guesses for; a preempted one is new."""
+    controller = LengthController(RoundCosts(MEASURED, catch_up=(0.0, 1.0)), CHOICES)
+    silent = SamplingParams(speculate=False)
+    new = tuple(
+        NewRequest(name, row, [0] * 100, 100, params, seed=0)
+        for row, (name, params) in enumerate(
+            {"a": SamplingParams(), "b": SamplingParams(), "c": silent}.items()
+        )
+    )
+
+    def step(*lengths: int, **more: Any) -> SchedulerOutput:
+        entries = [ScheduledEntry("abc"[r], r, n - 1, 1, True) for r, n in enumerate(lengths)]
+        return SchedulerOutput(0, tuple(entries), **more)
+
+    controller.choose(step(100, 100, 100, new_requests=new, hit_tokens={"b": 64}), 256)
+    later = step(150, 150, 150)
+    controller.choose(later, 256)
+    # They were all new when guesses were given up: at positions 99, 99.
+    assert debt(controller, later) == 51 + 51
+    again = step(64, 151, 151, preempted_ids=("a",), new_requests=new[:1])
+    controller.choose(again, 256)
+    assert debt(controller, again) == 64 + 52
+    resumed = step(200, 151, 151, preempted_ids=("b",), new_requests=new[1:], hit_tokens={"b": 64})
+    controller.choose(resumed, 256)
+    assert debt(controller, resumed) == 200 + (151 - 64)
+    controller.choose(step(200, finished_ids=("b", "c")), 256)
+    assert set(controller._read) == {"a"}
+
+
+def test_a_step_of_nothing_changes_nothing() -> None:
+    world = paying(10)
+    before = dict(vars(world.controller))
+    assert world.controller.choose(SchedulerOutput(1, ()), 0) == 0
+    assert vars(world.controller) == before
+
+
+@pytest.mark.parametrize(("method", "length"), [("ngram", 2), ("draft_model", 1)])
+def test_texts_too_short_to_guess(method: str, length: int) -> None:
+    """No step with guesses can be measured; so none is tried, however long it goes on."""
+    config = {"method": method} | ({"model": "quire-mini"} if method == "draft_model" else {})
+    llm = LLM("quire-mini-draft", device="cpu", max_model_len=length, speculative_config=config)
+    assert llm.engine.executor.round_costs is not None
+    params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    assert len(llm.generate([[5] * length] * 600, params, use_tqdm=False)) == 600
+
+
+class Timed:
+    """A runner whose clock goes on by what the draft model has to read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self._fresh: list[int] = []
+        monkeypatch.setattr(round_costs.time, "perf_counter", lambda: self.now)
+
+    def execute(self, output: SchedulerOutput) -> None:
+        if output.new_requests:
+            self._fresh = [request.num_prompt_tokens for request in output.new_requests]
+        else:
+            self.now += 1.0 + max(0.1, 0.001 * sum(self._fresh)) * bool(self._fresh)
+            self._fresh = []
+
+    def settle(self, in_flight: object) -> None:
+        """It is done at once."""
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [({"max_model_len": 128}, 2 * 127), ({"max_model_len": 1024}, 256), ({"max_num_seqs": 1}, 127)],
+)
+def test_reading_is_measured(
+    options: dict[str, int], tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a text of two tokens, and by as many as there is room for."""
+    draft = {"method": "draft_model", "model": "quire-mini-draft"}
+    given: Any = {"max_model_len": 128, "speculative_config": draft, **options}
+    config = EngineConfig.of(device="cpu", **given)
+    runner: Any = Timed(monkeypatch)
+    at_least, a_token = round_costs._catch_up(runner, config, 1)
+    assert at_least == pytest.approx(0.1)
+    assert a_token == pytest.approx(max(0.1, 0.001 * tokens) / tokens)
+    ngram = replace(config, speculation=SpeculativeConfig.of({"method": "ngram"}))
+    assert round_costs._catch_up(runner, ngram, 1) == (0.0, 0.0)
 
 
 def test_who_waits_for_the_budget_counts() -> None:
@@ -289,5 +385,18 @@ def test_who_waits_for_the_budget_counts() -> None:
     params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
     llm.generate([[5] * 20] * 8, params, use_tqdm=False)
     assert seen[0] == (2, 6)  # six seats for eight that wait
+    few = LLM(
+        "quire-mini-draft",
+        device="cpu",
+        max_model_len=64,
+        max_num_seqs=6,
+        max_num_batched_tokens=24,
+        num_blocks=5,
+        speculative_config={"method": "ngram"},
+    )
+    scheduled = SchedulerOutput(1, (ScheduledEntry("a", 0, 0, 24, True),), num_free_blocks=1)
+    few.engine._owners = dict.fromkeys("abcdef")  # type: ignore[arg-type]
+    assert few.engine._batch_behind(scheduled) == 1  # the cache has no room for them
+    assert few.engine._batch_behind(replace(scheduled, num_free_blocks=2)) == 6
     assert (6, 6) in seen
     assert all(batch == entries for entries, batch in seen[-4:])  # nobody waits any more

@@ -2,13 +2,15 @@
 
 Weights are random and a coin decides which guesses stand, as in `speculation_steps`. Each row
 `auto-a<a>-batch<b>` stands beside the same engine without guesses at its defaults; its `k` is
-what was chosen on average in the runs that count. Each row begins with what a new engine knows, and
-a first run that does not count.
+what was chosen on average in the runs that count. Its `speedup` is of the texts behind their first
+tokens, `whole_speedup` of the whole call, in which a draft model reads the prompts. Each row begins
+with what a new engine knows, and a first run that does not count.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Sequence
 
 import torch
@@ -45,15 +47,16 @@ def run(
         for rate in RATES:
             runner.batch.acceptance_rate.fill_(rate)
             chosen = note_choices(speculating)
-            with_guesses, without = [], []
+            with_guesses, without = list[tuple[float, float]](), list[tuple[float, float]]()
             for turn in range(4):
-                with_guesses.append(ms_per_token(speculating, batch))
-                without.append(ms_per_token(plain, batch))
+                with_guesses.append(_timed(speculating, batch))
+                without.append(_timed(plain, batch))
                 if turn == 0:  # not counted
                     with_guesses.clear()
                     without.clear()
                     chosen.clear()
-            ms, baseline = statistics.median(with_guesses), statistics.median(without)
+            ms, seconds = map(statistics.median, zip(*with_guesses, strict=True))
+            baseline, seconds_without = map(statistics.median, zip(*without, strict=True))
             rows.append(
                 Row(
                     f"auto-a{rate}-batch{batch}",
@@ -65,6 +68,7 @@ def run(
                         "batch": batch,
                         "acceptance": rate,
                         "speedup": baseline / ms,
+                        "whole_speedup": seconds_without / seconds,
                         "k": statistics.mean(chosen),
                     },
                 )
@@ -72,6 +76,13 @@ def run(
     del speculating, plain, runner
     collect()
     return rows
+
+
+def _timed(llm: LLM, batch: int) -> tuple[float, float]:
+    """Return the milliseconds a token behind the first ones, and the seconds of the whole call."""
+    begin = time.perf_counter()
+    ms = ms_per_token(llm, batch)
+    return ms, time.perf_counter() - begin
 
 
 def note_choices(llm: LLM) -> list[int]:

@@ -57,6 +57,8 @@ def _catch_up(runner: ModelRunner, config: EngineConfig, num_groups: int) -> tup
         return 0.0, 0.0
     many = TOKENS_ON_CPU if config.model.device.type == "cpu" else TOKENS
     length = min(config.model.max_model_len - 1, many)
+    if length < 2:
+        return 0.0, 0.0  # no text is so long that there is something to guess
     batch = max(1, min(config.scheduling.max_num_seqs, many // length))
     short = _first_guess(runner, 1, 2, config, num_groups)
     long = _first_guess(runner, batch, length, config, num_groups)

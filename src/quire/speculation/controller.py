@@ -6,17 +6,17 @@ requests whose i-th guess stands. The controller takes the k with the most token
 are measured when the engine starts (`quire.runner.round_costs`) and corrected by what steps then
 take; the shares are those of recent steps.
 
-A draft model reads what it guesses for. New prompts cost its time, as long as there are guesses.
-Where there were none it first catches up with all that was said without it, and nobody knows how
-long the texts go on. So guesses begin once those that were not made would have saved as much time
-as catching up takes: the break-even rule of the ski rental problem. Whenever the texts end, it
-costs at most twice what the better of beginning at once and never would have cost.
+A draft model reads what it guesses for: prompts, as long as there are guesses. Where there were
+none it first catches up with all that was said without it, and nobody knows how long the texts go
+on. So guesses begin once those that were not made would have saved as much time as catching up
+takes: the break-even rule of the ski rental problem. Texts that end just then have paid for
+nothing; how often that happens no rule can know.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from quire.messages import SchedulerOutput, StepResult
@@ -24,6 +24,7 @@ from quire.speculation.costs import RoundCosts
 
 FIRST_SHARE = 0.8  # believed of each guess, if those before it stand, until one was judged
 HOPEFUL_SHARE = 0.95  # what might have become of the text while nothing was guessed
+INF = float("inf")
 MEMORY = 0.05  # weight of one request's newest step in the shares, of a step in its prompts' mean
 # In a trial's step the shares so far count like those of so many requests: with one request 0.4 of
 # the result is new, with 32 it is 0.96.
@@ -40,9 +41,9 @@ class LengthController:
     """Chooses k for each step, among a few; 0 guesses nothing."""
 
     def __init__(self, costs: RoundCosts, choices: Sequence[int]) -> None:
-        """Choose among `choices` and 0, in tokens."""
+        """Choose among 0 and those of `choices`, in tokens, whose costs were measured."""
         self._costs = costs
-        self._choices = (0, *sorted(choices))
+        self._choices = (0, *(k for k in sorted(choices) if costs.at(1, k) < INF))
         self._shares: list[float] = []  # of requests whose i-th guess stood, as far as judged
         self._share_of_steps = 1.0  # in which somebody had guesses, after they were asked for
         # What steps took, in units of what was measured: the host's work, the texts' length.
@@ -51,13 +52,14 @@ class LengthController:
         self._num_observed = 0
         self._chosen = self._choices[-1]  # in hope
         self._told = self._chosen  # the last step, which may have been a trial's
-        # Tokens of each request when guesses were last given up; whoever guesses knows them.
-        self._caught_up: dict[str, int] = {}
-        self._missed = 0.0  # seconds that guesses would have saved since they are the better choice
+        # Of requests, the tokens that whoever guesses has read: as of their beginning, or as of
+        # when guesses were last given up. What nobody guesses for it need not read.
+        self._read: dict[str, float] = {}
+        self._reading = 0.0  # seconds for the prompts of recent steps, a token of each request
+        self._missed = 0.0  # seconds that guesses would have saved of late
         self._asked: int | None = 0  # how many guesses behind the last step observed
-        self._prompt_tokens = 0.0  # of recent steps, on average
         self._steps_without = 0
-        self._saved = 0.0  # seconds for trials
+        self._saved = 0.0  # seconds for the next trial
         self._trial = 0  # how many tokens the trial under way guesses
         self._trial_steps = 0  # that are left of it
 
@@ -68,28 +70,71 @@ class LengthController:
         Args:
             batch: requests that the steps behind it will have.
         """
-        self._count_prompts(output)
+        if not output.entries or len(self._choices) == 1:
+            return self._told
         shares = self._shares_ahead()
-        best = max(self._choices, key=lambda k: self._tokens_a_second(batch, k, shares))
-        gain = self._tokens_a_second(batch, best, shares)
-        if gain < SWITCH * self._tokens_a_second(batch, self._chosen, shares):
+        self._count_prompts(output, shares)
+        rates = {k: self._tokens_a_second(batch, k, shares) for k in self._choices}
+        best = max(rates, key=rates.__getitem__)
+        if rates[best] < SWITCH * rates[self._chosen]:
             best = self._chosen
-        if best > 0 and self._told == 0 and not self._pays(output, batch, gain):
+        if self._told == 0 and not self._pays(output, rates):
             best = 0
-        elif best == 0:
-            self._missed = 0.0
         self._chosen = best
         if best > 0:
             self._steps_without = self._trial_steps = 0
         else:
             self._steps_without += 1
             best = self._try_out(output, batch)
-        return self._tell(output, best)
+        self._note(output, best)
+        return best
 
-    def _pays(self, output: SchedulerOutput, batch: int, gain: float) -> bool:
-        """Whether guesses, `gain` tokens a second, would have paid for catching up by now."""
-        self._missed += self._cost(batch, 0) - 1 / gain
-        return self._missed >= self._catch_up(output)
+    # docs: choose end
+
+    def _tokens_a_second(self, batch: int, k: int, shares: Sequence[float]) -> float:
+        """Return what k guesses a step bring each request."""
+        plain = self._cost(batch, 0)
+        if k == 0:
+            return 1 / plain
+        tokens = 1 + sum(shares[:k])
+        drafted = self._cost(batch, k) + self._reading * tokens
+        return tokens / (plain + (drafted - plain) * self._share_of_steps)
+
+    def _pays(self, output: SchedulerOutput, rates: Mapping[int, float]) -> bool:
+        """Whether guesses, had there been any, would have paid for catching up by now."""
+        if any(entry.num_tokens == 1 for entry in output.entries):
+            guessing = max(rate for k, rate in rates.items() if k > 0)
+            self._missed = max(0.0, self._missed + 1 / rates[0] - 1 / guessing)
+        return self._missed > 0 and self._missed >= self._catch_up(output)
+
+    def _catch_up(self, output: SchedulerOutput) -> float:
+        """Return the seconds of catching up with what a step's requests said without guesses."""
+        return self._costs.catching_up(
+            sum(
+                max(0.0, entry.start + entry.num_tokens - self._read.get(entry.request_id, 0))
+                for entry in output.entries
+            )
+        )
+
+    def _count_prompts(self, output: SchedulerOutput, shares: Sequence[float]) -> None:
+        """Learn how long reading prompts takes beside each token that requests get."""
+        for request_id in (*output.finished_ids, *output.preempted_ids):
+            self._read.pop(request_id, None)
+        for request in output.new_requests:
+            hits = output.hit_tokens.get(request.request_id, 0)
+            self._read[request.request_id] = hits if request.sampling_params.speculate else INF
+        tokens = sum(entry.num_tokens - 1 - entry.num_draft_tokens for entry in output.entries)
+        seconds = self._costs.catching_up(tokens) if tokens > 0 else 0.0
+        self._reading += MEMORY * (seconds / (1 + sum(shares[: self._told])) - self._reading)
+
+    def _note(self, output: SchedulerOutput, k: int) -> None:
+        """Remember what a step was told, and how far the texts are when guesses are given up."""
+        if k == 0 < self._told:
+            self._missed = 0.0
+            for entry in output.entries:
+                read = self._read.get(entry.request_id, 0)
+                self._read[entry.request_id] = max(read, entry.start)
+        self._told = k
 
     def _try_out(self, output: SchedulerOutput, batch: int) -> int:
         """Return how many tokens a trial guesses; 0 if there is none now."""
@@ -100,36 +145,20 @@ class LengthController:
         self._trial_steps -= 1
         return self._trial
 
-    def _tokens_a_second(self, batch: int, k: int, shares: Sequence[float]) -> float:
-        """Return what k guesses a step bring each request."""
-        plain = self._cost(batch, 0)
-        if k == 0:
-            return 1 / plain
-        drafted = self._cost(batch, k) + self._costs.reading(self._prompt_tokens)
-        seconds = plain + (drafted - plain) * self._share_of_steps
-        return (1 + sum(shares[:k])) / seconds
+    def _begin_trial(self, output: SchedulerOutput, batch: int) -> None:
+        """Try what would bring most if the text had become easy to guess.
 
-    # docs: choose end
-
-    def _tell(self, output: SchedulerOutput, k: int) -> int:
-        """Return k, and remember how long the texts are when guesses are given up."""
-        if k == 0 and self._told > 0:
-            self._caught_up = {entry.request_id: entry.start for entry in output.entries}
-            self._missed = 0.0
-        self._told = k
-        return k
-
-    def _count_prompts(self, output: SchedulerOutput) -> None:
-        tokens = output.num_tokens - (1 + self._told) * len(output.entries)
-        self._prompt_tokens += MEMORY * (max(0, tokens) - self._prompt_tokens)
-
-    def _catch_up(self, output: SchedulerOutput) -> float:
-        """Return the seconds of catching up with what a step's requests said without guesses."""
-        behind = sum(
-            entry.start + entry.num_tokens - self._caught_up.get(entry.request_id, 0)
-            for entry in output.entries
-        )
-        return self._costs.catching_up(behind)
+        Not if even then it would bring hardly more than no guesses, or while trying takes longer
+        than is saved up for it. What is left does not count for the next one: two trials in a row
+        are not wanted.
+        """
+        hoped = [HOPEFUL_SHARE**i for i in range(1, self._choices[-1] + 1)]
+        k = max(self._choices[1:], key=lambda k: self._tokens_a_second(batch, k, hoped))
+        gains = self._tokens_a_second(batch, k, hoped), self._tokens_a_second(batch, 0, hoped)
+        price = TRIAL_STEPS * (self._cost(batch, k) - self._cost(batch, 0)) + self._catch_up(output)
+        if gains[0] > TRIAL_GAIN * gains[1] and price <= self._saved:
+            self._saved = 0.0
+            self._trial, self._trial_steps = k, TRIAL_STEPS
 
     def _cost(self, batch: int, k: int) -> float:
         return self._costs.at(batch, k) * self._slower[k]
@@ -137,26 +166,6 @@ class LengthController:
     def _learn(self, k: int, ratio: float) -> None:
         self._ratios[k].append(ratio)
         self._slower[k] = median(self._ratios[k])
-
-    def _begin_trial(self, output: SchedulerOutput, batch: int) -> None:
-        """Try what would bring most if the text had become easy to guess.
-
-        Not if even then it would bring hardly more than no guesses, or while trying takes longer
-        than is saved up for it.
-        """
-        hoped = [HOPEFUL_SHARE**i for i in range(1, self._choices[-1] + 1)]
-        k = max(self._choices[1:], key=lambda k: self._tokens_a_second(batch, k, hoped))
-        gain = self._tokens_a_second(batch, k, hoped) / self._tokens_a_second(batch, 0, hoped)
-        price = TRIAL_STEPS * (self._cost(batch, k) - self._cost(batch, 0)) + self._catch_up(output)
-        if gain > TRIAL_GAIN and price <= self._saved:
-            self._saved = price  # no more: two trials in a row are not wanted
-            self._trial, self._trial_steps = k, TRIAL_STEPS
-
-    def _settle(self, is_trial: bool, batch: int, seconds: float) -> None:
-        """Count what a trial's step took beyond a plain one, and save while nothing is guessed."""
-        if self._steps_without > 0:
-            extra = seconds - self._cost(batch, 0)
-            self._saved += -extra if is_trial else TRIAL_SHARE * seconds
 
     def _shares_ahead(self) -> list[float]:
         """Return the shares of all positions; one not judged yet stands as often as the first."""
@@ -176,10 +185,11 @@ class LengthController:
         if not entries:
             return
         asked, self._asked = self._asked, output.num_guesses
+        longest = max(entry.num_draft_tokens for entry in entries)
+        if longest == 0 == output.num_guesses:
+            self._saved += TRIAL_SHARE * seconds
         if any(entry.num_tokens != 1 + entry.num_draft_tokens for entry in entries):
             return  # prompts are computed: it says nothing of decoding
-        longest = max(entry.num_draft_tokens for entry in entries)
-        self._settle(longest > 0 or bool(output.num_guesses), len(entries), seconds)
         self._num_observed += 1
         if self._num_observed % FORGET_EVERY == 0:
             for k in self._choices:

@@ -41,10 +41,6 @@ class RoundCosts:
         share = (batch - batches[i - 1]) / (batches[i] - batches[i - 1])
         return seconds[i - 1] + share * (seconds[i] - seconds[i - 1])
 
-    def catching_up(self, num_tokens: int) -> float:
-        """Return the seconds of catching up with so many tokens, of all requests together."""
-        return max(self._at_least, self.reading(num_tokens))
-
-    def reading(self, num_tokens: float) -> float:
-        """Return the seconds that whoever guesses takes for so many tokens of prompts."""
-        return self._a_token * num_tokens
+    def catching_up(self, num_tokens: float) -> float:
+        """Return the seconds of reading so many tokens, of all requests together."""
+        return max(self._at_least, self._a_token * num_tokens)
