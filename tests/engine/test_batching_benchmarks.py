@@ -9,7 +9,7 @@ import torch
 
 from quire import LLM, Trace
 from quire.analysis.queueing import Arrival
-from quire.bench import load, overlap, spike, steps
+from quire.bench import command, load, overlap, spike, steps
 from quire.bench.measurement import Row
 from quire.components import Components
 from quire.config import EngineConfig
@@ -26,6 +26,23 @@ def test_a_spike_is_measured_at_each_budget() -> None:
     for row in rows:
         assert row.value >= row.parameters["median_gap_before_ms"] > 0
         assert row.parameters["newcomer_ttft_ms"] > 0
+
+
+def test_on_a_cpu_the_budgets_of_a_spike_reach_below_the_bend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, tuple[int, ...]]] = []
+
+    def note(
+        model: object, device: object, readers: int, prompt: int, budgets: tuple[int, ...]
+    ) -> list[Row]:
+        asked.append((readers, budgets))
+        return []
+
+    monkeypatch.setattr(spike, "run", note)
+    command._measure_batching("spike", "quire-mini-draft", CPU)
+    [(readers, budgets)] = asked
+    assert readers < budgets[-1] == 8 < 16 == budgets[-2] < 32  # each leaves the newcomer something
 
 
 def test_the_adjusted_budget_bounds_every_step() -> None:

@@ -14,7 +14,7 @@ from quire.config import EngineConfig
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput, StepResult
 from quire.runner import round_costs
 from quire.speculation.config import SpeculativeConfig
-from quire.speculation.controller import TRIAL_STEPS, LengthController
+from quire.speculation.controller import BEGIN, SWITCH, TRIAL_STEPS, LengthController
 from quire.speculation.costs import RoundCosts
 
 CHOICES = (1, 2, 4)
@@ -135,14 +135,14 @@ def test_prompts_that_a_draft_model_reads_count() -> None:
 
     def chosen(prompt_tokens: int) -> int:
         controller = LengthController(costs, CHOICES)
-        for number in range(100):
+        for number in range(2000):
             entries = [ScheduledEntry(str(r), r, 5, 1, True) for r in range(4)]
             if prompt_tokens > 0:
                 entries.append(ScheduledEntry(f"new-{number}", 5, 0, prompt_tokens, True))
             k = controller.choose(SchedulerOutput(number, tuple(entries)), 5)
         return k
 
-    # By FIRST_SHARE four guesses bring 3.36 tokens in 1.4 s: they may read for 1.96 s a step.
+    # By FIRST_SHARE four guesses bring 3.36 tokens in 1.4 s: they may read for 1.96 s beside.
     assert chosen(0) == 4
     assert chosen(1000) == 4
     assert chosen(3000) == 0
@@ -257,6 +257,21 @@ def test_guesses_begin_once_they_would_have_paid_for_catching_up(length: int) ->
     assert waited == pytest.approx(max(1, 0.01 * 4 * length) / saved, abs=1)
 
 
+@pytest.mark.parametrize(("share", "best"), [(0.9, 1), (0.45, 0)])
+def test_new_texts_are_guessed_for_at_once_if_that_pays(share: float, best: int) -> None:
+    """Nothing lies behind; but who gives up soon has read the prompts for nothing."""
+    world = World(40, costs=RoundCosts(MEASURED, catch_up=(1.0, 0.01)))
+    world.controller.choose(world.scheduled(1), 256)
+    assert world.controller.choose(world.scheduled(10), 256) == 0
+    world.controller._shares = [share, 0.0]
+    gain = (1 + share) * COSTS.at(40, 0) / COSTS.at(40, 1)
+    assert gain > SWITCH
+    assert (gain > BEGIN) is (best > 0)
+    new = tuple(NewRequest(str(r), r, [0] * 9, 9, SamplingParams(), seed=0) for r in range(40))
+    step = replace(world.scheduled(9), new_requests=new)
+    assert world.controller.choose(step, 40) == best
+
+
 def test_what_was_guessed_for_has_little_to_catch_up_with() -> None:
     world = World(4, costs=RoundCosts(MEASURED, catch_up=(0.0, 0.01)))
     assert world.controller.choose(world.scheduled(1000), 4) == 4
@@ -300,10 +315,11 @@ def test_what_has_to_be_caught_up_with() -> None:
     assert debt(controller, later) == 51 + 51
     again = step(64, 151, 151, preempted_ids=("a",), new_requests=new[:1])
     controller.choose(again, 256)
-    assert debt(controller, again) == 64 + 52
+    assert debt(controller, again) == 52  # what is new in a step is read like any prompt
+    assert debt(controller, step(150, 152, 152)) == 150 + 53
     resumed = step(200, 151, 151, preempted_ids=("b",), new_requests=new[1:], hit_tokens={"b": 64})
     controller.choose(resumed, 256)
-    assert debt(controller, resumed) == 200 + (151 - 64)
+    assert debt(controller, step(200, 152, 152)) == 200 + (152 - 64)
     controller.choose(step(200, finished_ids=("b", "c")), 256)
     assert set(controller._read) == {"a"}
 

@@ -250,7 +250,7 @@ def _measure_batching(name: str, model: str | ModelConfig, device: torch.device)
     if name == "spike" and on_gpu:
         return spike.run(model, device, 32, 8192, (16384, 4096, 2048, 1024, 512, 256))
     if name == "spike":
-        return spike.run(model, device, 4, 1024, (2048, 512, 128, 32))
+        return spike.run(model, device, 4, 1024, (2048, 512, 128, 32, 16, 8))
     if name == "overlap":
         return overlap.run(model, device, (1, 16, 64, 256) if on_gpu else (1, 8))
     if on_gpu:

@@ -25,13 +25,17 @@ from quire.speculation.costs import RoundCosts
 FIRST_SHARE = 0.8  # believed of each guess, if those before it stand, until one was judged
 HOPEFUL_SHARE = 0.95  # what might have become of the text while nothing was guessed
 INF = float("inf")
-MEMORY = 0.05  # weight of one request's newest step in the shares, of a step in its prompts' mean
+MEMORY = 0.05  # weight of one request's newest step in the shares
+# Weight of a step in the mean of its prompts: small, for prompts that came at once say little of
+# those that will come while their texts go on.
+PROMPT_MEMORY = 1 / 256
 # In a trial's step the shares so far count like those of so many requests: with one request 0.4 of
 # the result is new, with 32 it is 0.96.
 OLD_SHARES = 1.5
 COST_MEMORY = 7  # steps whose median says what steps take: one that was disturbed says nothing
 FORGET_EVERY = 32  # steps after which one of those is believed to be as it was measured
 SWITCH = 1.03  # another k must bring so much more
+BEGIN = 1.1  # and so much the first after none: who gives up soon has read the prompts for nothing
 TRIAL_EVERY, TRIAL_STEPS = 256, 4  # while nothing is guessed
 TRIAL_GAIN = 1.1  # a trial must promise so many times the tokens a second, for it costs time
 TRIAL_SHARE = 0.01  # of the time without guesses is saved up, which a trial may take
@@ -73,12 +77,12 @@ class LengthController:
         if not output.entries or len(self._choices) == 1:
             return self._told
         shares = self._shares_ahead()
-        self._count_prompts(output, shares)
+        self._follow(output, shares)
         rates = {k: self._tokens_a_second(batch, k, shares) for k in self._choices}
         best = max(rates, key=rates.__getitem__)
-        if rates[best] < SWITCH * rates[self._chosen]:
+        if rates[best] < (SWITCH if self._told > 0 else BEGIN) * rates[self._chosen]:
             best = self._chosen
-        if self._told == 0 and not self._pays(output, rates):
+        if self._told == 0 and not self._pays(output, rates):  # which counts in every such step
             best = 0
         self._chosen = best
         if best > 0:
@@ -105,27 +109,34 @@ class LengthController:
         if any(entry.num_tokens == 1 for entry in output.entries):
             guessing = max(rate for k, rate in rates.items() if k > 0)
             self._missed = max(0.0, self._missed + 1 / rates[0] - 1 / guessing)
-        return self._missed > 0 and self._missed >= self._catch_up(output)
+        return self._missed >= self._catch_up(output)
 
     def _catch_up(self, output: SchedulerOutput) -> float:
-        """Return the seconds of catching up with what a step's requests said without guesses."""
-        return self._costs.catching_up(
-            sum(
-                max(0.0, entry.start + entry.num_tokens - self._read.get(entry.request_id, 0))
-                for entry in output.entries
-            )
-        )
+        """Return the seconds of catching up with what a step's requests said without guesses.
 
-    def _count_prompts(self, output: SchedulerOutput, shares: Sequence[float]) -> None:
-        """Learn how long reading prompts takes beside each token that requests get."""
+        A prompt that comes in this step is read like any other, which `_reading` stands for.
+        """
+        new = {request.request_id for request in output.new_requests}
+        unread = sum(
+            max(0.0, entry.start + entry.num_tokens - self._read.get(entry.request_id, 0))
+            for entry in output.entries
+            if entry.request_id not in new
+        )
+        return self._costs.catching_up(unread)
+
+    def _follow(self, output: SchedulerOutput, shares: Sequence[float]) -> None:
+        """Learn who came and went, and how long reading prompts takes a token of each request."""
         for request_id in (*output.finished_ids, *output.preempted_ids):
             self._read.pop(request_id, None)
+        # Guesses would help those that are left alone: what the others missed says nothing of them.
+        num_left, num_ended = len(output.entries), len(output.finished_ids)
+        self._missed *= num_left / (num_left + num_ended)
         for request in output.new_requests:
             hits = output.hit_tokens.get(request.request_id, 0)
             self._read[request.request_id] = hits if request.sampling_params.speculate else INF
         tokens = sum(entry.num_tokens - 1 - entry.num_draft_tokens for entry in output.entries)
-        seconds = self._costs.catching_up(tokens) if tokens > 0 else 0.0
-        self._reading += MEMORY * (seconds / (1 + sum(shares[: self._told])) - self._reading)
+        each = self._costs.catching_up(tokens) / (1 + sum(shares[: self._told]))
+        self._reading += PROMPT_MEMORY * (each - self._reading)
 
     def _note(self, output: SchedulerOutput, k: int) -> None:
         """Remember what a step was told, and how far the texts are when guesses are given up."""

@@ -43,4 +43,4 @@ class RoundCosts:
 
     def catching_up(self, num_tokens: float) -> float:
         """Return the seconds of reading so many tokens, of all requests together."""
-        return max(self._at_least, self._a_token * num_tokens)
+        return max(self._at_least, self._a_token * num_tokens) if num_tokens > 0 else 0.0
