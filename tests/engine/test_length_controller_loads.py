@@ -1,0 +1,139 @@
+"""Loads as `quire bench speculation-auto` runs them, with the costs of an H200, on no device.
+
+Prompts of 256 tokens come 16 a step, and each text has 96. A draft model reads what it guesses for.
+The controller sees what a step brought when the next one has been scheduled, as with two in flight.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput, StepResult
+from quire.sampling.params import SamplingParams
+from quire.speculation.controller import LengthController
+from quire.speculation.costs import RoundCosts
+
+PROMPT, LENGTH, A_STEP = 256, 96, 16
+CHOICES = (1, 2, 4)
+# Qwen3-8B's shape with a 0.6B draft: ms of steps with 0, 1, 2 and 4 guesses at the engine's start,
+# and by how much the steps of real texts take longer, without guesses and with them.
+ROUNDS = {
+    1: (3.94, 5.00, 5.67, 6.99),
+    8: (4.30, 5.31, 6.20, 8.00),
+    32: (4.38, 5.77, 7.01, 9.24),
+    64: (4.73, 6.43, 8.40, 12.29),
+    128: (5.34, 8.19, 12.11, 20.32),
+    256: (6.73, 15.07, 21.43, 37.14),
+}
+LONGER = {
+    1: (1.03, 1.10), 8: (1.04, 1.15), 32: (1.08, 1.20), 64: (1.12, 1.24), 128: (1.23, 1.38),
+    256: (1.49, 1.22),
+}  # fmt: skip
+SECONDS = {
+    (batch, k): ms / 1e3
+    for batch, row in ROUNDS.items()
+    for k, ms in zip((0, *CHOICES), row, strict=True)
+}
+READ, READ_A_TOKEN = 0.016, 4.3e-6  # seconds of a draft model
+COSTS = RoundCosts(SECONDS, catch_up=(READ, READ_A_TOKEN))
+REAL = RoundCosts({(b, k): s * LONGER[b][k > 0] for (b, k), s in SECONDS.items()})
+PROMPT_TOKEN = 23e-6  # seconds of the model itself
+names = itertools.count()
+
+
+@dataclass
+class Text:
+    name: str = field(default_factory=lambda: f"text-{next(names)}")
+    tokens: int = 0
+    read: int = 0  # of prompt and text, by the draft model
+    drafts: int = 0
+
+    @property
+    def is_new(self) -> bool:
+        return self.tokens == 0
+
+
+def whole_call(
+    controller: LengthController | None, batch: int, acceptance: float, coin: random.Random
+) -> float:
+    """Return the seconds in which all texts are complete."""
+    waiting, texts = [Text() for _ in range(batch)], list[Text]()
+    ended, unseen = list[Text](), list[tuple[SchedulerOutput, StepResult, float]]()
+    now = 0.0
+    for number in itertools.count():
+        new, waiting = waiting[:A_STEP], waiting[A_STEP:]
+        texts += new
+        if not texts:
+            for seen in unseen if controller is not None else ():
+                controller.observe(*seen)
+            return now
+        entries = tuple(
+            ScheduledEntry(text.name, 0, 0, PROMPT, True)
+            if text.is_new
+            else ScheduledEntry(
+                text.name, 0, PROMPT + text.tokens - 1, 1 + text.drafts, True, (), text.drafts
+            )
+            for text in texts
+        )
+        output = SchedulerOutput(
+            number,
+            entries,
+            tuple(NewRequest(t.name, 0, [], PROMPT, SamplingParams(), seed=0) for t in new),
+            finished_ids=tuple(text.name for text in ended),
+        )
+        k = 0
+        if controller is not None:
+            k = controller.choose(output, batch if waiting else len(texts))
+        output = replace(output, num_guesses=k)
+        longest = max(text.drafts for text in texts)  # near the ends of texts fewer than asked for
+        width = next(choice for choice in (0, *CHOICES) if choice >= (longest or k))
+        taken = REAL.at(len(texts), width) + len(new) * PROMPT * PROMPT_TOKEN
+        if k > 0:
+            unread = 0
+            for entry, text in zip(entries, texts, strict=True):
+                if text.read < entry.start or text.is_new:
+                    unread += entry.start + entry.num_tokens - text.read
+                text.read = entry.start + entry.num_tokens
+            taken += max(READ, unread * READ_A_TOKEN) if unread else 0.0
+        now += taken
+        told = {}
+        for text in texts:
+            stands = 0
+            while stands < text.drafts and coin.random() < acceptance:
+                stands += 1
+            told[text.name] = [0] * min(1 + stands, LENGTH - text.tokens)
+            text.tokens += len(told[text.name])
+            text.drafts = min(k, max(0, LENGTH - text.tokens - 1))
+        unseen.append((output, StepResult(number, told), taken))
+        if controller is not None and len(unseen) > 1:
+            controller.observe(*unseen.pop(0))
+        ended = [text for text in texts if text.tokens == LENGTH]
+        texts = [text for text in texts if text.tokens < LENGTH]
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "at_least"),
+    [
+        (0.0, {}),
+        (0.5, {}),
+        (0.7, {1: 1.1, 8: 1.1}),
+        (0.85, {1: 1.5, 8: 1.3, 32: 1.05}),
+        (0.95, {1: 2.0, 8: 1.6, 32: 1.2}),
+    ],
+)
+def test_one_load_after_another(acceptance: float, at_least: dict[int, float]) -> None:
+    """Whole calls, the reading of prompts and trials included: hardly slower, or much faster."""
+    for batch in ROUNDS:
+        coin = random.Random(batch)
+        controller = LengthController(COSTS, CHOICES)
+        whole_call(controller, batch, acceptance, coin)  # what is new to an engine
+        seconds = [whole_call(controller, batch, acceptance, coin) for _ in range(20)]
+        plain = whole_call(None, batch, acceptance, coin)
+        gain = plain / statistics.mean(seconds)
+        assert gain > at_least.get(batch, 0.94), batch
