@@ -30,7 +30,7 @@ from quire.request import FinishReason, Request
 from quire.sampling.params import SamplingParams
 from quire.sampling.resolve import resolve
 from quire.scheduler_interface import Scheduler
-from quire.speculation.controller import LengthController
+from quire.speculation.controller import LengthController, requests_ahead
 from quire.tokenizer import Tokenizer
 from quire.trace import Trace
 
@@ -183,25 +183,13 @@ class LLMEngine:
             begin = time.perf_counter()
             scheduled = self._scheduler.schedule()
             if self._controller is not None:
-                most = self._controller.choose(scheduled, self._batch_behind(scheduled))
+                batch = requests_ahead(scheduled, self.config, lambda: self.unfinished)
+                most = self._controller.choose(scheduled, batch)
                 scheduled = self._scheduler.guess(scheduled, most)
             with self._retracting(scheduled):
                 self._in_flight.append((self.executor.execute(scheduled), begin))
             if not scheduled.entries:
                 break
-
-    def _batch_behind(self, scheduled: SchedulerOutput) -> int:
-        """Return how many requests the steps behind this one will have, as far as one can tell.
-
-        Where its tokens fill the budget, prompts wait that the next steps take in, if the cache has
-        room for another step of them.
-        """
-        batch, scheduling = len(scheduled.entries), self.config.scheduling
-        budget = scheduling.max_num_batched_tokens
-        room = scheduled.num_free_blocks * self.config.cache.block_size
-        if scheduled.num_tokens < budget or room < budget:
-            return batch
-        return max(batch, min(len(self._owners), scheduling.max_num_seqs))
 
     @uninterrupted()
     def advance(self) -> list[RequestHandle]:

@@ -6,6 +6,7 @@ Triton's interpreter.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import torch
@@ -267,8 +268,11 @@ def groups(device: str) -> None:
 def groups_of_many(device: str) -> None:
     """Pairs as the left operand: of none, of one tile, of several, with experts not held."""
     dtypes = (torch.float16,) if device == "cpu" else DTYPES[-2:]
-    shape = (3, 2, 40, 24) if device == "cpu" else (16, 4, 1000, 200)
-    for dtype in dtypes:
+    # Columns in whole tiles, and not.
+    shapes = ((3, 2, 40, 24), (3, 2, 64, 32))
+    if device != "cpu":
+        shapes = ((16, 4, 1000, 200), (16, 4, 1024, 256))
+    for dtype, shape in product(dtypes, shapes):
         assert dtype.itemsize == 2
         for num_tokens, num_slots in ((1, None), (45, None), (45, 2)):
             case = routed(device, num_tokens, dtype, shape, num_slots=num_slots)

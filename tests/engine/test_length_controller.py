@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,13 @@ from quire.config import EngineConfig
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput, StepResult
 from quire.runner import round_costs
 from quire.speculation.config import SpeculativeConfig
-from quire.speculation.controller import BEGIN, SWITCH, TRIAL_STEPS, LengthController
+from quire.speculation.controller import (
+    BEGIN,
+    SWITCH,
+    TRIAL_STEPS,
+    LengthController,
+    requests_ahead,
+)
 from quire.speculation.costs import RoundCosts
 
 CHOICES = (1, 2, 4)
@@ -170,10 +177,10 @@ def test_a_step_that_was_disturbed_changes_nothing() -> None:
 
 def test_prompts_teach_nothing() -> None:
     controller = LengthController(COSTS, CHOICES)
-    before = vars(controller) | {"_asked": 4}  # but what the next step is to be judged by
+    before = known(controller) | {"_asked": 4}  # but what the next step is to be judged by
     prompt = SchedulerOutput(0, (ScheduledEntry("a", 0, 0, 9, True),), num_guesses=4)
     controller.observe(prompt, StepResult(0, {"a": [1]}), 100.0)
-    assert vars(controller) == before
+    assert known(controller) == before
 
 
 def test_costs_between_those_measured() -> None:
@@ -257,6 +264,16 @@ def test_guesses_begin_once_they_would_have_paid_for_catching_up(length: int) ->
     assert waited == pytest.approx(max(1, 0.01 * 4 * length) / saved, abs=1)
 
 
+def test_what_reads_nothing_begins_at_once() -> None:
+    """Whether texts are new or not: a few per cent more are enough."""
+    controller = LengthController(COSTS, CHOICES)
+    world = World(40)
+    controller.choose(world.scheduled(10), 256)
+    assert controller.choose(world.scheduled(10), 256) == 0
+    controller._shares = [0.45, 0.0]
+    assert controller.choose(world.scheduled(10), 40) == 1
+
+
 @pytest.mark.parametrize(("share", "best"), [(0.9, 1), (0.45, 0)])
 def test_new_texts_are_guessed_for_at_once_if_that_pays(share: float, best: int) -> None:
     """Nothing lies behind; but who gives up soon has read the prompts for nothing."""
@@ -287,6 +304,11 @@ def test_what_guesses_would_have_cost_counts_against_them() -> None:
     for _ in range(50):
         for batch in (4, 256, 256):
             assert world.controller.choose(world.scheduled(1000), batch) == 0
+
+
+def known(controller: LengthController) -> dict[str, Any]:
+    """Return a copy of all that a controller has learned."""
+    return {name: deepcopy(value) for name, value in vars(controller).items() if name != "_costs"}
 
 
 def debt(controller: LengthController, output: SchedulerOutput) -> float:
@@ -326,9 +348,9 @@ def test_what_has_to_be_caught_up_with() -> None:
 
 def test_a_step_of_nothing_changes_nothing() -> None:
     world = paying(10)
-    before = dict(vars(world.controller))
+    before = known(world.controller)
     assert world.controller.choose(SchedulerOutput(1, ()), 0) == 0
-    assert vars(world.controller) == before
+    assert known(world.controller) == before
 
 
 @pytest.mark.parametrize(("method", "length"), [("ngram", 2), ("draft_model", 1)])
@@ -410,9 +432,17 @@ def test_who_waits_for_the_budget_counts() -> None:
         num_blocks=5,
         speculative_config={"method": "ngram"},
     )
-    scheduled = SchedulerOutput(1, (ScheduledEntry("a", 0, 0, 24, True),), num_free_blocks=1)
-    few.engine._owners = dict.fromkeys("abcdef")  # type: ignore[arg-type]
-    assert few.engine._batch_behind(scheduled) == 1  # the cache has no room for them
-    assert few.engine._batch_behind(replace(scheduled, num_free_blocks=2)) == 6
+    for number in range(8):
+        few.engine.add_request(f"{number}", [5] * 20, params)
+    scheduled = SchedulerOutput(1, (ScheduledEntry("0-0", 0, 0, 24, True),), num_free_blocks=1)
+
+    def ahead(scheduled: SchedulerOutput) -> int:
+        return requests_ahead(scheduled, few.config, lambda: few.engine.unfinished)
+
+    assert ahead(scheduled) == 1  # the cache has no room for another
+    assert ahead(replace(scheduled, num_free_blocks=4)) == 1 + 3
+    assert ahead(replace(scheduled, num_free_blocks=99)) == 6  # seats
+    less = replace(scheduled, entries=(ScheduledEntry("0-0", 0, 0, 20, True),), num_free_blocks=99)
+    assert ahead(less) == 1  # nobody waits for the budget
     assert (6, 6) in seen
     assert all(batch == entries for entries, batch in seen[-4:])  # nobody waits any more

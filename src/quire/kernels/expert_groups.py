@@ -13,7 +13,7 @@ from torch import Tensor
 from quire.kernels.expert_rows import down_of_rows, gate_up_of_rows
 from quire.kernels.expert_tiles import GroupTile, group_tiles
 from quire.kernels.grouping import group_pairs_triton
-from quire.kernels.runtime import jit, starts_early, tl, triton
+from quire.kernels.runtime import HAS_DESCRIPTORS, jit, starts_early, tl, triton
 
 
 def grouped_experts(
@@ -22,7 +22,7 @@ def grouped_experts(
     """`quire.kernels.experts.apply_experts` by groups of pairs that share an expert."""
     num_tokens, top_k = ids.shape
     itemsize = x.dtype.itemsize
-    aligned = all(columns * itemsize % 16 == 0 for columns in down.shape[1:])
+    aligned = HAS_DESCRIPTORS and all(n * itemsize % 16 == 0 for n in down.shape[1:])
     first, second = group_tiles(num_tokens, top_k, len(down), itemsize, aligned)
     return tiled_experts(x, ids, weights, slots, gate_up, down, first, second)
 

@@ -1,4 +1,4 @@
-"""The experts of a mixture over very many tokens: products bound by arithmetic.
+"""The experts of a mixture over very many tokens, in products that arithmetic comes to bind.
 
 Here pairs are the left operand of `tl.dot`, a row of 64 of them to four warps, and up to 256
 outputs the right one, as much as the matrix units take at once; so a multiprocessor reads the
@@ -11,9 +11,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from quire.kernels.expert_tiles import GroupTile
-from quire.kernels.runtime import HAS_TRITON, capability, jit, starts_early, tl, triton
+from quire.kernels.runtime import HAS_DESCRIPTORS, capability, jit, starts_early, tl, triton
 
-if HAS_TRITON:
+if HAS_DESCRIPTORS:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
 

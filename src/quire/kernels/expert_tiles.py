@@ -19,7 +19,7 @@ from torch import Tensor
 MOST_PAIRS = 24
 # Pairs up to which their programs find a token's experts themselves, which spares the router's
 # kernel: at most MOST_PAIRS, and 0 for never. Choice and products of 1, 2 and 3 tokens take 22.9,
-# 41.8 and 59.8 us so, 24.6, 55.0 and 78.9 with a kernel for the choice (experts-h200); no captured
+# 41.7 and 59.5 us so, 24.8, 54.7 and 78.6 with a kernel for the choice (experts-h200); no captured
 # step has three.
 CHOICE_PAIRS = 16
 MEANS = (12, 32, 96)  # pairs of a group, up to which a tile of `group_tiles` serves
@@ -114,10 +114,11 @@ def group_tiles(
         return GroupTile(32, 64, 64, 2, 4, 3), GroupTile(32, 64, 64, 2, 4, 4)
     if mean <= many:
         return GroupTile(128, 64, 64, 1, 4, 3), GroupTile(128, 128, 64, 1, 4, 3)
-    programs = -(-mean * 5 // 512)
     if aligned:
+        programs = -(-mean * 5 // 512)
         first = GroupTile(128, 128, 64, programs, 8, 4, rows_left=True)
         return first, GroupTile(128, 256, 64, programs, 8, 4, rows_left=True)
+    programs = -(-mean * 3 // 512)
     return GroupTile(256, 64, 64, programs, 8, 3), GroupTile(128, 256, 64, programs, 8, 3)
 
 

@@ -21,6 +21,8 @@ if HAS_TRITON:
     import triton.language as tl
 else:
     triton = tl = None
+# Tiles that TMA copies, told by the host; older ones have none.
+HAS_DESCRIPTORS = HAS_TRITON and find_spec("triton.tools.tensor_descriptor") is not None
 # Gluon, Triton's lower level, is experimental: older ones have other names.
 HAS_GLUON = HAS_TRITON and tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
 if HAS_GLUON:

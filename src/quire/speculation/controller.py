@@ -16,10 +16,12 @@ nothing; how often that happens no rule can know.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 
+from quire.config import EngineConfig
 from quire.messages import SchedulerOutput, StepResult
+from quire.request import Request
 from quire.speculation.costs import RoundCosts
 
 FIRST_SHARE = 0.8  # believed of each guess, if those before it stand, until one was judged
@@ -35,10 +37,31 @@ OLD_SHARES = 1.5
 COST_MEMORY = 7  # steps whose median says what steps take: one that was disturbed says nothing
 FORGET_EVERY = 32  # steps after which one of those is believed to be as it was measured
 SWITCH = 1.03  # another k must bring so much more
-BEGIN = 1.1  # and so much the first after none: who gives up soon has read the prompts for nothing
+BEGIN = 1.1  # and so much to begin with new prompts: who gives up soon has read them for nothing
 TRIAL_EVERY, TRIAL_STEPS = 256, 4  # while nothing is guessed
 TRIAL_GAIN = 1.1  # a trial must promise so many times the tokens a second, for it costs time
 TRIAL_SHARE = 0.01  # of the time without guesses is saved up, which a trial may take
+
+
+def requests_ahead(
+    scheduled: SchedulerOutput, config: EngineConfig, unfinished: Callable[[], Iterable[Request]]
+) -> int:
+    """Return how many requests the steps behind one will have, as far as one can tell.
+
+    Where its tokens fill the budget, prompts wait that the next steps take in, as many as there are
+    seats and room in the cache for.
+    """
+    batch, scheduling = len(scheduled.entries), config.scheduling
+    if scheduled.num_tokens < scheduling.max_num_batched_tokens:
+        return batch
+    room = scheduled.num_free_blocks * config.cache.block_size
+    for request in unfinished():
+        if request.num_computed_tokens == 0:
+            room -= request.num_tokens
+            if room < 0 or batch >= scheduling.max_num_seqs:
+                break
+            batch += 1
+    return batch
 
 
 class LengthController:
@@ -80,7 +103,8 @@ class LengthController:
         self._follow(output, shares)
         rates = {k: self._tokens_a_second(batch, k, shares) for k in self._choices}
         best = max(rates, key=rates.__getitem__)
-        if rates[best] < (SWITCH if self._told > 0 else BEGIN) * rates[self._chosen]:
+        reads = self._told == 0 and output.new_requests and self._costs.catching_up(1) > 0
+        if rates[best] < (BEGIN if reads else SWITCH) * rates[self._chosen]:
             best = self._chosen
         if self._told == 0 and not self._pays(output, rates):  # which counts in every such step
             best = 0
@@ -134,7 +158,11 @@ class LengthController:
         for request in output.new_requests:
             hits = output.hit_tokens.get(request.request_id, 0)
             self._read[request.request_id] = hits if request.sampling_params.speculate else INF
-        tokens = sum(entry.num_tokens - 1 - entry.num_draft_tokens for entry in output.entries)
+        tokens = sum(
+            entry.num_tokens - 1 - entry.num_draft_tokens
+            for entry in output.entries
+            if self._read.get(entry.request_id) != INF
+        )
         each = self._costs.catching_up(tokens) / (1 + sum(shares[: self._told]))
         self._reading += PROMPT_MEMORY * (each - self._reading)
 
