@@ -1,9 +1,9 @@
 """The experts of a mixture over very many tokens, in products that arithmetic comes to bind.
 
-Here pairs are the left operand of `tl.dot`, a row of 64 of them to four warps, and up to 256
-outputs the right one, as much as the matrix units take at once; so a multiprocessor reads the
-fewest bytes a product. Weights come by TMA (`tl` calls it a tensor descriptor), which leaves the
-warps to multiply. What is gathered, the rows of x, they copy themselves.
+Here pairs are the left operand of `tl.dot`: four warps take 64 of them, and up to 256 outputs at
+once as the right one. Tiles of weights come by TMA (in Triton a tensor descriptor): one
+instruction copies a tile, and no thread computes addresses. Rows of x are gathered, so each thread
+copies its part of them.
 """
 
 from __future__ import annotations
