@@ -1112,9 +1112,8 @@ else:
 #
 # So a mean share of 40 % earns all 10 points. The best fixed orders of clients earn about 3 to 4,
 # with a ± of 0.7. A careful estimate of how likely each block is to return soon earns 8 to 10, with
-# a ± of 0.4.
-# A policy that was told the generator's hidden state, though not what it draws next, reached a
-# share of 46 %.
+# a ± of 0.4. A policy that was told the generator's hidden state, though not what it draws next,
+# reached a share of 46 %.
 #
 # - `served(client, blocks, found)`: a request was served; `blocks` are its blocks in order, all of
 #   them cached now, and the first `found` of them were cached before.
@@ -1130,8 +1129,8 @@ else:
 #   A policy that rebuilds the trace, from a seed or in any other way, earns nothing.
 # - A policy that raises, takes too long or returns what is not in its list earns nothing.
 # - The class may use the cell below, which is given, and the standard library. All 120 traces
-#   together may take ten minutes (600 s) on one core, and one call ten seconds. The judge's own
-#   work counts in this time: stay below 450 s by `report`.
+#   together may take ten minutes (600 s) on one core, and one call ten seconds. In the judge each
+#   call goes to another process and back, a minute or more in all: stay below 450 s by `report`.
 #
 # Tune on other seeds than the ten of `report` below, and on at least 50 of them: the bonus of ten
 # traces has a ± of 1 to 2.5 points, that of 50 a ± of 0.5 to 1. Compare two versions on the same
@@ -1291,7 +1290,7 @@ def report(make_policy, seeds):
     error = (sum((x - share) ** 2 for x in closed) / max(n * (n - 1), 1)) ** 0.5
     bonus = min(10.0, max(0.0, 25 * share))
     print(f"yours took {seconds:.1f} s for {n} traces, so {120 * seconds / n:.0f} s for 120;")
-    print("the judge draws 120 and allows 600 s, in which its own work counts, too")
+    print("the judge draws 120 and allows 600 s; each call takes longer there")
     print(f"mean share {share:.1%} ± {error:.1%}: bonus {bonus:.1f} ± {25 * error:.1f} of 10")
     return bonus
 

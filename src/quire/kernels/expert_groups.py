@@ -48,7 +48,7 @@ def tiled_experts(
     if first.rows_left:
         gate_up_of_rows(x, order, starts, gate_up, hidden_states, top_k, first)
     else:
-        _group_gate_up_kernel[(first.programs, triton.cdiv(size, first.outputs), num_slots)](
+        _group_gate_up_kernel[first.grid(size, num_slots)](
             x,
             order,
             starts,
@@ -57,18 +57,12 @@ def tiled_experts(
             hidden=hidden,
             size=size,
             top_k=top_k,
-            block_rows=first.rows,
-            block_outputs=first.outputs,
-            block_depth=first.depth,
-            early=early,
-            num_warps=first.num_warps,
-            num_stages=first.num_stages,
-            launch_pdl=early,
+            **first.options(early),
         )
     if second.rows_left:
         down_of_rows(hidden_states, order, starts, weights, down, parts, second)
     else:
-        _group_down_kernel[(second.programs, triton.cdiv(hidden, second.outputs), num_slots)](
+        _group_down_kernel[second.grid(hidden, num_slots)](
             hidden_states,
             order,
             starts,
@@ -77,13 +71,7 @@ def tiled_experts(
             parts,
             hidden=hidden,
             size=size,
-            block_rows=second.rows,
-            block_outputs=second.outputs,
-            block_depth=second.depth,
-            early=early,
-            num_warps=second.num_warps,
-            num_stages=second.num_stages,
-            launch_pdl=early,
+            **second.options(early),
         )
     out = torch.empty_like(x)
     block = min(triton.next_power_of_2(hidden), 1024)

@@ -8,10 +8,12 @@ copies its part of them.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from quire.kernels.expert_tiles import GroupTile
-from quire.kernels.runtime import HAS_DESCRIPTORS, capability, jit, starts_early, tl, triton
+from quire.kernels.runtime import HAS_DESCRIPTORS, capability, jit, starts_early, tl
 
 if HAS_DESCRIPTORS:
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -32,8 +34,7 @@ def gate_up_of_rows(
     rows of `gate_up` are multiples of 16 bytes.
     """
     num_slots, both, hidden = gate_up.shape
-    early = starts_early(x)
-    _rows_gate_up_kernel[(tile.programs, triton.cdiv(both // 2, tile.outputs), num_slots)](
+    _rows_gate_up_kernel[tile.grid(both // 2, num_slots)](
         x,
         order,
         starts,
@@ -42,13 +43,7 @@ def gate_up_of_rows(
         hidden=hidden,
         size=both // 2,
         top_k=top_k,
-        block_rows=tile.rows,
-        block_outputs=tile.outputs,
-        block_depth=tile.depth,
-        early=early,
-        num_warps=tile.num_warps,
-        num_stages=_stages(x, tile),
-        launch_pdl=early,
+        **_fitted(tile, x).options(starts_early(x)),
     )
 
 
@@ -66,8 +61,7 @@ def down_of_rows(
     The arguments are as in `gate_up_of_rows`; rows of `down` are multiples of 16 bytes.
     """
     num_slots, hidden, size = down.shape
-    early = starts_early(hidden_states)
-    _rows_down_kernel[(tile.programs, triton.cdiv(hidden, tile.outputs), num_slots)](
+    _rows_down_kernel[tile.grid(hidden, num_slots)](
         TensorDescriptor.from_tensor(hidden_states, [tile.rows, tile.depth]),
         order,
         starts,
@@ -76,19 +70,15 @@ def down_of_rows(
         parts,
         hidden=hidden,
         size=size,
-        block_rows=tile.rows,
-        block_outputs=tile.outputs,
-        block_depth=tile.depth,
-        early=early,
-        num_warps=tile.num_warps,
-        num_stages=_stages(hidden_states, tile),
-        launch_pdl=early,
+        **_fitted(tile, hidden_states).options(starts_early(hidden_states)),
     )
 
 
-def _stages(x: Tensor, tile: GroupTile) -> int:
-    """Return how many tiles are on their way: an A100 has 163 KB of shared memory, Hopper 227."""
-    return tile.num_stages if capability(x.device) >= (9, 0) else min(tile.num_stages, 3)
+def _fitted(tile: GroupTile, x: Tensor) -> GroupTile:
+    """Return a tile with as many stages as there is room for: an A100 has 163 KB, Hopper 227."""
+    if capability(x.device) >= (9, 0):
+        return tile
+    return replace(tile, num_stages=min(tile.num_stages, 3))
 
 
 @jit

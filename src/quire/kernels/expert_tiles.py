@@ -8,6 +8,7 @@ tokens: a captured step replays one grid.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -46,6 +47,26 @@ class GroupTile:
     num_warps: int
     num_stages: int
     rows_left: bool = False  # by `quire.kernels.expert_rows`: pairs are the left operand
+
+    def grid(self, outputs: int, num_slots: int) -> tuple[int, int, int]:
+        """Return the programs of a product of so many outputs an expert."""
+        return self.programs, -(-outputs // self.outputs), num_slots
+
+    def options(self, early: bool) -> dict[str, Any]:
+        """Return the arguments that all kernels by groups take by name.
+
+        Args:
+            early: whether a kernel may begin before the one in front of it has ended.
+        """
+        return {
+            "block_rows": self.rows,
+            "block_outputs": self.outputs,
+            "block_depth": self.depth,
+            "early": early,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "launch_pdl": early,
+        }
 
 
 def prefers_pairs(num_tokens: int, top_k: int, num_experts: int) -> bool:

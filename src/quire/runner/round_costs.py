@@ -60,61 +60,57 @@ def _catch_up(runner: ModelRunner, config: EngineConfig, num_groups: int) -> tup
     if length < 2:
         return 0.0, 0.0  # no text is so long that there is something to guess
     batch = max(1, min(config.scheduling.max_num_seqs, many // length))
-    short = _first_guess(runner, 1, 2, config, num_groups)
-    long = _first_guess(runner, batch, length, config, num_groups)
+    k = config.speculation.choices[0]
+    short = _first_guess(runner, 1, 2, k, num_groups)
+    long = _first_guess(runner, batch, length, k, num_groups)
     return short, long / (batch * length)
 
 
-def _first_guess(
-    runner: ModelRunner, batch: int, length: int, config: EngineConfig, num_groups: int
-) -> float:
+def _first_guess(runner: ModelRunner, batch: int, length: int, k: int, num_groups: int) -> float:
     """Return the seconds that first guesses behind texts take more than those that follow."""
-    assert config.speculation is not None
-    names = [f"text-{row}" for row in range(batch)]
-    texts = SchedulerOutput(
-        0,
-        (),
-        tuple(
-            NewRequest(name, row, [0] * length, length, GREEDY, seed=0)
-            for row, name in enumerate(names)
-        ),
-    )
-    entries = tuple(
-        ScheduledEntry(name, row, length - 1, 1, True, ((),) * num_groups)
-        for row, name in enumerate(names)
-    )
-    step = SchedulerOutput(1, entries, num_guesses=config.speculation.choices[0])
+    texts = _texts(batch, length)
+    step = _step(batch, length, k, num_groups, num_drafts=0)
     first, second = list[float](), list[float]()
     for _ in range(1 + ROUNDS):
         runner.execute(texts)
         for times in (first, second):
-            runner.settle(())
-            begin = time.perf_counter()
-            runner.execute(step)
-            runner.settle(())
-            times.append(time.perf_counter() - begin)
+            times.append(_timed(runner, step, 1))
     return max(0.0, min(first[1:]) - min(second[1:]))
 
 
 def _seconds(runner: ModelRunner, batch: int, k: int, num_groups: int) -> float:
-    names = [f"round-{row}" for row in range(batch)]
-    begun = SchedulerOutput(
+    runner.execute(_texts(batch, 2))
+    step = _step(batch, 2, k, num_groups, num_drafts=k)
+    # The first loads what was not loaded yet; what else the machine did is none of its cost.
+    return min([_timed(runner, step, STEPS) / STEPS for _ in range(1 + ROUNDS)][1:])
+
+
+def _timed(runner: ModelRunner, step: SchedulerOutput, times: int) -> float:
+    runner.settle(())
+    begin = time.perf_counter()
+    for _ in range(times):
+        runner.execute(step)
+    runner.settle(())
+    return time.perf_counter() - begin
+
+
+def _texts(batch: int, length: int) -> SchedulerOutput:
+    """Return the message that gives texts of so many tokens the first rows."""
+    ids = [0] * length
+    return SchedulerOutput(
         0,
         (),
-        tuple(NewRequest(name, i, [0, 0], 2, GREEDY, seed=0) for i, name in enumerate(names)),
+        tuple(NewRequest(f"text-{i}", i, ids, length, GREEDY, seed=0) for i in range(batch)),
     )
+
+
+def _step(batch: int, length: int, k: int, num_groups: int, num_drafts: int) -> SchedulerOutput:
+    """Return the step of the texts' last tokens and so many drafts, with k guesses behind it."""
     nothing_new = ((),) * num_groups
     entries = tuple(
-        ScheduledEntry(name, row, 1, 1 + k, True, nothing_new, k) for row, name in enumerate(names)
+        ScheduledEntry(
+            f"text-{row}", row, length - 1, 1 + num_drafts, True, nothing_new, num_drafts
+        )
+        for row in range(batch)
     )
-    runner.execute(begun)
-    step = SchedulerOutput(1, entries, num_guesses=k)
-    times = []
-    for _ in range(1 + ROUNDS):  # the first loads what was not loaded yet
-        runner.settle(())
-        begin = time.perf_counter()
-        for _ in range(STEPS):
-            runner.execute(step)
-        runner.settle(())
-        times.append((time.perf_counter() - begin) / STEPS)
-    return min(times[1:])  # what else the machine did is none of its cost
+    return SchedulerOutput(1, entries, num_guesses=k)
