@@ -3,9 +3,9 @@
     ```{lab-sheet} autoregressive-decoding
     ```
 
-writes a chapter's objectives, the time it takes, its lab's tasks with tier, points and
-minutes, the variants, and the mistakes that are known: the failures that the chapter
-reproduces and the wrong solutions that ship with the lab. Nothing of it is written twice.
+writes the objectives of a chapter's pages, the time they take, its lab's tasks with tier,
+points and minutes, the variants, and the mistakes that are known: the failures that the pages
+reproduce and the wrong solutions that ship with the lab. Nothing of it is written twice.
 
 `{chapter}`batching`` is a link to a chapter that exists, and otherwise its title as the
 roadmap words it. `{lab-minutes}`autoregressive-decoding/sampler+stream`` adds up minutes.
@@ -34,8 +34,11 @@ ROADMAP = bookmeta.ROOT / "book" / "project" / "roadmap.md"
 TASK_OR_MORE = re.compile(r"([a-z-]+)(?:/([a-z+-]+))?")
 
 
-def chapter_file(slug: str) -> Path:
-    return bookmeta.ROOT / "chapters" / f"{slug}.md"
+def pages_of(slug: str) -> list[Path]:
+    """The files of a chapter's pages in reading order, its first page first."""
+    first = f"chapters/{slug}"
+    names = [p for p in bookmeta.pages() if p == first or p.startswith(f"{first}/")]
+    return [bookmeta.ROOT / f"{name}.md" for name in names]
 
 
 def lab_of(slug: str) -> Lab:
@@ -50,25 +53,40 @@ def planned() -> dict[str, str]:
     }
 
 
-def lead(slug: str, words: str) -> str:
-    """The paragraph of a chapter that starts with `words` in bold, without them.
+def lead(page: Path, words: str) -> str:
+    """The paragraph of a page that has `words` in bold, from there on and without them.
 
     Raises:
-        ValueError: the chapter has no such paragraph.
+        ValueError: the page has no such paragraph.
     """
-    text = chapter_file(slug).read_text("utf8")
-    for paragraph in text.split("\n\n"):
+    for paragraph in page.read_text("utf8").split("\n\n"):
         found = re.search(rf"\*\*{re.escape(words)}\*\*\s+(.*)", paragraph, flags=re.S)
         if found:
             return " ".join(found[1].split())
-    raise ValueError(f"chapters/{slug}.md has no paragraph with **{words}**")
+    name = page.relative_to(bookmeta.ROOT).as_posix()
+    raise ValueError(f"{name} has no paragraph with **{words}**")
+
+
+def objectives(slug: str) -> list[str]:
+    """What a reader can do after each of a chapter's pages, a paragraph a page."""
+    first, *further = pages_of(slug)
+    found = [f"**Objectives.** The reader can {lead(first, 'After this chapter you can')}"]
+    for page in further:
+        can = lead(page, "After this page you can")
+        target = "/" + page.relative_to(bookmeta.ROOT).with_suffix("").as_posix()
+        found.append(f"After {{doc}}`{target}` (a further page): {can}")
+    return found
 
 
 def failures(slug: str) -> list[str]:
-    """The names of what goes wrong, as the chapter's section of that title sets them in bold."""
-    text = chapter_file(slug).read_text("utf8")
-    section = re.search(r"^## What goes wrong$(.*?)^## ", text, flags=re.M | re.S)
-    return re.findall(r"^\*\*(.+?)\.\*\*", section[1], flags=re.M) if section else []
+    """The names of what goes wrong, as the sections of that title set them in bold."""
+    names = []
+    for page in pages_of(slug):
+        text = page.read_text("utf8")
+        section = re.search(r"^## What goes wrong$(.*?)^## ", text, flags=re.M | re.S)
+        if section:
+            names += re.findall(r"^\*\*(.+?)\.\*\*", section[1], flags=re.M)
+    return names
 
 
 def mistakes(lab: Lab) -> dict[str, list[str]]:
@@ -114,9 +132,8 @@ def sheet(slug: str) -> str:
     lab = lab_of(slug)
     wrong = mistakes(lab)
     lines = [
-        f"**Objectives.** The reader can {lead(slug, 'After this chapter you can')}",
-        "",
-        f"**Time.** {lead(slug, 'Time:')}",
+        *(line for words in objectives(slug) for line in (words, "")),
+        f"**Time.** {lead(pages_of(slug)[0], 'Time:')}",
         "",
         "| task | what | tier | points | minutes |",
         "|---|---|---|--:|--:|",
@@ -126,7 +143,7 @@ def sheet(slug: str) -> str:
         + " ".join(f"`{name}`: {words.rstrip('.')}." for name, words in lab.variants.items())
         + f" The public default is `{lab.default_variant}`.",
         "",
-        "**Failures that the chapter reproduces.** " + "; ".join(failures(slug)) + ".",
+        "**Failures that the pages reproduce.** " + "; ".join(failures(slug)) + ".",
         "",
         "**Common mistakes.** Each is a wrong solution that ships with the lab, and the hidden "
         "tests must take points from it.",
@@ -148,7 +165,7 @@ class LabSheet(SphinxDirective):
         slug = self.arguments[0]
         if slug not in bookmeta.slugs():
             raise self.error(f"lab-sheet: no chapter {slug!r} in _toc.yml")
-        sources = [chapter_file(slug), *sorted((bookmeta.ROOT / "labs" / slug).rglob("*.toml"))]
+        sources = [*pages_of(slug), *sorted((bookmeta.ROOT / "labs" / slug).rglob("*.toml"))]
         for path in sources:
             self.env.note_dependency(str(path))
         container = nodes.container()

@@ -182,7 +182,7 @@ labkit.check("decode-step")
 # - `draw` never returns a token of probability 0. Where rounding leaves the whole sum at or below
 #   `u` it returns the last token of a probability above 0.
 #
-# *Section of the chapter:* *Choosing a token*.
+# *Section of the chapter:* *Choosing a token*, on its second page.
 #
 # *Deliverable:* `distribution` and `draw`; their check passes.
 
@@ -294,7 +294,7 @@ labkit.check("sampler")
 # - `finish` returns what was still held back, when the output ends without a stop string. It is
 #   called once, and last.
 #
-# *Sections of the chapter:* *Choosing a token*, *From ids back to text*.
+# *Sections of the chapter:* *Choosing a token*, *From ids back to text*, both on its second page.
 #
 # *Deliverable:* `penalise` and `TextStream`; their check passes.
 
@@ -562,7 +562,8 @@ labkit.check("latency")
 # `output_ids` and `params`, which holds the values of both `penalise` and `distribution`. Your own
 # functions of tasks 2 and 3 are called here.
 #
-# *Sections of the chapter:* *Choosing a token*, *Why the batch changes the bits*.
+# *Sections of the chapter:* *Choosing a token*, *Why the batch changes the bits*, both on its
+# second page.
 #
 # *Deliverable:* `choose_tokens`, and the measurement below with its written answer.
 

@@ -1097,7 +1097,7 @@ for name, (_, row) in table.items():
 # orders the bonus of ten traces has a ± of 1 to 3 points, at times of more than 5. That of 50 has a
 # ± of 0.6 to 2.
 #
-# *Sections of the chapter:* *Who is next*, *Where the queue explodes*.
+# *Sections of the chapter:* *Who is next*; *Where the queue explodes*, on its second page.
 #
 # *Deliverable:* `policy`, and in the cell below it three sentences: what there is too little of,
 # an idea that failed, with its number, and why yours is better, or what you tried. Leave the lines

@@ -362,7 +362,8 @@ labkit.check("names")
 # - `fork` and `truncate` raise `ValueError`, and nothing has changed, if the new table would hold a
 #   0 where the token at position `length` looks or is written. Other zeros are taken over.
 #
-# *Sections of the chapter:* *Four samples, one prompt*; *Fewer tokens*, on its second page.
+# *Sections of the chapter:* *Four samples, one prompt*; *Fewer tokens*, on its page *A smaller
+# cache*.
 # ### END VARIANT
 # ### BEGIN VARIANT swap
 # **Your engine** *swaps* requests out to `num_host_blocks` blocks of host memory, numbered from 0.
@@ -397,7 +398,7 @@ labkit.check("names")
 #   one that is not. Then nothing has changed.
 # - `free` of one that is swapped out frees its host blocks, too.
 #
-# *Sections of the chapter:* *Four samples, one prompt*; *A second tier*, on its second page.
+# *Sections of the chapter:* *Four samples, one prompt*; its page *A second tier*.
 # ### END VARIANT
 # ### BEGIN VARIANT beam
 # **Your engine** searches with *beams*. A trace, after `start("a")`, with blocks of 2 tokens, 1 to

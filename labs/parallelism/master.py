@@ -306,13 +306,14 @@ labkit.check("shards")
 # - A part without numbers is neither sent nor received.
 # - It asks for `Send` and `Receive` alone. `Send` waits until the other rank receives. The ranks
 #   must not come to a standstill, whatever their number and the parts. In which order a rank sends
-#   and receives within a step is up to you; *What goes wrong* in the chapter has a remedy.
+#   and receives within a step is up to you; *What goes wrong* on the chapter's second page has a
+#   remedy.
 # - Every rank returns the sum of all ranks' `x`, as an array of its own; its `x` stays as it is. A
 #   single rank has no steps, and returns a copy.
 # - Parts that do not add up to the length of `x` are refused with `ValueError`, and so is a size
 #   below 0.
 #
-# *Sections of the chapter:* *What a sum costs*, *What goes wrong*.
+# *Sections of the chapter:* *What a sum costs*; *What goes wrong*, on its second page.
 #
 # *Deliverable:* `all_reduce`; its check passes.
 
@@ -687,13 +688,13 @@ labkit.check("router")
 # ### END VARIANT
 #
 # ### BEGIN VARIANT experts
-# *Section of the chapter:* *Several machines*.
+# *Section of the chapter:* *Several machines*, on its second page.
 # ### END VARIANT
 # ### BEGIN VARIANT ring
-# *Section of the chapter:* *Parts of a softmax*.
+# *Section of the chapter:* *Parts of a softmax*, on its second page.
 # ### END VARIANT
 # ### BEGIN VARIANT pipeline
-# *Section of the chapter:* *Stages*.
+# *Section of the chapter:* *Stages*, on its second page.
 # ### END VARIANT
 #
 # *Deliverable:* `share` and `work`; their check passes.

@@ -479,7 +479,8 @@ labkit.check("gemv")
 # shows in float32: the sums `16777216 1 1 -16777216` give 0 in this order and 2 in the opposite
 # one.
 #
-# *Sections of the chapter:* *Tiles, and their order*, *Too few programs*, *What the compiler made*.
+# *Sections of the chapter:* *Tiles, and their order*, *Too few programs*; *What the compiler made*,
+# on its second page.
 #
 # *Deliverable:* `partial`, `combine` and `product_launch`; their check passes, and the cell *What
 # your kernels compile to* at the end shows `wgmma` for `partial`, which the check does not try.

@@ -46,6 +46,8 @@ def test_every_chapter_has_a_sheet(slug: str) -> None:
     text = lab_sheet.sheet(slug)
     for task in lab.tasks:
         assert f"| `{task.name}` | {task.title} | {task.tier} | {task.points:g} |" in text
+    for further in lab_sheet.pages_of(slug)[1:]:
+        assert lab_sheet.lead(further, "After this page you can") in text
     assert lab_sheet.failures(slug), "the chapter's What goes wrong names nothing in bold"
     bugs = [bug for found in lab_sheet.mistakes(lab).values() for bug in found]
     assert len(bugs) >= 10

@@ -203,7 +203,10 @@ def test_a_symbol_of_one_page_is_on_it(row: Row) -> None:
 @pytest.mark.parametrize("path", CHAPTERS, ids=ids)
 def test_a_page_links_to_the_notation_before_its_first_formula(path: Path) -> None:
     text = path.read_text("utf8")
-    first = next(line for line, _, displayed in formulas(text) if displayed)
+    first = next((line for line, _, displayed in formulas(text) if displayed), None)
+    if first is None:
+        assert path.parent.name != "chapters", "a chapter's first page has a formula"
+        return
     before = "\n".join(text.splitlines()[:first])
     assert re.search(r"\]\([./]*book/notation\.md\)", before), "link to book/notation.md"
 

@@ -1,7 +1,7 @@
 """The caches that `quire bench cache-compression` judges: fewer bits, fewer tokens, or both.
 
 What the engine serves are its own options; the rest are attention backends that read something
-else than what was written. See the chapter's page "A smaller cache, and a second tier".
+else than what was written. See the chapter's page "A smaller cache".
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Products with eight bits on both sides, INT8 or FP8, whose tiles matrix units take as they are.
 
-Their rate is twice that of 16-bit numbers, and a weight has half the bytes. See the chapter
-"Quantization"; for few rows, `quire.kernels.eight_bits_few_rows`.
+Their rate is twice that of 16-bit numbers, and a weight has half the bytes. See the page
+"Running on codes"; for few rows, `quire.kernels.eight_bits_few_rows`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ As in `quire.kernels.int4_few_rows`, each thread loads what the matrix units wan
 turns ahead and the first ones before the program waits for x. The order in which columns are added
 is free, as long as both sides keep to it. So a thread takes sixteen neighbouring columns in one
 load, of the weight and of x, where the instruction's own order would have it load four. See the
-chapter "Quantization".
+page "Running on codes".
 """
 
 # A tuple grows while a kernel is unrolled, which types of tuples do not allow for.

@@ -11,7 +11,7 @@ row t // 4. A register has the columns 2 (t mod 4) and the next, or of eight bit
 4 (t mod 4) on; the second half of a and of b lies 8 or 16 columns on. Of the result the thread
 holds rows 2 (t mod 4) and the next, for the same two outputs.
 
-bfloat16 and INT8 need compute capability 8.0, FP8 needs 8.9. See the chapter "Quantization".
+bfloat16 and INT8 need compute capability 8.0, FP8 needs 8.9. See the page "Running on codes".
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `quire.kernels.prefill` leaves to Triton's compiler when to copy, what to wait for and in which
 order products run. Here that is written out, in Gluon, after FlashAttention-3 (Shah et al. 2024;
-chapter "Triton kernels"). A warp copies tiles of keys and values into rings of buffers by TMA,
+page "Below Triton"). A warp copies tiles of keys and values into rings of buffers by TMA,
 a whole tile at a time or block by block of the cache. Each group owns 64 rows, pairs of token and
 query head of one KV head. While the softmax of a group runs, its product with the values of the
 tile before is in flight, and then the other group's products. One program a multiprocessor takes

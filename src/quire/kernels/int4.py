@@ -3,7 +3,7 @@
 Two things make it fast. A 16-bit word whose upper bits are 0x4300 and whose lower four are a
 code q is the bfloat16 number 128 + q, so that one logical operation unpacks two weights. And
 words lie in memory as the matrix units want them in registers, so that nothing moves between
-threads: packing is a part of the kernel. See the chapter "Quantization".
+threads: packing is a part of the kernel. See the page "Running on codes".
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A step of a few requests uses each word of a weight once. So each thread loads t
 the matrix units want from it (`quire.kernels.fragments`), and they go through no shared memory.
 They are loaded some turns ahead, the first ones before the program waits for x. A word is unpacked
 by the magic number of `quire.kernels.int4`, but the zero is taken off a group's sum and not off
-each weight. See the chapter "Quantization".
+each weight. See the page "Running on codes".
 """
 
 # A tuple grows while a kernel is unrolled, which types of tuples do not allow for.

@@ -2,7 +2,7 @@
 
 Every rank runs the same program. On rank 0 an `LLM` is an `LLM`; on the others its constructor
 carries out what the first rank's engine asks for, and ends the program when that is done. torchrun
-watches the ranks: where one dies, it ends the others. See the chapter "Parallelism".
+watches the ranks: where one dies, it ends the others. See the page "Stages, rings, machines".
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A stage can begin a step while those behind it are at earlier ones, if no request is in two of
 them: the first stage must know a request's last token, and that is still on its way. So each step
 takes its share of the requests that run, and brings along the outputs that the last stage chose
-and the first has not seen. See the chapter "Parallelism".
+and the first has not seen. See the page "Stages, rings, machines".
 """
 
 from __future__ import annotations

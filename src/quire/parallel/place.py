@@ -2,7 +2,7 @@
 
 Pipeline parallelism (Huang et al. 2019, GPipe; Narayanan et al. 2019, PipeDream) cuts a model
 between layers: a stage computes some of them for all heads and hands the residual stream on. A
-stage may itself be several ranks that share its matrices. See the chapter "Parallelism".
+stage may itself be several ranks that share its matrices. See the page "Stages, rings, machines".
 """
 
 from __future__ import annotations

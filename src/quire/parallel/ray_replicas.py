@@ -3,7 +3,7 @@
 `data_parallel_size` starts replicas on one machine, by processes of quire's own. Ray (Moritz et al.
 2018) knows the machines of a cluster: it places each replica where as many GPUs are free as it has
 ranks, and starts one that died again. Where a prompt goes is `quire.parallel.router`'s business
-here as there. See the chapter "Parallelism".
+here as there. See the page "Stages, rings, machines".
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Each rank attends with its own queries to the keys that it holds, while it hands these on to the
 next rank and receives those of the one before it. After as many hops as there are ranks every
 query has met every key (Liu et al. 2023, "Ring Attention with Blockwise Transformers"). What the
-hops give are parts of one softmax, merged by their log-sum-exps. See the chapter "Parallelism".
+hops give are parts of one softmax, merged by their log-sum-exps. See the page
+"Stages, rings, machines".
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 A causal query sees the keys at and before its position, so pieces of a prompt are not equal work.
 Cut in order into one piece a rank, the last rank sees all keys and the first one few. A *zigzag*
 gives each rank a piece from the front and its mirror image from the back: what the one lacks, the
-other has, and in every hop of a ring every rank has the same work. See the chapter "Parallelism".
+other has, and in every hop of a ring every rank has the same work. See the page
+"Stages, rings, machines".
 """
 
 from __future__ import annotations

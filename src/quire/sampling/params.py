@@ -27,8 +27,8 @@ class SamplingParams:
 
     Logits pass through, in this order, which is vLLM's: `allowed_token_ids`, `bad_words`,
     `min_tokens`, `logit_bias`, `logits_processors`, penalties (repetition, frequency,
-    presence), temperature, min-p, top-k, top-p. See the chapter "Autoregressive decoding",
-    section "Choosing a token". Numbers may be numpy's or torch's scalars; None for a list or
+    presence), temperature, min-p, top-k, top-p. See the page "From logits to text", section
+    "Choosing a token". Numbers may be numpy's or torch's scalars; None for a list or
     dict is an empty one.
 
     Args:
