@@ -662,7 +662,8 @@ labkit.check("ledger")
 #   clients.
 # ### END VARIANT
 #
-# *Sections of the chapter:* *Agreement is not acceptance*, *Does it pay?*.
+# *Sections of the chapter:* *Agreement is not acceptance*; *Three measured numbers* and *How many
+# drafts?*, both on its second page.
 #
 # *Deliverable:* `plan`; its check passes.
 

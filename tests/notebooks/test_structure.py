@@ -143,13 +143,15 @@ def test_an_experiment_predicts_runs_and_explains(notebook: Notebook) -> None:
 
 
 def test_an_experiment_names_a_section_of_the_chapter(notebook: Notebook) -> None:
-    chapter = (bookmeta.ROOT / "chapters" / f"{notebook.slug}.md").read_text("utf8")
-    page = re.escape(f"{bookmeta.site_url()}chapters/{notebook.slug}.html")
+    """On the chapter's page or on one beneath it."""
+    chapters = bookmeta.ROOT / "chapters"
+    page = rf"{re.escape(bookmeta.site_url())}chapters/({notebook.slug}(?:/[\w-]+)?)\.html"
     for cells in notebook.experiments:
         links = re.findall(rf"\[([^]]+)\]\({page}#([\w-]+)\)", cells[0].source)
         assert links, cells[0].source
-        for title, anchor in links:
-            assert f"({anchor})=\n## {title}\n" in chapter, f"no section {title!r} at #{anchor}"
+        for title, name, anchor in links:
+            text = (chapters / f"{name}.md").read_text("utf8")
+            assert f"({anchor})=\n## {title}\n" in text, f"no section {title!r} at #{anchor}"
 
 
 def test_an_experiment_needs_only_the_setup(notebook: Notebook) -> None:
