@@ -93,11 +93,15 @@ class LabSuite:
         assert _code(build_notebook(lab))[-1]["source"] == "labkit.submit()"
 
     def test_every_task_names_sections_that_the_chapter_has(self, lab: Lab, variant: str) -> None:
-        """On the chapter's page or on those beneath it."""
+        """On the chapter's page or on those beneath it, whose titles count as sections."""
         chapters = labs_folder().parent / "chapters"
-        pages = [chapters / f"{lab.slug}.md", *sorted((chapters / lab.slug).glob("*.md"))]
-        text = "\n".join(page.read_text("utf8") for page in pages)
-        headings = re.findall(r"^#{2,3} (.+)$", text, re.M)
+        further = [path.read_text("utf8") for path in sorted((chapters / lab.slug).glob("*.md"))]
+        texts = [(chapters / f"{lab.slug}.md").read_text("utf8"), *further]
+        headings = [
+            heading for text in texts for heading in re.findall(r"^#{2,3} (.+)$", text, re.M)
+        ]
+        for text in further:
+            headings += re.findall(r"^# (.+)$", text, re.M)[:1]
         cells = [cell["source"] for cell in build_notebook(lab, variant)["cells"]]
         tasks = [source for source in cells if re.match(r"## Task \d", source)]
         assert len(tasks) >= len(lab.tasks)
