@@ -16,6 +16,7 @@ from probe import LIMITS, NUMPY, ask
 
 from labkit.sandbox import process
 from labkit.sandbox.child import from_wire, to_wire
+from labkit.sandbox.jail import find_bubblewrap
 from labkit.sandbox.process import (
     Child,
     ChildLost,
@@ -23,6 +24,7 @@ from labkit.sandbox.process import (
     StartTooSlow,
     printable,
 )
+from labkit.sandbox.start import start
 
 
 @pytest.fixture
@@ -133,26 +135,57 @@ def test_a_machine_too_busy_to_start_a_child_is_told_from_one_that_cannot(
 
 def test_what_bubblewrap_has_begun_ends_with_a_grader_that_is_killed(tmp_path: Path) -> None:
     """Its inner process waits for its user's names before it asks to die with anybody."""
-    begun = tmp_path / "begun"
-    (tmp_path / "bwrap").write_text(
-        f"#!/bin/sh\nsleep 600 >/dev/null 2>&1 </dev/null &\necho $! > {begun}.new\n"
-        f"mv {begun}.new {begun}\nwait\n"
-    )
+    # Without `--die-with-parent` bubblewrap never asks: it stays what it is while it waits.
+    begins = f"{find_bubblewrap()} --unshare-pid --dev-bind / / sleep 600"
+    (tmp_path / "bwrap").write_text(f"#!/bin/sh\n{begins} >/dev/null 2>&1 </dev/null &\nwait\n")
     (tmp_path / "bwrap").chmod(0o755)
     code = (
-        "from labkit.sandbox.start import *; import time\n"
-        "held = start(Surroundings(), Limits(), False); print('held', flush=True); time.sleep(600)"
+        "import time\n"
+        "from labkit.sandbox.leash import Leash\n"
+        "from labkit.sandbox.start import Limits, Surroundings, start\n"
+        "child = start(Surroundings(), Limits(), False)\n"
+        "leash = Leash(child.pid)\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(600)"
     )
     named = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, env=named, stdout=subprocess.PIPE) as grader:
         assert grader.stdout is not None
-        assert grader.stdout.readline() == b"held\n"
-        _wait_until(begun.is_file)
-        inner = Path("/proc", begun.read_text().strip(), "stat")
-        assert inner.exists()
+        group = int(grader.stdout.readline())
+        _wait_until(lambda: "sleep" in _living(group))
         grader.kill()
-    _wait_until(lambda: not inner.exists() or ") Z" in inner.read_text())  # a zombie has ended
+    _wait_until(lambda: not _living(group))
+
+
+def test_a_child_that_was_not_ready_is_ended_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def noted(*given: Any) -> Any:
+        child = start(*given)
+        started.append(child.pid)
+        return child
+
+    monkeypatch.setattr(process, "start", noted)
+    monkeypatch.setattr(process, "START_SECONDS", 0.0)
+    for _ in range(20):
+        with pytest.raises(StartTooSlow):
+            Child(NUMPY)
+    _wait_until(lambda: not any(map(_living, started)))
+
+
+def _living(group: int) -> list[str]:
+    """The names of the processes of a group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = path.read_text().partition("(")[2].rpartition(")")
+        except OSError:
+            continue
+        state, _, of_group = rest.split()[:3]
+        if int(of_group) == group and state != "Z":
+            found.append(name)
+    return found
 
 
 def _wait_until(holds: Callable[[], bool]) -> None:

@@ -321,7 +321,7 @@ def main() -> None:
     """Serve requests from standard input until it ends."""
     limits, packages, user = json.loads(sys.argv[1])
     sys.path.extend(packages)
-    # No leash of `labkit.sandbox.start` any more: bubblewrap ends this process with the grader.
+    # bubblewrap hands on what it was given itself, the filter's file.
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     # The reader's prints go nowhere: the pipe belongs to the protocol.
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")

@@ -18,6 +18,7 @@ from typing import Any
 
 from labkit.sandbox.child import from_wire
 from labkit.sandbox.jail import NoSandbox
+from labkit.sandbox.leash import Leash
 from labkit.sandbox.start import Limits, Surroundings, start
 
 __all__ = ["Child", "ChildLost", "Limits", "NoSandbox", "StartTooSlow", "Surroundings"]
@@ -69,8 +70,12 @@ class Child:
         self._limits = limits or Limits()
         self._helper = helper
         self._lost: str | None = None
-        self._process, leash = start(surroundings, self._limits, unsafe_local)
-        self._leash: int | None = leash
+        self._process = start(surroundings, self._limits, unsafe_local)
+        try:
+            self._leash: Leash | None = Leash(self._process.pid)
+        except OSError:  # no process more for the user, say
+            self._process.kill()
+            raise
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
@@ -168,9 +173,8 @@ class Child:
 
     def _kill(self) -> None:
         if self._leash is not None:
-            os.close(self._leash)
+            self._leash.pull()
             self._leash = None
-        self._process.kill()
 
     def close(self) -> None:
         """End the child and everything it started."""

@@ -1,15 +1,12 @@
-"""Starting a child: its limits, what surrounds it, and the leash that it is held by."""
+"""Starting a child: its limits, and what surrounds it."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from labkit.sandbox import jail
 from labkit.sandbox.jail import NoSandbox, find_bubblewrap
@@ -48,15 +45,10 @@ class Surroundings:
     withheld: tuple[str, ...] = ()
 
 
-class Started(NamedTuple):
-    """A child's process, and its leash: the child's group ends as that is closed."""
-
-    process: subprocess.Popen[bytes]
-    leash: int
-
-
-def start(surroundings: Surroundings, limits: Limits, unsafe_local: bool) -> Started:
-    """Start a child; with `unsafe_local` as a bare process.
+def start(
+    surroundings: Surroundings, limits: Limits, unsafe_local: bool
+) -> subprocess.Popen[bytes]:
+    """Start a child as a process group of its own; with `unsafe_local` as a bare process.
 
     Raises:
         NoSandbox: bubblewrap is missing, or there is no filter for this machine.
@@ -82,34 +74,15 @@ def start(surroundings: Surroundings, limits: Limits, unsafe_local: bool) -> Sta
         return _open([*command, *arguments, "/child.py", script], (file.fileno(),))
 
 
-def _open(command: list[str], descriptors: tuple[int, ...]) -> Started:
-    """Start a process group on a leash: a pipe that nobody writes to.
-
-    As its last writer, this process, ends, the kernel kills the group (F_SETSIG, fcntl(2)). That
-    takes along whatever bubblewrap has started and not yet told to die with it.
-    """
-    end, leash = os.pipe()
-    try:
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(
-            command,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            env=jail.ENVIRONMENT,
-            pass_fds=(*descriptors, end),
-            bufsize=0,
-            process_group=0,
-        )
-        if sys.platform == "linux":
-            import fcntl  # a reader's notebook imports this file on Windows, too
-
-            fcntl.fcntl(end, fcntl.F_SETOWN, -process.pid)
-            fcntl.fcntl(end, fcntl.F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(end, fcntl.F_SETFL, os.O_RDONLY | os.O_ASYNC)
-    except BaseException:
-        os.close(leash)
-        raise
-    finally:
-        os.close(end)
-    return Started(process, leash)
+def _open(command: list[str], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        env=jail.ENVIRONMENT,
+        pass_fds=descriptors,
+        bufsize=0,
+        process_group=0,
+    )
