@@ -10,7 +10,7 @@ BUILD := $(BIN)/jupyter-book build . --path-output . -q
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300
 
 .DEFAULT_GOAL := help
-.PHONY: help book html site test suite check test-gpu notebooks labs pdf lighthouse lock clean env
+.PHONY: help book html site test suite quick short check test-gpu notebooks labs pdf lighthouse lock clean env
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,12 @@ test: env  ## everything that needs no GPU: lint, types, engine, labs, notebooks
 
 suite: env
 	@CLEAN_SITE=1 $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder tests
+
+quick: env  ## lint, types, the short tests of the engine and one lab, in three minutes
+	@$(MAKE) --no-print-directory -j 2 check short
+
+short: env
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not long" tests/engine tests/labs/test_batching.py
 
 # GPU_JOBS=6 runs six tests at a time, for a GPU of 80 GB and more. Then, one by one, come
 # those that take all of its memory, the notebooks among them.

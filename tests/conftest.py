@@ -19,6 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # Their files take minutes, so they come first: no worker waits at the end for another. The site
 # is built meanwhile.
 LONGEST = ("notebooks", "labs", "site")
+# Of tests/engine, those that take ten seconds and more: `make quick` leaves them out.
+LONG = {
+    "aot", "attention_kernels", "cli", "expert_parallel", "fuzz", "kernel_ladders", "kernels",
+    "launched", "length_controller", "length_controller_loads", "model_config", "moe", "oracle",
+    "overlapped_guesses", "parallel_engines", "prompt_graphs", "rank_processes", "ring_attention",
+    "scheduler_protocol", "speculation", "speculation_laws",
+}  # fmt: skip
 SEVERAL_GPUS = {"two_gpus": 2, "four_gpus": 4}  # markers
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; one thread each keeps them from waiting on one another. Other
@@ -50,6 +57,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker("notebook")
+        if item.path.stem.removeprefix("test_") in LONG:
+            item.add_marker("long")
     folders = [ROOT / "tests" / name for name in LONGEST]
 
     def place(item: pytest.Item) -> int:
