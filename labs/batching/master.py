@@ -1062,47 +1062,60 @@ for name, (_, row) in table.items():
 #
 # A service promises its first token and its pace. *Attainment* is the share of requests that were
 # served as promised, and *goodput* is their rate, here in requests a second of the run. The promise
-# is stricter than in the chapter: one gap above 50 ms spoils a request. The next cell makes up
-# traffic that is too much at times and serves it on a machine of simple costs. Short questions come
-# all the time, and bursts of long texts with them. At most 48 requests have a seat; the others wait
-# outside in order of arrival, where no policy sees them. Nobody can be refused, and a request keeps
-# its seat until it is served, late or not.
+# is stricter than in the chapter: the first token within 0.3 s and 1 ms a token of the prompt, from
+# arrival on, and no later gap above 50 ms. One gap above 50 ms spoils a request. The next cell
+# makes up traffic that is too much in most traces, and serves it on a machine whose step takes 5 ms
+# and 40 us a token, with a budget of 256 tokens. Short questions come all the time, and bursts of
+# long texts with them. At most 48 requests have a seat; the others wait outside in order of
+# arrival, where no policy sees them. Nobody can be refused, and a request keeps its seat until it
+# is served, late or not.
 #
 # **Specification.** `policy` returns a list of whole numbers: how many tokens each wish gets, from
-# 0 to its `count`, and in all at least 1 and at most `budget`. A wish has `request`, `count`,
-# `decode` and `since` as in task 3, with `now` and `since` in seconds, and `due`: until then its
-# first token, or the next one of a decode, has to come. Whether a request is late already, a wish
-# does not say. `block` has no use here. There is no one best answer known, and nothing of it is
-# judged with the other tasks.
+# 0 to its `count`, and in all at least 1 and at most `budget`. A wish has
+#
+# - `request`: its number in the trace, from 0;
+# - `count`: how many tokens it can still take in this step, 1 for a decode;
+# - `decode`: whether it has its first token;
+# - `since`: when it last got tokens, or its seat;
+# - `due`: the step that gives its first token, or the next one of a decode, has to end by then.
+#
+# `now`, `since` and `due` are in seconds. A decode does not say whether an earlier token was late.
+# `block` has no use here. There is no one best answer known, and nothing of it is judged with the
+# other tasks.
 #
 # The judge draws 120 traces with `traffic`, from seeds of its own. `report` prints for each trace
 # the attainment of `shortest_first`, which takes the shortest prompt first, and that of your policy
 # beside it. Then it prints for both the mean attainment, the mean goodput and what was late. The
-# bonus is 3 points for every hundredth that your mean attainment is better, at least 0 and at most
-# 10. It is printed with its ±, which is 300 times the standard error of the mean difference. Your
-# instructor also reads the sentences: who says nothing of why earns 7 points at most.
+# bonus is 300 times the difference of the two mean attainments, at least 0 and at most 10. It is
+# printed with its ±, which is 300 times the standard error of the mean difference. Your instructor
+# also reads the sentences: who says nothing of why earns 7 points at most.
 #
-# The starter earns 0. Two simple orders of the prompts were judged with two seeds each. One earned
-# 6.2 and 6.6, with a ± of 0.4. The other earned 1.1 and 3.2, with a ± of 1.3 and 0.8. How much more
-# is possible has not been measured.
+# The starter earns 0. Two simple orders of the prompts were judged twice each, on other traces. One
+# earned 6.2 and 6.6, with a ± of 0.4. The other earned 1.1 and 3.2, with a ± of 1.3 and 0.8. The
+# best policy tried so far had 8.3 and 8.6 by `report`, with a ± of 0.4 and 0.5. How much more is
+# possible has not been measured.
 #
-# - `policy` may keep state. Traces follow one another, and `now` begins anew with each.
-# - It may make use of how `traffic` draws requests. A policy that rebuilds the trace, from a seed
-#   or in any other way, earns nothing.
+# - `policy` may keep state. Traces follow one another, and `now` begins anew with each: a `now`
+#   smaller than the one before means a new trace.
+# - It may make use of how `traffic` draws requests, and draw possible futures of its own. A policy
+#   that finds out the trace it is served, from a seed or in any other way, earns nothing.
 # - A policy that raises, takes too long or returns anything but such a list earns nothing.
-# - The cell may use the one below, which is given, and the standard library. All 120 traces
-#   together may take ten minutes (600 s) on one core, and one call ten seconds.
+# - The cell of `policy` may use the cell above it, which is given, and the standard library. All
+#   120 traces together may take ten minutes (600 s) on one core of the judge's machine, and one
+#   call ten seconds.
 #
-# Tune on other seeds than the ten of `report` below, and on at least 50 of them. With these two
-# orders the bonus of ten traces has a ± of 1 to 3 points, at times of more than 5. That of 50 has a
-# ± of 0.6 to 2.
+# Tune on other seeds than the ten of the last cell, and on at least 50 of them: `report(policy,
+# range(1000, 1050))` in a cell of your own. The bonus of ten traces says little: its ± was 0.7 to
+# 5.4 points for one simple order, in twelve sets of ten, and the best policy had 4.7 on the ten of
+# the last cell. The bonus of 50 had a ± of 0.6 to 2.
 #
 # *Sections of the chapter:* *Who is next*; *Where the queue explodes*, on its second page.
 #
-# *Deliverable:* `policy`, and in the cell below it three sentences: what there is too little of,
-# an idea that failed, with its number, and why yours is better, or what you tried. Leave the lines
-# `# frontier: policy` and `# frontier: why` in their cells; `labkit.submit` plays the policy on one
-# short trace and hands in both. Your instructor judges it with `frontier.py` of this lab's folder.
+# *Deliverable:* `policy`, and in the cell below it three sentences. What is there too little of?
+# Which idea failed, with its mean attainment? Why is yours better, or what did you try? Leave the
+# lines `# frontier: policy` and `# frontier: why` in their cells; `labkit.submit` plays the policy
+# on one short trace and hands in both. Your instructor judges it with `frontier.py` of this lab's
+# folder.
 
 # %%
 import random
@@ -1227,7 +1240,8 @@ def policy(budget, block, wishes, now):
 # %%
 # frontier: why
 WHY = """
-Three sentences: why your policy is better than the shortest first, or what you tried.
+Three sentences: what there is too little of; which idea failed, with its mean attainment; and why
+your policy is better than the shortest first, or what you tried.
 """
 
 # %%
