@@ -18,7 +18,8 @@ from nbclient import NotebookClient
 
 from labkit.author.build import build_notebook, nbgrader_source, notebook_text
 from labkit.course.gradebook import NBGRADER
-from labkit.reader.lab import Lab
+from labkit.reader.cells import frontier_of
+from labkit.reader.lab import Lab, labs_folder, load_lab
 from labkit.reader.work import untouched
 
 FORMS: list[Callable[[Lab], Any]] = [
@@ -47,6 +48,19 @@ def test_every_cell_has_whole_metadata_of_version_3(notebook: Any) -> None:
             assert not metadata["locked"]
         if cell.cell_type == "markdown" and metadata["grade"]:
             assert metadata["solution"]  # else nbgrader finds nothing to mark
+
+
+@pytest.mark.parametrize(
+    "slug", [path.parent.name for path in sorted(labs_folder().glob("*/lab.toml"))]
+)
+def test_what_a_reader_writes_is_not_locked(slug: str) -> None:
+    """nbgrader overwrites locked cells with the release's."""
+    lab = load_lab(slug)
+    cells = build_notebook(lab).cells
+    frontier = [cell for cell in cells if cell.cell_type == "code" and frontier_of(cell.source)]
+    assert len(frontier) == len(lab.frontier)
+    tasks = [cell for cell in cells if "labkit" in cell.metadata]
+    assert not any(cell.metadata["nbgrader"]["locked"] for cell in [*frontier, *tasks])
 
 
 def test_ids_are_unique_and_points_are_the_labs(notebook: Any, lab: Lab) -> None:

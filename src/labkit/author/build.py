@@ -91,6 +91,8 @@ def _metadata(lab: Lab, cell: Cell, identifier: str) -> dict[str, Any]:
         "task": False,
     }
     metadata: dict[str, Any] = {"nbgrader": nbgrader}
+    if not cell.markdown and frontier_of(cell.source) is not None:
+        nbgrader.update(locked=False)  # nbgrader would put the starter's cell back
     if not cell.markdown and identifier != "submit":
         metadata["tags"] = [MAY_RAISE]
     if cell.kind == "task":
