@@ -225,6 +225,26 @@ def test_submit_has_no_doubt_about_a_policy_that_plays(
     assert words in capsys.readouterr().out
 
 
+def test_submit_names_a_frontier_cell_that_it_does_not_hand_in(
+    folder: Path, call: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without its line a cell is lost; of two that were not both written one is missing."""
+    of = load_lab("paged-kv-cache")
+    notebook: Notebook = json.loads(notebook_text(build_notebook(of)))
+
+    def said() -> list[str]:
+        call(labkit.submit, of=of, notebook=write(folder, notebook))
+        lines = capsys.readouterr().out.splitlines()
+        return [line.strip(" -") for line in lines if line.startswith("  - frontier")]
+
+    assert said() == []
+    (policy,) = [c for c in notebook["cells"] if source(c).startswith("# frontier: policy")]
+    policy["source"] = POLICY + "return blocks[0]\n"
+    assert said() == ["frontier kernel: as in the starter"]
+    policy["source"] = policy["source"].replace("# frontier: policy", "")
+    assert said() == ["frontier policy: no cell says `# frontier: policy`"]
+
+
 def test_a_frontier_cell_handed_in_is_known_to_grading(
     folder: Path, call: Callable[..., Any]
 ) -> None:

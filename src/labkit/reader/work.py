@@ -128,6 +128,13 @@ class Work:
             for name, source in self.frontier.items()
             if (reason := why_not_python(source, name))
         ]
+        if self.frontier:
+            noted = {note.split(":")[0] for note in self.notes}
+            found += [
+                f"frontier {name}: as in the starter"
+                for name in self.lab.frontier
+                if name not in self.frontier and f"frontier {name}" not in noted
+            ]
         return found
 
 
@@ -158,6 +165,8 @@ def work_of(lab: Lab, notebook: dict[str, Any], ran: list[str] | None = None) ->
         elif name is not None and source in ran:
             cells[name] = source
     frontier = frontier_cells([*notebook["cells"], *({"source": source} for source in ran)])
+    notes = dict.fromkeys(note for note in submission.notes if "`# task:" in note)
+    lost = [name for name in lab.frontier if name not in frontier]
     return Work(
         lab,
         submission.variant or lab.default_variant,
@@ -166,7 +175,7 @@ def work_of(lab: Lab, notebook: dict[str, Any], ran: list[str] | None = None) ->
         written_frontier(frontier, lab),
         others=[*others],
         ran=ran,
-        notes=list(dict.fromkeys(note for note in submission.notes if "`# task:" in note)),
+        notes=[*notes, *(f"frontier {name}: no cell says `# frontier: {name}`" for name in lost)],
     )
 
 
