@@ -1105,9 +1105,9 @@ for name, (_, row) in table.items():
 #   call ten seconds.
 #
 # Tune on other seeds than the ten of the last cell, and on at least 50 of them: `report(policy,
-# range(1000, 1050))` in a cell of your own. The bonus of ten traces says little: its ± was 0.7 to
-# 5.4 points for one simple order, in twelve sets of ten, and the best policy had 4.7 on the ten of
-# the last cell. The bonus of 50 had a ± of 0.6 to 2.
+# range(1000, 1050))` in a cell of your own. The bonus of ten traces says little: its ± was 1 to 7
+# points for one simple order, in twelve sets of ten, and the best policy had 4.7 on the ten of the
+# last cell. The bonus of 50 had a ± of 0.6 to 2.
 #
 # *Sections of the chapter:* *Who is next*; *Where the queue explodes*, on its second page.
 #
