@@ -28,8 +28,9 @@ from quire.kv.layer import LayerKV
 from quire.messages import ScheduledEntry
 from quire.parallel.lockstep import LockstepComm
 from quire.parallel.lockstep_executor import LockstepExecutor
-from quire.runner import decode_graphs, device, model_runner, prompt_graphs
+from quire.runner import decode_graphs, device, draft_model, model_runner, prompt_graphs
 from quire.runner.decode_graphs import DecodeGraphs, Ending
+from quire.runner.draft_model import DraftModel
 from quire.runner.prompt_graphs import PromptGraphs
 from quire.runner.staging import Staging
 from quire.sampling.sampler import SamplerOutput
@@ -100,7 +101,8 @@ class Stages:
         monkeypatch.setattr(decode_graphs, "capture", self._capture)
         monkeypatch.setattr(prompt_graphs, "capture", self._capture)
         monkeypatch.setattr(decode_graphs, "begin_step", begin_step_torch)
-        monkeypatch.setattr(model_runner, "make_staging", Staging)
+        for module in (model_runner, draft_model):
+            monkeypatch.setattr(module, "make_staging", Staging)
         monkeypatch.setattr(device.Answers, "fetch", _fetch)
         self._watch(monkeypatch)
 
@@ -134,7 +136,7 @@ class Stages:
         return llm
 
     def one_rank(self, model: Any, **options: Any) -> LLM:
-        """Return a float32 engine of one rank with graphs; a draft model runs without."""
+        """Return a float32 engine of one rank with graphs; a draft model guesses without."""
         verification = options.get("speculative_config", {}).get("verification")
         judges = verification in ("rejection", "block")  # with a sampler of its own
         parts = replace(PARTS, sampler=None) if judges else PARTS
@@ -149,6 +151,8 @@ class Stages:
         def work() -> None:
             runner.graphs = DecodeGraphs(runner._parts)
             runner.prompt_graphs = PromptGraphs(runner._parts, None)
+            if isinstance(runner.drafting, DraftModel):
+                runner.drafting.prompt_graphs = PromptGraphs(runner.drafting._parts, None)
 
         return work
 

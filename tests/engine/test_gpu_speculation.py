@@ -10,6 +10,7 @@ from overlapped import assert_steps_follow, count_steps_behind_drafts
 
 from quire import LLM, RequestOutput, SamplingParams, Trace
 from quire.runner.decode_graphs import DecodeGraphs, Ending
+from quire.runner.prompt_graphs import PromptGraphs
 
 pytestmark = pytest.mark.gpu
 
@@ -83,6 +84,46 @@ def test_captured_steps(
     if method == "itself":  # nothing is missing in the draft model's cache
         drafted, kept = (sum(numbers) for numbers in zip(*trace.acceptance(), strict=True))
         assert kept > 0.9 * drafted  # the rest lies behind the ends of texts
+
+
+def test_a_draft_model_replays_the_prompts_that_come_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is missing or wrong in its cache: the same model guesses what it will say."""
+    lengths: list[int] = []
+    replay = PromptGraphs.replay
+
+    def noted(self: PromptGraphs, size: int, num_tokens: int) -> torch.Tensor:
+        lengths.append(num_tokens)
+        return replay(self, size, num_tokens)
+
+    monkeypatch.setattr(PromptGraphs, "replay", noted)
+    config = {**METHODS["itself"], "num_speculative_tokens": 3}
+    trace = Trace()
+    llm = LLM("quire-mini", **SIZES, trace=trace, speculative_config=config)
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    prompts = [(list(range(5, 200)) * 2)[:length] for length in (3, 16, 17, 100, 210)]
+    for prompt in prompts:
+        llm.generate([prompt], params, use_tqdm=False)
+    assert lengths == [len(prompt) for prompt in prompts for _ in range(2)]  # by each model
+    drafted, kept = (sum(numbers) for numbers in zip(*trace.acceptance(), strict=True))
+    assert kept > 0.9 * drafted
+
+
+def test_reading_prompts_for_guesses_never_waits_for_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where a step's prompts are more than one upload."""
+    config = {**METHODS["draft model"], "num_speculative_tokens": 3}
+    llm = LLM("quire-mini", **SIZES, max_num_batched_tokens=64, speculative_config=config)
+    waited: list[None] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: waited.append(None))
+    params = SamplingParams(temperature=0, max_tokens=30)
+    guessed = llm.generate(list(CODE) * 2, params, use_tqdm=False)
+    assert not waited
+    plain, _ = run([params] * 10)
+    for ours, theirs in zip(guessed, plain, strict=True):
+        assert ours.outputs[0].token_ids == theirs.outputs[0].token_ids
 
 
 @pytest.mark.parametrize("verification", ["coupled", "rejection", "block"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -22,7 +24,7 @@ from quire.speculation.controller import (
     LengthController,
     requests_ahead,
 )
-from quire.speculation.costs import RoundCosts
+from quire.speculation.costs import NO_CATCH_UP, CatchUp, RoundCosts
 
 CHOICES = (1, 2, 4)
 
@@ -114,7 +116,7 @@ def test_what_cannot_gain_is_not_tried() -> None:
 
 def test_a_dear_trial_is_saved_up_for() -> None:
     """A draft model catches up in a trial's first step, which takes as long as fifty others."""
-    world = World(4, costs=RoundCosts(MEASURED, catch_up=(50.0, 0.0)))
+    world = World(4, costs=RoundCosts(MEASURED, catch_up=CatchUp(50.0, 50.0, 0.0)))
     world.run(0.0, 60)
     world.catch_up = 50.0
     chosen = world.run(0.0, 5000)
@@ -127,7 +129,7 @@ def test_a_dear_trial_is_saved_up_for() -> None:
 
 def test_trials_do_not_follow_each_other_for_what_was_saved_long_ago() -> None:
     """By 256 requests, which guesses cannot help: it would pay for three trials of four."""
-    world = World(4, costs=RoundCosts(MEASURED, catch_up=(50.0, 0.0)))
+    world = World(4, costs=RoundCosts(MEASURED, catch_up=CatchUp(50.0, 50.0, 0.0)))
     world.run(0.0, 60)
     world.batch, world.catch_up = 256, 50.0
     world.run(0.0, 5000)
@@ -138,7 +140,7 @@ def test_trials_do_not_follow_each_other_for_what_was_saved_long_ago() -> None:
 
 def test_prompts_that_a_draft_model_reads_count() -> None:
     """Half of what guesses bring goes to new prompts, and with twice as many they do not pay."""
-    costs = RoundCosts(MEASURED, catch_up=(0.0, 0.001))
+    costs = RoundCosts(MEASURED, catch_up=CatchUp(0.0, 0.0, 0.001))
 
     def chosen(prompt_tokens: int) -> int:
         controller = LengthController(costs, CHOICES)
@@ -244,7 +246,7 @@ def test_one_judged_step_of_many_requests_is_enough() -> None:
 
 def paying(length: int) -> World:
     """Return four requests that nothing guesses for, of texts that it now would pay to guess."""
-    world = World(4, costs=RoundCosts(MEASURED, catch_up=(1.0, 0.01)))
+    world = World(4, costs=RoundCosts(MEASURED, catch_up=CatchUp(1.0, 1.0, 0.01)))
     assert world.controller.choose(world.scheduled(1), 256) == 0  # the texts are new
     for _ in range(60):
         world.controller.choose(world.scheduled(length), 256)
@@ -277,7 +279,7 @@ def test_what_reads_nothing_begins_at_once() -> None:
 @pytest.mark.parametrize(("share", "best"), [(0.9, 1), (0.45, 0)])
 def test_new_texts_are_guessed_for_at_once_if_that_pays(share: float, best: int) -> None:
     """Nothing lies behind; but who gives up soon has read the prompts for nothing."""
-    world = World(40, costs=RoundCosts(MEASURED, catch_up=(1.0, 0.01)))
+    world = World(40, costs=RoundCosts(MEASURED, catch_up=CatchUp(1.0, 1.0, 0.01)))
     world.controller.choose(world.scheduled(1), 256)
     assert world.controller.choose(world.scheduled(10), 256) == 0
     world.controller._shares = [share, 0.0]
@@ -290,7 +292,7 @@ def test_new_texts_are_guessed_for_at_once_if_that_pays(share: float, best: int)
 
 
 def test_what_was_guessed_for_has_little_to_catch_up_with() -> None:
-    world = World(4, costs=RoundCosts(MEASURED, catch_up=(0.0, 0.01)))
+    world = World(4, costs=RoundCosts(MEASURED, catch_up=CatchUp(0.0, 0.0, 0.01)))
     assert world.controller.choose(world.scheduled(1000), 4) == 4
     for length in range(1001, 1011):  # 256 requests for ten steps
         assert world.controller.choose(world.scheduled(length), 256) == 0
@@ -317,7 +319,7 @@ def debt(controller: LengthController, output: SchedulerOutput) -> float:
 
 def test_what_has_to_be_caught_up_with() -> None:
     """Not cached prompts, nor requests that nobody guesses for; a preempted one is new."""
-    controller = LengthController(RoundCosts(MEASURED, catch_up=(0.0, 1.0)), CHOICES)
+    controller = LengthController(RoundCosts(MEASURED, catch_up=CatchUp(0.0, 0.0, 1.0)), CHOICES)
     silent = SamplingParams(speculate=False)
     new = tuple(
         NewRequest(name, row, [0] * 100, 100, params, seed=0)
@@ -375,11 +377,17 @@ class Timed:
         if output.new_requests:
             self._fresh = [request.num_prompt_tokens for request in output.new_requests]
         else:
-            self.now += 1.0 + max(0.1, 0.001 * sum(self._fresh)) * bool(self._fresh)
+            at_least = 0.1 if len(self._fresh) == 1 else 0.15
+            self.now += 1.0 + max(at_least, 0.001 * sum(self._fresh)) * bool(self._fresh)
             self._fresh = []
 
     def settle(self, in_flight: object) -> None:
         """It is done at once."""
+
+    @contextmanager
+    def launching_prompts(self) -> Iterator[None]:
+        """Nothing is replayed."""
+        yield
 
 
 @pytest.mark.parametrize(
@@ -389,16 +397,19 @@ class Timed:
 def test_reading_is_measured(
     options: dict[str, int], tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a text of two tokens, and by as many as there is room for."""
+    """By one and two texts of two tokens, and by as many tokens as there is room for."""
     draft = {"method": "draft_model", "model": "quire-mini-draft"}
     given: Any = {"max_model_len": 128, "speculative_config": draft, **options}
     config = EngineConfig.of(device="cpu", **given)
     runner: Any = Timed(monkeypatch)
-    at_least, a_token = round_costs._catch_up(runner, config, 1)
-    assert at_least == pytest.approx(0.1)
-    assert a_token == pytest.approx(max(0.1, 0.001 * tokens) / tokens)
+    alone, several, a_token = round_costs._catch_up(runner, config, 1)
+    assert alone == pytest.approx(0.1)
+    assert several == pytest.approx(0.1 if "max_num_seqs" in options else 0.15)
+    assert a_token == pytest.approx(
+        max(several if tokens != 127 else alone, 0.001 * tokens) / tokens
+    )
     ngram = replace(config, speculation=SpeculativeConfig.of({"method": "ngram"}))
-    assert round_costs._catch_up(runner, ngram, 1) == (0.0, 0.0)
+    assert round_costs._catch_up(runner, ngram, 1) == NO_CATCH_UP
 
 
 def test_who_waits_for_the_budget_counts() -> None:

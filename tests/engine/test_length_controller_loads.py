@@ -16,7 +16,7 @@ import pytest
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput, StepResult
 from quire.sampling.params import SamplingParams
 from quire.speculation.controller import LengthController
-from quire.speculation.costs import RoundCosts
+from quire.speculation.costs import CatchUp, RoundCosts
 
 PROMPT, LENGTH, A_STEP = 256, 96, 16
 CHOICES = (1, 2, 4)
@@ -40,7 +40,7 @@ SECONDS = {
     for k, ms in zip((0, *CHOICES), row, strict=True)
 }
 READ, READ_A_TOKEN = 0.016, 4.3e-6  # seconds of a draft model
-COSTS = RoundCosts(SECONDS, catch_up=(READ, READ_A_TOKEN))
+COSTS = RoundCosts(SECONDS, catch_up=CatchUp(READ, READ, READ_A_TOKEN))
 REAL = RoundCosts({(b, k): s * LONGER[b][k > 0] for (b, k), s in SECONDS.items()})
 PROMPT_TOKEN = 23e-6  # seconds of the model itself
 names = itertools.count()

@@ -12,7 +12,7 @@ import pytest
 from parallel_checkpoints import wide
 from replayed_on_cpu import PARTS, Stages, UnhostedAttention
 
-from quire import LLM, RequestOutput, SamplingParams
+from quire import LLM, RequestOutput, SamplingParams, Trace
 from quire.messages import ScheduledEntry
 from quire.parallel.lockstep_executor import LockstepExecutor
 from quire.runner import model_runner
@@ -118,6 +118,35 @@ def test_ranks(name: str, options: dict[str, Any], stages: Stages, written: Writ
     assert sorted(stages.seen.prompts[: ranks * len(REPLAYED)]) == sorted(REPLAYED * ranks)
     if records:
         assert llm.expert_loads() == alone.expert_loads()
+
+
+def test_a_draft_model(stages: Stages, written: Written) -> None:
+    """It reads a prompt behind the model, and guesses as it does without graphs."""
+    folder = written("qwen3-sharded")
+    options: dict[str, Any] = {
+        **SIZES,
+        "enable_prefix_caching": False,
+        "speculative_config": {
+            "method": "draft_model",
+            "model": str(folder),
+            "num_speculative_tokens": 3,
+        },
+    }
+
+    def kept(llm: LLM) -> list[tuple[int, int]]:
+        trace = llm.engine.trace = Trace()
+        for length in LENGTHS:
+            (prompt,) = checkpoints.random_prompts([length], seed=length)
+            llm.generate([prompt], DRAWN, use_tqdm=False)
+        return trace.acceptance()
+
+    expected = kept(LLM(folder, device="cpu", dtype="float32", components=PARTS, **options))
+    assert not stages.seen.prompts
+    found = kept(stages.one_rank(folder, **options))
+    assert found == expected
+    assert sum(number for _, number in found) > 20
+    lengths = [count for _, count in stages.seen.prompts]
+    assert lengths == [n for n in LENGTHS if n > 1 for _ in range(2)]
 
 
 def test_which_steps_are_replayed(stages: Stages, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ Suresh 2024): that is what makes coupled verification accept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quire.config import EngineConfig
 from quire.kernels.noise import Purpose
 from quire.kernels.sampling import probabilities
 from quire.kv.batch import HostSequences
@@ -29,18 +28,14 @@ from quire.messages import ScheduledEntry, SchedulerOutput
 from quire.runner.capture import capture
 from quire.runner.decode_graphs import batch_sizes
 from quire.runner.device import DeviceParts
+from quire.runner.forward import Forward
+from quire.runner.memory import bytes_a_step, probabilities_shape
+from quire.runner.prompt_graphs import PromptGraphs
 from quire.runner.staging import make_staging
 from quire.sampling.sampler import GraphSafeSampler, TorchSampler
 from quire.sampling.tensors import SamplingTensors
 from quire.speculation.block import round_seeds
 from quire.speculation.rejection import draw
-
-
-def probabilities_shape(config: EngineConfig, vocab_size: int) -> tuple[int, int, int]:
-    """Return the shape of what all rows' guesses were drawn from, [rows, k, V]."""
-    assert config.speculation is not None
-    num_rows = config.scheduling.max_num_seqs + 1
-    return num_rows, config.speculation.most_guesses, vocab_size
 
 
 class DraftModel:
@@ -61,7 +56,7 @@ class DraftModel:
         config = parts.config
         assert config.speculation is not None
         assert parts.batch.num_known is not None
-        self._parts, self._sampler = parts, sampler
+        self._sampler = sampler
         self._num_known = parts.batch.num_known
         self._choices = config.speculation.choices
         self._most_guesses = config.speculation.most_guesses
@@ -71,13 +66,12 @@ class DraftModel:
         self._behind: set[int] = set()
         self._max_model_len = config.model.max_model_len
         most, device = config.scheduling.max_num_seqs, config.model.device
-        num_groups = len(parts.batch.block_tables)
-        a_step = (most + 1) * 32 + config.scheduling.max_num_batched_tokens * 8 * (2 + num_groups)
-        # Apart from each other and from the step's own: a captured graph reads its place. One
-        # buffer of rows more than steps in flight: of a step that was waited for, the tokens are
-        # known, and its rows may still be on their way.
-        self._prompt_staging = make_staging(a_step + 1024, config.max_in_flight, device)
-        self._row_staging = make_staging((most + 16) * 8, config.max_in_flight + 1, device)
+        # Apart from each other and from the model's own: a captured graph reads its place. What
+        # was not read comes in pieces of a step's budget, of which one more may wait.
+        num_bytes = bytes_a_step(config, len(parts.batch.block_tables))
+        in_flight = config.max_in_flight + 1
+        self._parts = replace(parts, staging=make_staging(num_bytes, in_flight, device))
+        self._row_staging = make_staging((most + 16) * 8, in_flight, device)
         self._is_block = config.speculation.verification == "block"
         self._probabilities: Tensor | None = None  # [rows, k, V]
         if config.speculation.needs_probabilities:
@@ -85,6 +79,7 @@ class DraftModel:
             self._probabilities = torch.zeros(shape, dtype=torch.float32, device=device)
         self._sizes = batch_sizes(most)
         self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
+        self.prompt_graphs: PromptGraphs | None = None
         if captures:
             with torch.inference_mode():
                 self._capture()
@@ -116,7 +111,7 @@ class DraftModel:
             # To guess it computes the last token but one and the last, which the step chooses.
             wanted = end - 1 if entry.samples else end
             if entry.row in self._behind and begin < wanted:
-                pieces.append(_Piece(entry.row, begin, end))
+                pieces.append(_piece(entry.row, begin, end))
             self._num_computed[entry.row] = end - entry.num_unverified
         for some in _within(pieces, self._parts.config.scheduling.max_num_batched_tokens):
             self._compute(some)
@@ -145,27 +140,11 @@ class DraftModel:
         """Return nothing: the scheduler knows how many are made, and where they have places."""
         return {}
 
-    def _compute(self, pieces: Sequence[_Piece]) -> None:
-        """Compute known tokens of some rows."""
-        parts, put = self._parts, self._prompt_staging.put
-        counts = [piece.end - piece.begin for piece in pieces]
-        starts = [0, *np.cumsum(counts).tolist()]
-        lengths = [piece.end for piece in pieces]
-        row_of_piece = [piece.row for piece in pieces]
-        rows = np.repeat(row_of_piece, counts)
-        positions = np.concatenate([np.arange(piece.begin, piece.end) for piece in pieces])
-        if self._parts.config.model.device.type == "cuda":
-            torch.cuda.synchronize()  # the staging may be read by the pieces before
-        self._prompt_staging.begin()
-        token_rows, places = put(rows, np.int64), put(positions, np.int64)
-        slots = [put(group, np.int64) for group in parts.batch.slots(rows, positions)]
-        query_starts, ends, entry_rows = (
-            put(numbers, np.int32) for numbers in (starts, lengths, row_of_piece)
-        )
-        self._prompt_staging.upload()
-        host = HostSequences(starts, lengths, row_of_piece)
-        step = parts.step_metadata(query_starts, ends, entry_rows, places, slots, host)
-        parts.model(parts.batch.token_ids[token_rows, places], parts.storage, step)
+    def _compute(self, pieces: list[ScheduledEntry]) -> None:
+        """Queue the pass over known tokens of some rows, behind whatever is queued."""
+        forward = Forward.put(self._parts, pieces, self.prompt_graphs)
+        self._parts.staging.upload()
+        forward.queue()
 
     def _send(self, rows: Sequence[int], size: int) -> Tensor:
         padding = [self._parts.batch.null_row] * (size - len(rows))
@@ -256,26 +235,24 @@ class DraftModel:
             rows = self._send([], size)
             guess = partial(self._guess, rows, number, greedy)
             self._graphs[size, number, greedy], _ = capture(guess, pool)
+        if getattr(self._parts.backend, "captures_prompts", False):
+            self.prompt_graphs = PromptGraphs(self._parts, pool)
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Tokens [begin, end) of a row."""
-
-    row: int
-    begin: int
-    end: int
+def _piece(row: int, begin: int, end: int) -> ScheduledEntry:
+    """Return what computes the tokens [begin, end) of a row."""
+    return ScheduledEntry("", row, begin, end - begin, samples=False)
 
 
-def _within(pieces: Sequence[_Piece], budget: int) -> Iterator[list[_Piece]]:
+def _within(pieces: Sequence[ScheduledEntry], budget: int) -> Iterator[list[ScheduledEntry]]:
     """Yield pieces in lists of at most `budget` tokens; a longer piece is cut."""
-    some: list[_Piece] = []
+    some: list[ScheduledEntry] = []
     room = budget
     for piece in pieces:
-        begin = piece.begin
-        while begin < piece.end:
-            end = min(piece.end, begin + room)
-            some.append(_Piece(piece.row, begin, end))
+        begin, last = piece.start, piece.start + piece.num_tokens
+        while begin < last:
+            end = min(last, begin + room)
+            some.append(_piece(piece.row, begin, end))
             room -= end - begin
             begin = end
             if room == 0:

@@ -16,7 +16,6 @@ from quire.kv.spec import CacheLayout
 from quire.kv.storage import KVStorage, bytes_per_block
 from quire.layers.attention import StepMetadata
 from quire.models.decoder import Decoder
-from quire.runner.draft_model import probabilities_shape
 from quire.sampling.params import MAX_LOGPROBS
 from quire.sampling.scoring import score_tokens
 from quire.sampling.trial import sample_with_everything
@@ -80,6 +79,13 @@ def bytes_a_step(config: EngineConfig, num_groups: int) -> int:
         + a_block * most_blocks
         + 1024
     )
+
+
+def probabilities_shape(config: EngineConfig, vocab_size: int) -> tuple[int, int, int]:
+    """Return the shape of what all rows' guesses were drawn from, [rows, k, V]."""
+    assert config.speculation is not None
+    num_rows = config.scheduling.max_num_seqs + 1
+    return num_rows, config.speculation.most_guesses, vocab_size
 
 
 @torch.inference_mode()

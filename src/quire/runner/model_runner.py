@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from quire.attention.interface import AttentionBackend
 from quire.config import EngineConfig
-from quire.kv.batch import HostSequences
 from quire.kv.spec import CacheLayout
 from quire.kv.storage import KVStorage
 from quire.messages import ScheduledEntry, SchedulerOutput
@@ -21,13 +21,13 @@ from quire.runner.check_sampled import check_sampled, check_values
 from quire.runner.decode_graphs import DecodeGraphs, Ending
 from quire.runner.device import Answers, DeviceParts
 from quire.runner.draft_model import DraftModel
+from quire.runner.forward import Forward
 from quire.runner.input_batch import InputBatch, TableUpdate
 from quire.runner.memory import bytes_a_step
 from quire.runner.pending import PendingStep, PromptScores
 from quire.runner.prompt_graphs import PromptGraphs
 from quire.runner.staging import make_staging
 from quire.runner.starts import with_true_starts
-from quire.runner.step_tokens import StepTokens
 from quire.sampling.bias import send
 from quire.sampling.drafts import Drafts
 from quire.sampling.sampler import Sampler, SamplerOutput, TorchSampler
@@ -119,6 +119,19 @@ class ModelRunner:
         if getattr(backend, "captures_prompts", False):
             self.prompt_graphs = PromptGraphs(self._parts, self.graphs.pool)
 
+    @contextmanager
+    def launching_prompts(self) -> Iterator[None]:
+        """Run prompts kernel by kernel meanwhile, those included that would be replayed."""
+        parts: list[ModelRunner | DraftModel] = [self]
+        if isinstance(self.drafting, DraftModel):
+            parts.append(self.drafting)
+        kept = [part.prompt_graphs for part in parts]
+        for part in parts:
+            part.prompt_graphs = None
+        yield
+        for part, graphs in zip(parts, kept, strict=True):
+            part.prompt_graphs = graphs
+
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> PendingStep:
         """Queue one step: forward pass, logits, sampling. Returns without waiting."""
@@ -183,25 +196,14 @@ class ModelRunner:
     def _run(self, output: SchedulerOutput, updates: list[TableUpdate]) -> PendingStep:
         """Queue the kernels of a step one by one, or those of a prompt's pass at once."""
         parts, entries = self._parts, list(output.entries)
-        tokens = StepTokens.of(entries)
         sampling = [entry for entry in entries if entry.samples]
-        prompts = self.prompt_graphs
-        size = prompts.padded_length(entries) if prompts is not None else None
-        if size is not None:
-            tokens = tokens.padded(size, parts.batch.null_row)
-        inputs = tokens.put(parts)
-        chosen_from = parts.staging.put(tokens.rows_to_choose_from(entries), np.int64)
+        forward = Forward.put(parts, entries, self.prompt_graphs)
+        rows_to_choose_from = forward.tokens.rows_to_choose_from(entries)
+        chosen_from = parts.staging.put(rows_to_choose_from, np.int64)
         changes = [parts.staging.put(update, np.int64) for update in updates]
         parts.staging.upload()
         parts.batch.apply(changes)
-
-        rows, positions, query_starts, lengths, sequence_rows, slots = inputs
-        if prompts is not None and size is not None:
-            hidden = prompts.replay(size, num_tokens=tokens.ends[-1])
-        else:
-            host = HostSequences([0, *tokens.ends], tokens.lengths, tokens.rows_of_entries)
-            step = parts.step_metadata(query_starts, lengths, sequence_rows, positions, slots, host)
-            hidden = parts.model(parts.batch.token_ids[rows, positions], parts.storage, step)
+        hidden = forward.queue()
         if not parts.model.place.is_last:
             return PendingStep(output)
 
@@ -213,6 +215,7 @@ class ModelRunner:
             prompt_scores=self._score_prompts(entries, hidden),
         )
         if sampling:
+            rows, positions = forward.inputs.rows, forward.inputs.positions
             chosen = [x.index_select(0, chosen_from) for x in (hidden, rows, positions)]
             self._sample(pending, chosen[0], chosen[1], chosen[2] + 1)
         return pending

@@ -16,7 +16,7 @@ from quire.config import EngineConfig
 from quire.messages import NewRequest, ScheduledEntry, SchedulerOutput
 from quire.runner.model_runner import ModelRunner
 from quire.sampling.params import SamplingParams
-from quire.speculation.costs import RoundCosts
+from quire.speculation.costs import NO_CATCH_UP, CatchUp, RoundCosts
 
 BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 1024)
 STEPS = 4  # queued in a row, so that the host's work between two is hidden, as it is in overlap
@@ -45,25 +45,25 @@ def measure_round_costs(runner: ModelRunner, config: EngineConfig, num_groups: i
     return RoundCosts(seconds, _catch_up(runner, config, num_groups))
 
 
-def _catch_up(runner: ModelRunner, config: EngineConfig, num_groups: int) -> tuple[float, float]:
-    """Return the seconds of catching up with a short text, and with a token of long ones.
+def _catch_up(runner: ModelRunner, config: EngineConfig, num_groups: int) -> CatchUp:
+    """Measure a draft model's reading, of short texts and of long ones.
 
     More than fits into a step is computed in pieces, each of which is launched: so a token counts
-    its share of all, and not only what it takes more than few do. Nothing has to catch up where the
-    host guesses: it reads the tokens as they come.
+    its share of all, and not only what it takes more than few do.
     """
     assert config.speculation is not None
     if not config.speculation.guesses_on_device:
-        return 0.0, 0.0
+        return NO_CATCH_UP
     many = TOKENS_ON_CPU if config.model.device.type == "cpu" else TOKENS
     length = min(config.model.max_model_len - 1, many)
     if length < 2:
-        return 0.0, 0.0  # no text is so long that there is something to guess
-    batch = max(1, min(config.scheduling.max_num_seqs, many // length))
-    k = config.speculation.choices[0]
-    short = _first_guess(runner, 1, 2, k, num_groups)
-    long = _first_guess(runner, batch, length, k, num_groups)
-    return short, long / (batch * length)
+        return NO_CATCH_UP  # no text is so long that there is something to guess
+    most = config.scheduling.max_num_seqs
+    batch, k = max(1, min(most, many // length)), config.speculation.choices[0]
+    alone, several = (_first_guess(runner, n, 2, k, num_groups) for n in (1, min(2, most)))
+    with runner.launching_prompts():
+        long = _first_guess(runner, batch, length, k, num_groups)
+    return CatchUp(alone, several, long / (batch * length))
 
 
 def _first_guess(runner: ModelRunner, batch: int, length: int, k: int, num_groups: int) -> float:

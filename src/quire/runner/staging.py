@@ -36,9 +36,9 @@ class Unstaged:
 class Staging:
     """Pinned host buffers, used in turn, and the device buffer they are copied to.
 
-    A host buffer is written again only `num_buffers` steps later, when the device has read
-    it: that many steps may be queued. The device's buffer is one, since its steps run one
-    after another. On a CPU both are the same memory.
+    A host buffer is written again `num_buffers` uploads later: as many may be queued, and the
+    next one waits until the device has read the oldest. The device's buffer is one, since its
+    steps run one after another. On a CPU both are the same memory.
     """
 
     def __init__(self, num_bytes: int, num_buffers: int, device: torch.device) -> None:
@@ -52,13 +52,17 @@ class Staging:
             self._host[0] if on_host else torch.empty(num_bytes, dtype=torch.uint8, device=device)
         )
         self._views = [buffer.numpy() for buffer in self._host]
+        self._read = [None if on_host else torch.cuda.Event() for _ in self._host]
         self._turn = 0
         self._used = 0
 
     def begin(self) -> None:
-        """Start a step's upload."""
+        """Start a step's upload, once the device has read what lies in its buffer."""
         self._turn = (self._turn + 1) % len(self._host)
         self._used = 0
+        read = self._read[self._turn]
+        if read is not None:
+            read.synchronize()  # at once, before the first upload
 
     def put(self, values: ArrayLike, dtype: type[np.generic]) -> Tensor:
         """Write numbers and return where on the device they will be after `upload`.
@@ -76,6 +80,9 @@ class Staging:
         if len(self._host) > 1 or self._host[0] is not self._device:
             source = self._host[self._turn][: self._used]
             self._device[: self._used].copy_(source, non_blocking=True)
+        read = self._read[self._turn]
+        if read is not None:
+            read.record()
 
 
 _TORCH = {

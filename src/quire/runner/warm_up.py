@@ -62,11 +62,10 @@ def warm_up(
         slots = num_slots or moe.num_experts, num_experts or moe.num_experts
         steps += _steps_by_experts(config, moe.experts_per_token, *slots)
     # A prompt stands here for any step of as many tokens, which is run kernel by kernel.
-    prompt_graphs, runner.prompt_graphs = runner.prompt_graphs, None
-    for number, pieces in enumerate(steps):
-        runner.execute(_message(number, pieces, config, num_groups))
-        runner.settle(())  # nobody reads the tokens; of a model that overflows there are none
-    runner.prompt_graphs = prompt_graphs
+    with runner.launching_prompts():
+        for number, pieces in enumerate(steps):
+            runner.execute(_message(number, pieces, config, num_groups))
+            runner.settle(())  # nobody reads the tokens; of a model that overflows there are none
 
 
 def _steps(config: EngineConfig, gives_logprobs: bool) -> Iterator[list[Piece]]:

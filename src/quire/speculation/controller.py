@@ -103,7 +103,7 @@ class LengthController:
         self._follow(output, shares)
         rates = {k: self._tokens_a_second(batch, k, shares) for k in self._choices}
         best = max(rates, key=rates.__getitem__)
-        reads = self._told == 0 and output.new_requests and self._costs.catching_up(1) > 0
+        reads = self._told == 0 and output.new_requests and self._costs.catching_up([1]) > 0
         if rates[best] < (BEGIN if reads else SWITCH) * rates[self._chosen]:
             best = self._chosen
         if self._told == 0 and not self._pays(output, rates):  # which counts in every such step
@@ -141,12 +141,12 @@ class LengthController:
         A prompt that comes in this step is read like any other, which `_reading` stands for.
         """
         new = {request.request_id for request in output.new_requests}
-        unread = sum(
-            max(0.0, entry.start + entry.num_tokens - self._read.get(entry.request_id, 0))
+        unread = [
+            entry.start + entry.num_tokens - self._read.get(entry.request_id, 0)
             for entry in output.entries
             if entry.request_id not in new
-        )
-        return self._costs.catching_up(unread)
+        ]
+        return self._costs.catching_up([tokens for tokens in unread if tokens > 0])
 
     def _follow(self, output: SchedulerOutput, shares: Sequence[float]) -> None:
         """Learn who came and went, and how long reading prompts takes a token of each request."""
@@ -158,12 +158,13 @@ class LengthController:
         for request in output.new_requests:
             hits = output.hit_tokens.get(request.request_id, 0)
             self._read[request.request_id] = hits if request.sampling_params.speculate else INF
-        tokens = sum(
+        prompts = [
             entry.num_tokens - 1 - entry.num_draft_tokens
             for entry in output.entries
             if self._read.get(entry.request_id) != INF
-        )
-        each = self._costs.catching_up(tokens) / (1 + sum(shares[: self._told]))
+        ]
+        reading = self._costs.catching_up([tokens for tokens in prompts if tokens > 0])
+        each = reading / (1 + sum(shares[: self._told]))
         self._reading += PROMPT_MEMORY * (each - self._reading)
 
     def _note(self, output: SchedulerOutput, k: int) -> None:
