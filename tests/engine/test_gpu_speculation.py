@@ -100,7 +100,9 @@ def test_a_draft_model_replays_the_prompts_that_come_alone(
     monkeypatch.setattr(PromptGraphs, "replay", noted)
     config = {**METHODS["itself"], "num_speculative_tokens": 3}
     trace = Trace()
-    llm = LLM("quire-mini", **SIZES, trace=trace, speculative_config=config)
+    llm = LLM(
+        "quire-mini", **SIZES, trace=trace, speculative_config=config, enable_prefix_caching=False
+    )
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
     prompts = [(list(range(5, 200)) * 2)[:length] for length in (3, 16, 17, 100, 210)]
     for prompt in prompts:

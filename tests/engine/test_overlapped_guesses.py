@@ -29,6 +29,7 @@ from rig import BLOCK, Rig
 from scheduler_machine import SchedulerMachine
 
 from quire import LLM, RequestOutput, SamplingParams, Trace
+from quire.messages import ScheduledEntry
 from quire.runner.draft_model import DraftModel
 from quire.scheduler import TokenBudgetScheduler
 from quire.speculation.controller import LengthController
@@ -245,8 +246,8 @@ def test_a_draft_model_that_keeps_up_computes_prompts_and_guesses_only(
     caught_up: list[int] = []
     compute = DraftModel._compute
 
-    def noted(self: DraftModel, pieces: Sequence[Any]) -> None:
-        caught_up.extend(piece.end - piece.begin for piece in pieces)
+    def noted(self: DraftModel, pieces: list[ScheduledEntry]) -> None:
+        caught_up.extend(piece.num_tokens for piece in pieces)
         compute(self, pieces)
 
     monkeypatch.setattr(DraftModel, "_compute", noted)

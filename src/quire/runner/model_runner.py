@@ -27,7 +27,7 @@ from quire.runner.memory import bytes_a_step
 from quire.runner.pending import PendingStep, PromptScores
 from quire.runner.prompt_graphs import PromptGraphs
 from quire.runner.staging import make_staging
-from quire.runner.starts import with_true_starts
+from quire.runner.starts import Judged, with_true_starts
 from quire.sampling.bias import send
 from quire.sampling.drafts import Drafts
 from quire.sampling.sampler import Sampler, SamplerOutput, TorchSampler
@@ -102,6 +102,7 @@ class ModelRunner:
         captures = config.model.cuda_graphs and config.model.device.type == "cuda"
         if captures and backend.graph_safe and model.place.graph_safe:
             self._capture(backend)
+        self._judged: Judged | None = None
         if draft is not None:
             draft_model, draft_sampler = draft
             layers = num_layers, len(layout.specs)
@@ -112,6 +113,13 @@ class ModelRunner:
                 layout=layout.part(*layers),
             )
             self.drafting = DraftModel(parts, draft_sampler, captures=self.graphs is not None)
+            if config.model.device.type == "cuda" and model.place.is_last:
+                self._judged = Judged(config.model.device)
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks the cache has, the null block included."""
+        return self._storage.num_blocks
 
     @torch.inference_mode()
     def _capture(self, backend: AttentionBackend) -> None:
@@ -148,8 +156,10 @@ class ModelRunner:
         if not self._parts.model.place.is_last:  # which chose them
             self.batch.tell(output.entries)
         graphs = None if self.graphs is None or not self.graphs.fits(output) else self.graphs
-        output = with_true_starts(output, self.batch, is_captured=bool(graphs))
+        output = with_true_starts(output, self.batch, is_captured=bool(graphs), judged=self._judged)
         pending = self._replay(output, graphs) if graphs else self._run(output, updates)
+        if self._judged is not None:
+            self._judged.note(pending)
         if self.drafting is not None:
             self.drafting.queue(output)
         return pending

@@ -15,15 +15,38 @@ import torch
 
 from quire.messages import SchedulerOutput
 from quire.runner.input_batch import InputBatch
+from quire.runner.pending import PendingStep
 from quire.sampling.bias import send
 
 
+class Judged:
+    """When the newest step that chose tokens has done so, though more is queued behind it.
+
+    Behind a step a draft model reads and guesses, which the host need not wait for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Take a stream on which to look at what a step has left."""
+        self._stream = torch.cuda.Stream(device)
+        self._done: torch.cuda.Event | None = None
+
+    def note(self, pending: PendingStep) -> None:
+        """Take a step that was queued; one that chose nothing has judged nothing."""
+        self._done = pending.done or self._done
+
+    def beside(self) -> torch.cuda.Stream:
+        """Return a stream that goes on once the step has chosen."""
+        if self._done is not None:
+            self._stream.wait_event(self._done)
+        return self._stream
+
+
 def with_true_starts(
-    output: SchedulerOutput, batch: InputBatch, *, is_captured: bool
+    output: SchedulerOutput, batch: InputBatch, *, is_captured: bool, judged: Judged | None = None
 ) -> SchedulerOutput:
     """Return a step that can be queued, with its true starts if it needs them.
 
-    Finding them waits for the steps ahead.
+    Finding them waits for the steps ahead: for all that is queued, or until they have `judged`.
 
     Args:
         is_captured: the step is replayed from a graph.
@@ -36,8 +59,10 @@ def with_true_starts(
     if not uncertain or not needs_them:
         return output
     numbers = torch.tensor([[e.row for e in uncertain], [e.start for e in uncertain]])
-    rows, starts = send(numbers, batch.token_ids.device)
-    found = dict(zip(numbers[0].tolist(), batch.true_starts(rows, starts).tolist(), strict=True))
+    with torch.cuda.stream(None if judged is None else judged.beside()):
+        rows, starts = send(numbers, batch.token_ids.device)
+        true_starts = batch.true_starts(rows, starts).tolist()
+    found = dict(zip(numbers[0].tolist(), true_starts, strict=True))
     entries = tuple(
         replace(entry, start=found.get(entry.row, entry.start), num_unverified=0)
         for entry in output.entries

@@ -29,7 +29,8 @@ HOPEFUL_SHARE = 0.95  # what might have become of the text while nothing was gue
 INF = float("inf")
 MEMORY = 0.05  # weight of one request's newest step in the shares
 # Weight of a step in the mean of its prompts: small, for prompts that came at once say little of
-# those that will come while their texts go on.
+# those that will come while their texts go on. The first steps count alike: where many prompts come
+# and short texts follow, reading the prompts takes longer than guesses save.
 PROMPT_MEMORY = 1 / 256
 # In a trial's step the shares so far count like those of so many requests: with one request 0.4 of
 # the result is new, with 32 it is 0.96.
@@ -83,6 +84,7 @@ class LengthController:
         # when guesses were last given up. What nobody guesses for it need not read.
         self._read: dict[str, float] = {}
         self._reading = 0.0  # seconds for the prompts of recent steps, a token of each request
+        self._num_followed = 0  # steps that this is the mean of, at first
         self._missed = 0.0  # seconds that guesses would have saved of late
         self._asked: int | None = 0  # how many guesses behind the last step observed
         self._steps_without = 0
@@ -165,7 +167,8 @@ class LengthController:
         ]
         reading = self._costs.catching_up([tokens for tokens in prompts if tokens > 0])
         each = reading / (1 + sum(shares[: self._told]))
-        self._reading += PROMPT_MEMORY * (each - self._reading)
+        self._num_followed += 1
+        self._reading += max(PROMPT_MEMORY, 1 / self._num_followed) * (each - self._reading)
 
     def _note(self, output: SchedulerOutput, k: int) -> None:
         """Remember what a step was told, and how far the texts are when guesses are given up."""
