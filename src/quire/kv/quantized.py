@@ -24,7 +24,7 @@ def quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
     The largest element of a vector gets the largest code. An INT8 code is off by at most half
     a step, 1/254 of the vector's largest element; an FP8 code (E4M3, three bits of mantissa)
-    by at most 1/16 of the element itself, above the subnormals.
+    by at most 1/16 of the element itself, except for the very smallest elements.
     """
     x = x.float()
     scale = x.abs().amax(-1) / LARGEST[dtype]

@@ -16,6 +16,7 @@ from quire.errors import QuireError
 from quire.kv.layer import LayerKV
 from quire.kv.spec import KVCacheSpec
 from quire.messages import Transfer
+from quire.sending import send
 
 
 class HostTier(Protocol):
@@ -77,9 +78,15 @@ class KVStorage:
 
     def copy_blocks(self, copies: Sequence[Sequence[tuple[int, int]]]) -> None:
         """Copy whole blocks in every layer of a group; `copies[group]` are (from, to)."""
+        device = self.layers[0].key.device
+        sent = {
+            group: send(torch.tensor(pairs).T.contiguous(), device)
+            for group, pairs in enumerate(copies)
+            if pairs
+        }
         for kv, group in zip(self.layers, self._groups, strict=True):
-            if group < len(copies) and copies[group]:
-                sources, targets = torch.tensor(copies[group], device=kv.key.device).T
+            if group in sent:
+                sources, targets = sent[group]
                 for x in kv.tensors:
                     x[targets] = x[sources]
 

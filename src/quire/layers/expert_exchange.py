@@ -18,6 +18,7 @@ from torch import Tensor
 from quire.layers.expert_routes import ExpertRoutes
 from quire.parallel.comm import Comm
 from quire.parallel.part import padded_part
+from quire.sending import send
 
 
 class ExpertExchange:
@@ -81,6 +82,6 @@ class ExpertExchange:
         num_ranks, num_slots = counts.shape
         slots = torch.arange(num_slots, dtype=torch.int32).repeat(num_ranks)
         slots += self._comm.rank * num_slots
-        ids = slots.repeat_interleave(counts.flatten())[:, None].to(arrived.device)
+        ids = send(slots.repeat_interleave(counts.flatten())[:, None], arrived.device)
         weights = torch.ones(ids.shape, device=arrived.device)
         return self._experts(arrived, ids, weights)

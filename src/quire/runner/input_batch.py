@@ -22,12 +22,12 @@ from quire.sampling.bias import (
     completing_tokens,
     fixed_bias,
     pack_words,
-    send,
 )
 from quire.sampling.drafts import Drafts
 from quire.sampling.params import SamplingParams
 from quire.sampling.sampler import SamplerOutput
 from quire.sampling.tensors import Penalties, RowFunction, SamplingTensors
+from quire.sending import send
 
 TableUpdate = NDArray[np.int64]  # [3, n]: row, column, block
 
@@ -178,7 +178,7 @@ class InputBatch:
         rows = self._send(torch.tensor([request.row for request in requests]))
         if self._device.type != "cpu":
             for device_table in self.block_tables:
-                device_table[rows] = 0
+                device_table.index_fill_(0, rows, 0)
         self._floats[:, rows] = self._send(torch.tensor(floats, dtype=torch.float32)).T
         self._integers[:, rows] = self._send(torch.tensor(integers)).T
         if self.num_known is not None:

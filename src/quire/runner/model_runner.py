@@ -28,10 +28,10 @@ from quire.runner.pending import PendingStep, PromptScores
 from quire.runner.prompt_graphs import PromptGraphs
 from quire.runner.staging import make_staging
 from quire.runner.starts import Judged, with_true_starts
-from quire.sampling.bias import send
 from quire.sampling.drafts import Drafts
 from quire.sampling.sampler import Sampler, SamplerOutput, TorchSampler
 from quire.sampling.scoring import score_tokens
+from quire.sending import send
 from quire.speculation.drafting import Drafting
 from quire.speculation.host import HostDrafting
 from quire.speculation.proposer import Proposer
@@ -247,7 +247,7 @@ class ModelRunner:
             if self._needs_probabilities and self.drafting is not None:
                 turns = [p - e.chosen_positions[0] for e, p in chosen]
                 probabilities = self.drafting.probabilities(
-                    rows, torch.tensor(turns).to(rows.device, non_blocking=True)
+                    rows, send(torch.tensor(turns), rows.device)
                 )
             drafts = Drafts(guesses, pending.first_rows, probabilities, batch.acceptance_rate)
         sampled = sampler(self._parts.model.compute_logits(hidden).float(), tensors, drafts)

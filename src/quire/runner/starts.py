@@ -16,7 +16,7 @@ import torch
 from quire.messages import SchedulerOutput
 from quire.runner.input_batch import InputBatch
 from quire.runner.pending import PendingStep
-from quire.sampling.bias import send
+from quire.sending import send
 
 
 class Judged:

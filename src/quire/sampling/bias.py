@@ -13,16 +13,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from quire.sampling.params import SamplingParams
+from quire.sending import send
 
 ANY = -1  # in the prefix of a word: matches whatever stands there
 Pairs = tuple[Tensor, Tensor]  # rows and token ids, int64 [S] each
-
-
-def send(values: Tensor, device: torch.device) -> Tensor:
-    """Copy what the host knows to the device, without making the host wait."""
-    if device.type == "cpu":
-        return values
-    return values.pin_memory().to(device, non_blocking=True)
 
 
 def fixed_bias(params: SamplingParams, vocab_size: int) -> Tensor | None:

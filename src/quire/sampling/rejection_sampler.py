@@ -13,6 +13,7 @@ from quire.sampling.drafts import Drafts
 from quire.sampling.processors import shape_logits
 from quire.sampling.sampler import Sampler, SamplerOutput, gather_logprobs
 from quire.sampling.tensors import SamplingTensors
+from quire.sending import send
 from quire.speculation import block, rejection
 
 Judge = Callable[[Tensor, Tensor | None, Drafts, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -56,6 +57,10 @@ class RejectionSampler:
 
 def _of_rows(tokens: Tensor, first_rows: list[int]) -> Tensor:
     """Return the token of each row of logits, int64 [N], from those of each request, [R, 1 + k]."""
-    counts = torch.tensor([b - a for a, b in pairwise(first_rows)], device=tokens.device)
-    column = torch.arange(tokens.shape[1], device=tokens.device)
-    return tokens[column < counts[:, None]]
+    places = [
+        (request, column)
+        for request, (a, b) in enumerate(pairwise(first_rows))
+        for column in range(b - a)
+    ]
+    requests, columns = send(torch.tensor(places).T.contiguous(), tokens.device)
+    return tokens[requests, columns]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quire.sampling.params import LogitsProcessor, SamplingParams
+from quire.sending import send
 
 RowFunction = tuple[int, LogitsProcessor, list[int]]  # row, function, its request's output so far
 
@@ -101,7 +102,7 @@ class Penalties:
 
         def column(name: str) -> Tensor:
             values = [[getattr(p, name)] for p in params]
-            return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
+            return send(torch.tensor(values, dtype=torch.float32), device)
 
         def count(begin: Tensor | int, end: Tensor) -> Tensor:
             # Tokens outside [begin, end) are counted in a column behind the vocabulary.

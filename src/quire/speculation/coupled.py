@@ -17,6 +17,7 @@ from torch import Tensor
 from quire.kernels.noise import Purpose, uniform
 from quire.kernels.sampling import NO_TOKEN
 from quire.sampling.drafts import Drafts
+from quire.sending import send
 
 
 def accept_equal(
@@ -29,7 +30,7 @@ def accept_equal(
         drafts: the guesses at the positions of these rows.
         seeds, positions: int64 [N], the keys of a coin, should one decide.
     """
-    bounds = torch.tensor(drafts.first_rows, device=chosen.device)
+    bounds = send(torch.tensor(drafts.first_rows), chosen.device)
     column = torch.arange(max(b - a for a, b in pairwise(drafts.first_rows)), device=chosen.device)
     rows = (bounds[:-1, None] + column).clamp(max=len(chosen) - 1)
     tokens = chosen[rows]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quire.messages import ScheduledEntry, SchedulerOutput
+from quire.sending import send
 from quire.speculation.proposer import ProposeContext, Proposer
 
 
@@ -93,7 +94,7 @@ class HostDrafting:
             tokens += guessed
             numbers[entry.request_id] = len(guessed)
         if tokens:
-            sent = torch.tensor([rows, positions, tokens]).to(self._token_ids.device)
+            sent = send(torch.tensor([rows, positions, tokens]), self._token_ids.device)
             self._token_ids[sent[0], sent[1]] = sent[2]
         return numbers
 

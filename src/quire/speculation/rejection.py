@@ -24,6 +24,7 @@ from torch import Tensor
 from quire.kernels.noise import Purpose, exponential, uniform
 from quire.kernels.sampling import NO_TOKEN
 from quire.sampling.drafts import Drafts
+from quire.sending import send
 
 
 def accept_or_replace(
@@ -79,7 +80,7 @@ class JudgedRows:
     def of(cls, p: Tensor, q: Tensor | None, drafts: Drafts) -> JudgedRows:
         """Lay out the rows, and end each request's drafts before the first without p or q."""
         num_rows, vocab_size = p.shape
-        bounds = torch.tensor(drafts.first_rows, device=p.device)
+        bounds = send(torch.tensor(drafts.first_rows), p.device)
         columns = torch.arange(max(b - a for a, b in pairwise(drafts.first_rows)), device=p.device)
         rows = (bounds[:-1, None] + columns).clamp(max=num_rows - 1)
         tokens = drafts.tokens.clamp(0, vocab_size - 1)

@@ -16,6 +16,7 @@ from torch import Tensor
 from quire.errors import QuireError
 from quire.kv.storage import KVStorage, machine_memory
 from quire.messages import Transfer
+from quire.sending import send
 
 STAGING_BYTES = 64 << 20  # rows that are gathered on the device at once
 
@@ -57,26 +58,20 @@ class HostBlocks:
                     self._load(parts, host, sources, targets)
 
     def _save(self, parts: list[Tensor], host: Tensor, blocks: list[int], slots: list[int]) -> None:
-        ids = self._send(blocks)
+        ids = send(torch.tensor(blocks), self._device)
         rows = torch.cat([part.index_select(0, ids) for part in parts], 1)
         for begin, end in _neighbours(slots):
             first = slots[begin]
             host[first : first + end - begin].copy_(rows[begin:end], non_blocking=True)
 
     def _load(self, parts: list[Tensor], host: Tensor, slots: list[int], blocks: list[int]) -> None:
-        ids = self._send(blocks)
+        ids = send(torch.tensor(blocks), self._device)
         rows = torch.empty((len(slots), host.shape[1]), dtype=host.dtype, device=self._device)
         for begin, end in _neighbours(slots):
             first = slots[begin]
             rows[begin:end].copy_(host[first : first + end - begin], non_blocking=True)
         for part, columns in zip(parts, rows.split([p.shape[1] for p in parts], 1), strict=True):
             part.index_copy_(0, ids, columns)
-
-    def _send(self, ids: list[int]) -> Tensor:
-        indices = torch.tensor(ids)
-        if self._device.type == "cpu":
-            return indices
-        return indices.pin_memory().to(self._device, non_blocking=True)
 
 
 def _as_rows(x: Tensor) -> Tensor:
