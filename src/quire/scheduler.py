@@ -123,7 +123,7 @@ class TokenBudgetScheduler:
         """Return how far a request catches up: to its tokens, its limit or the budget's end."""
         request = tracked.request
         if request.num_unverified > 0 and not self._room.num_lookahead:
-            return 0  # the host guesses, and must know what is true before it goes on
+            return 0  # the host's guesses are being checked; its next ones start from the result
         until_limit = tracked.last_position - request.num_computed_tokens
         return min(request.num_unscheduled_tokens, until_limit, budget)
 

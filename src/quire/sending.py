@@ -14,6 +14,6 @@ from torch import Tensor
 
 def send(values: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor of the host's to the device, without making the host wait."""
-    if device.type == "cpu":
-        return values
+    if device.type != "cuda":
+        return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)

@@ -19,7 +19,8 @@ from quire.runner import model_runner
 from quire.runner.model_runner import ModelRunner
 from quire.runner.pending import PendingStep
 
-pytestmark = pytest.mark.gpu
+# That it sees not all of them is what torch says of its watch.
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:Synchronization debug mode")]
 
 SIZES: dict[str, Any] = {
     "device": "cuda",

@@ -214,7 +214,7 @@ class PagedKVCacheManager:
             return
         if not self._enable_prefix_caching:
             return
-        # A sampled token is computed one step ahead of the host's learning which it is.
+        # The device may already compute a sampled token that the host does not know yet.
         num_known = min(request.num_computed_tokens, request.num_tokens)
         num_full = num_known // self._block_size
         chain = self._chain(request, num_full)

@@ -84,6 +84,7 @@ def bias_of_rows(
     for row, own in enumerate(fixed):
         if own is not None:
             bias[row, :vocab_size] = own
+    never = torch.full((1,), -torch.inf, device=device)
     for rows, token_ids in forbidden:
-        bias[rows, token_ids] = -torch.inf
+        bias.index_put_((rows, token_ids), never)
     return bias[:, :vocab_size]

@@ -53,9 +53,10 @@ class OffloadingKVCacheManager(PagedKVCacheManager):
         return num_hits + num_loaded
 
     def _load(self, request: Request, first: int) -> int:
-        """Give the request blocks to load the next saved ones to; return how many.
+        """Take free blocks for the saved ones that follow, and note their loads; return how many.
 
-        They are published like computed ones, once the step that loads them is done.
+        The new blocks join the request's table; they get their names, like computed ones, once
+        the step that loads them is done.
         """
         chain = self._chain(request, (request.num_tokens - 1) // self._block_size)[first:]
         saved = list(takewhile(self._is_saved, chain))
