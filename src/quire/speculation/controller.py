@@ -33,8 +33,10 @@ MEMORY = 0.05  # weight of one request's newest step in the shares
 # and short texts follow, reading the prompts takes longer than guesses save.
 PROMPT_MEMORY = 1 / 256
 # In a trial's step the shares so far count like those of so many requests: with one request 0.4 of
-# the result is new, with 32 it is 0.96.
+# the result is new, with 32 it is 0.96. So does what is believed before the first step.
 OLD_SHARES = 1.5
+# Weight, in the share of a position that a step does not try, of what the tried ones let expect.
+HOPE = 1 / 64
 COST_MEMORY = 7  # steps whose median says what steps take: one that was disturbed says nothing
 FORGET_EVERY = 32  # steps after which one of those is believed to be as it was measured
 SWITCH = 1.03  # another k must bring so much more
@@ -73,6 +75,7 @@ class LengthController:
         self._costs = costs
         self._choices = (0, *(k for k in sorted(choices) if costs.at(1, k) < INF))
         self._shares: list[float] = []  # of requests whose i-th guess stood, as far as judged
+        self._num_judged: list[int] = []  # how many such guesses there were
         self._share_of_steps = 1.0  # in which somebody had guesses, after they were asked for
         # What steps took, in units of what was measured: the host's work, the texts' length.
         self._ratios = {k: deque([1.0] * COST_MEMORY, COST_MEMORY) for k in self._choices}
@@ -249,9 +252,15 @@ class LengthController:
             min(entry.num_draft_tokens, len(result.token_ids.get(entry.request_id, ())) - 1)
             for entry in entries
         ]
-        for i in range(asked if longest == 0 else longest):
+        tried = asked if longest == 0 else longest
+        for i in range(tried):
             share = sum(number > i for number in kept) / len(entries)
-            if i < len(self._shares):
-                self._shares[i] += weight * (share - self._shares[i])
-            else:
-                self._shares.append(share)
+            if i == len(self._shares):
+                self._shares.append(self._shares_ahead()[i])
+                self._num_judged.append(0)
+            self._num_judged[i] += len(entries)
+            first = len(entries) / (self._num_judged[i] + OLD_SHARES)  # the mean, at first
+            self._shares[i] += max(weight, first) * (share - self._shares[i])
+        for i in range(max(1, tried), len(self._shares)):  # not tried: it may have become better
+            hoped = self._shares[i - 1] * self._shares[0]
+            self._shares[i] += HOPE * (hoped - self._shares[i])
