@@ -107,6 +107,43 @@ def test_a_text_that_becomes_easy_is_noticed() -> None:
     assert world.run(0.95, 200)[4] > 180
 
 
+def judge(controller: LengthController, kept: list[int], drafted: int) -> None:
+    """Tell of a step of one request for each number kept, of so many guesses."""
+    entries = tuple(
+        ScheduledEntry(str(r), r, 5, 1 + drafted, True, (), drafted) for r in range(len(kept))
+    )
+    output = SchedulerOutput(0, entries, num_guesses=drafted)
+    told = {str(r): [0] * (1 + number) for r, number in enumerate(kept)}
+    controller.observe(output, StepResult(0, told), seconds(len(kept), drafted))
+
+
+def test_one_unlucky_guess_is_not_the_share() -> None:
+    """The share begins as a mean with what is believed before: 0.8 of 1.5 requests."""
+    controller = LengthController(COSTS, CHOICES)
+    judge(controller, [0], 4)  # its guesses were asked for before anything was measured
+    judge(controller, [0], 4)
+    assert controller._shares_ahead()[0] == pytest.approx(0.8 * 1.5 / 2.5)
+    for _ in range(7):
+        judge(controller, [4], 4)
+    assert controller._shares_ahead()[0] == pytest.approx((0.8 * 1.5 + 7) / 9.5)
+    many = LengthController(COSTS, CHOICES)
+    for _ in range(2):
+        judge(many, [0] * 32, 4)
+    assert many._shares_ahead()[0] < 0.05
+
+
+def test_what_is_not_tried_is_hoped_for_again() -> None:
+    """As far as what is tried lets hope: a second guess stands as often behind the first."""
+    controller = LengthController(COSTS, CHOICES)
+    for kept in [1] * 40:
+        judge(controller, [kept] * 2, 4)  # the second never stands
+    assert controller._shares_ahead()[1] < 0.1
+    for _ in range(60):
+        judge(controller, [1, 1], 1)
+    hoped = controller._shares_ahead()
+    assert 0.5 < hoped[1] < hoped[0] ** 2
+
+
 def test_what_cannot_gain_is_not_tried() -> None:
     """With 256 requests guesses would cost time if all of them stood."""
     world = World(256)
