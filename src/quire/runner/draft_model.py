@@ -66,12 +66,12 @@ class DraftModel:
         self._behind: set[int] = set()
         self._max_model_len = config.model.max_model_len
         most, device = config.scheduling.max_num_seqs, config.model.device
-        # Apart from each other and from the model's own: a captured graph reads its place. What
-        # was not read comes in pieces of a step's budget, of which one more may wait.
+        # Apart from each other and from the model's own: a captured graph reads its place. One
+        # buffer more than steps in flight, so that a step that reads two pieces need not wait.
         num_bytes = bytes_a_step(config, len(parts.batch.block_tables))
-        in_flight = config.max_in_flight + 1
-        self._parts = replace(parts, staging=make_staging(num_bytes, in_flight, device))
-        self._row_staging = make_staging((most + 16) * 8, in_flight, device)
+        num_buffers = config.max_in_flight + 1
+        self._parts = replace(parts, staging=make_staging(num_bytes, num_buffers, device))
+        self._row_staging = make_staging((most + 16) * 8, num_buffers, device)
         self._is_block = config.speculation.verification == "block"
         self._probabilities: Tensor | None = None  # [rows, k, V]
         if config.speculation.needs_probabilities:

@@ -136,9 +136,11 @@ class ModelRunner:
         kept = [part.prompt_graphs for part in parts]
         for part in parts:
             part.prompt_graphs = None
-        yield
-        for part, graphs in zip(parts, kept, strict=True):
-            part.prompt_graphs = graphs
+        try:
+            yield
+        finally:
+            for part, graphs in zip(parts, kept, strict=True):
+                part.prompt_graphs = graphs
 
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> PendingStep:
