@@ -206,6 +206,12 @@ def test_a_cached_token_takes_the_slope_of_the_rows_over_context() -> None:
     assert (len(time.decode), len(time.mixed)) == (2, 2)  # these rows are no points
 
 
+def test_a_short_prompt_alone_is_no_point() -> None:
+    """On a GPU `quire bench steps` times it a second time, as it is served: `alone-N`."""
+    alone = {"case": "alone-16", "value": 0.1, "parameters": {"batch": 1, "prompt_tokens": 16}}
+    assert StepTime.from_rows([*POINTS, alone]) == StepTime.from_rows(POINTS)
+
+
 def test_without_rows_over_context_a_cached_token_takes_what_is_given() -> None:
     time = StepTime.from_rows(POINTS, token_seconds=9.0)
     assert (time.decode_token, time.mixed_token) == (9.0, 9.0)

@@ -106,6 +106,8 @@ def _run_all(
     names = type("Names", (), {"__globals__": {"tl": tl, "core": tl.core}})
     scope = interpreter._patch_lang(names)
     scope.set_attr(tl.tensor, "__bool__", _truth)
+    # A bound of `range`: Triton 3.6 does not read it with NumPy 2.4 and later.
+    scope.set_attr(tl.tensor, "__index__", lambda self: self.handle.data.item())
     _remember_shapes(scope)
     calling = interpreter.InterpretedFunction.__call__
     interpreter.InterpretedFunction.__call__ = lambda self, *a, **k: self.rewrite()(*a, **k)

@@ -48,6 +48,8 @@ class StepTime:
         }
         for row in rows:
             kind, parameters = row["case"].partition("-")[0], row["parameters"]
+            if kind == "alone":
+                continue
             if kind == "context":  # a step's cached tokens; their number's offset moves no slope
                 size = parameters["batch"] * parameters["prompt_tokens"]
             elif kind == "mixed":
