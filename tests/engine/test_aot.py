@@ -13,11 +13,13 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from quire.kernels.linear import DEEP
 from quire.kernels.tiled_matrix import tile_for
 from quire.kv.quantized import FORMATS, LARGEST
 
@@ -133,7 +135,7 @@ def few_rows(rows: int, depth: int, tile: tuple[int, int, int], adds_bias: bool)
     outputs, block_depth, num_warps = tile
     constants = {
         "num_rows": rows, "depth": depth, "adds_bias": adds_bias, "block_outputs": outputs,
-        "block_depth": block_depth,
+        "block_depth": block_depth, "unpacks_late": depth >= DEEP,
     }  # fmt: skip
     return Served("linear._few_rows_kernel", FEW_ROWS, constants, {"num_warps": num_warps})
 
@@ -589,12 +591,13 @@ SERVED = [
             "int4_few_rows._few_rows_kernel",
             {name: kind for name, kind in INT4.items() if name not in ("parts", "counters", *left)},
             {**INT4_FEW_ROWS, "warps": warps, **change},
-            {"num_warps": warps},
+            {"num_warps": warps, **limit},
         )
-        for warps, left, change in (
-            (4, ("num_rows",), {"num_rows": 1, "single": True}),
-            (2, (), {"tiles": 4, "ahead": 2, "adds_bias": True}),
-            (4, (), {"tiles": 2, "ahead": 4, "groups": 4, "halves": True}),
+        for warps, left, change, limit in (
+            (4, ("num_rows",), {"num_rows": 1, "single": True}, {"maxnreg": 168}),
+            (2, ("num_rows",), {"num_rows": 1, "single": True, "tiles": 2}, {"maxnreg": 168}),
+            (2, (), {"tiles": 4, "ahead": 2, "adds_bias": True}, {}),
+            (4, (), {"tiles": 2, "ahead": 4, "groups": 4, "halves": True}, {}),
         )
     ),
     *(
@@ -625,6 +628,55 @@ SERVED = [
 ]  # fmt: skip
 # Compute capability → bytes of shared memory a program may take.
 TARGETS = {80: 163 * 1024, 90: 227 * 1024}
+
+
+# Kernels that must read before their wait: a text's length, a pair's expert.
+READS_FIRST = {"paged_decode._paged_decode", "expert_pairs._pair_down_kernel"}
+
+
+def disassembled(cubin: bytes) -> str:
+    """Return a kernel's machine instructions, as Triton's own disassembler writes them."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run(
+            [tool, "-c", file.name], capture_output=True, text=True, check=True
+        ).stdout
+
+
+def early_use(instructions: str) -> str:
+    """Return the first instruction in front of the wait that needs what a load brings, or "".
+
+    `ACQBULK` is `griddepcontrol.wait`: there a weight is to be on its way, not to have come.
+    """
+    front, wait, _ = instructions.partition("ACQBULK")
+    under_way: set[int] = set()  # numbers of registers
+    found = re.findall(r"\s([A-Z][A-Z0-9_.]*)\s+([^;/]*);", front if wait else "")
+    for operation, operands in found:
+        registers = [int(number) for number in re.findall(r"\bR(\d+)\b", operands)]
+        read = registers if operation.startswith(("ST", "RED")) else registers[1:]
+        if under_way.intersection(read):
+            return f"{operation} {operands}"
+        if operation.startswith("LDG.") and registers:
+            width = {"64": 2, "128": 4}.get(operation.rpartition(".")[2], 1)
+            under_way.update(range(registers[0], registers[0] + width))
+        else:
+            under_way.difference_update(registers[:1])
+    return ""
+
+
+def test_an_early_use_is_found() -> None:
+    """Lines of the kernel of one row, as it was compiled before it had its branch, and after."""
+    load = "/*0350*/ @!P0 LDG.E.EF.128 R20, desc[UR6][R16.64] ;\n"
+    unpack = "/*0400*/ PRMT R0, R22, 0x7632, R0 ;\n"
+    wait = "/*04a0*/ ACQBULK ;\n"
+    assert early_use(load + unpack + wait).startswith("PRMT R0, R22")
+    assert early_use(load + wait + unpack) == ""
+    assert early_use(load + unpack) == ""  # a kernel that never waits
+    assert early_use(load + "/*0400*/ PRMT R0, R24, 0x7632, R0 ;\n" + wait) == ""
 
 
 def compile_served(index: int, capability: int) -> dict[str, object]:
@@ -661,6 +713,7 @@ def compile_served(index: int, capability: int) -> dict[str, object]:
         "target": next(line for line in ptx.splitlines() if line.startswith(".target")),
         "waits": "griddepcontrol.wait" in ptx,
         "may_wait": any(name.lower() == "early" for name in kernel.arg_names),
+        "early_use": early_use(disassembled(compiled.asm["cubin"])),
     }
 
 
@@ -724,6 +777,9 @@ def test_kernel_compiles(
     assert int(str(compiled["shared"])) <= TARGETS[capability]
     # Hopper's early start is compiled in there and only there.
     assert compiled["waits"] is (capability >= 90 and compiled["may_wait"])
+    served = SERVED[index]
+    if served.kernel not in READS_FIRST and served.constants.get("unpacks_late", True):
+        assert compiled["early_use"] == ""
 
 
 def test_no_kernel_is_forgotten(report: dict[str, dict[str, dict[str, object]]]) -> None:

@@ -106,9 +106,10 @@ def chained(product: Callable[[Tensor], Tensor], first: Tensor) -> None:
 
 
 SHARES = (Share(1, 4, 8), Share(4, 2, 2), Share(2, 4, 4), Share(1, 8, 1))
+LIMITED = (Share(1, 4, 4, 168), Share(1, 4, 8, 255), Share(2, 2, 2, 168))
 
 
-@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("share", SHARES + LIMITED)
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 @pytest.mark.parametrize("size", [1400, 1388])  # the last tile is not whole
 def test_few_rows_of_int4(share: Share, group_size: int, size: int) -> None:

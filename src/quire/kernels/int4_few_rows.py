@@ -41,24 +41,31 @@ class Share:
     tiles: int
     num_warps: int
     ahead: int  # turns that are loaded before they are needed
+    # The most that a thread takes, where a block of columns is one group. None: the compiler's own
+    # choice, which loads later what there is no register for.
+    registers: int | None = None
 
 
 def share_for(rows: int, outputs: int, depth: int) -> Share | None:
     """Return the best share of a sweep over the products of the 8B shape on an H200.
 
+    The faster ones have all programs on the GPU at once, and as many registers as that leaves: of
+    four warps two programs a multiprocessor with 255, three with 168.
+
     None: `quire.kernels.int4`, with tiles in shared memory, is faster for more rows, which use
-    each word more often, and for a deep weight, whose columns several programs share there; and
-    it takes an odd number of columns. Here x is loaded two columns at a time.
+    each word more often; and it takes an odd number of columns. Here x is loaded two columns at a
+    time.
 
     Args:
         rows: of x, the tokens of a step.
         outputs, depth: N and K of the weight.
     """
-    if rows > ROWS or depth > 8192 or depth % 2:
+    if rows > ROWS or depth % 2:
         return None
     if outputs > 16384:
-        return Share(2, 2, 2)
-    return Share(1, 4, 8) if rows == 1 or outputs <= 4096 else Share(2, 4, 4)
+        return Share(2, 2, 2, 168)
+    ahead = 8 if rows == 1 and depth > 8192 else 4
+    return Share(1, 4, ahead, 255 if outputs <= 4096 else 168)
 
 
 def few_rows_int4_linear(
@@ -77,6 +84,7 @@ def few_rows_int4_linear(
     size = weight.shape[0]
     out = x.new_empty(num_rows, size)
     early = starts_early(x)
+    limited = share.registers is not None and weight.groups_a_block == 1  # more groups would spill
     _few_rows_kernel[(triton.cdiv(size, OUTPUTS * share.tiles),)](
         x,
         weight.words,
@@ -97,6 +105,7 @@ def few_rows_int4_linear(
         ahead=share.ahead,
         early=early,
         num_warps=share.num_warps,
+        maxnreg=share.registers if limited else None,
         launch_pdl=early,
     )
     return out

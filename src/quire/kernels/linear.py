@@ -22,6 +22,7 @@ MAX_ROWS = 16
 FEW_ROWS = 4  # up to so many, a small weight stays in registers and each row passes by it
 SMALL_WEIGHT = 5_000_000  # elements; a larger one is better off with the matrix units
 LARGE_WEIGHT = 2**25  # elements; for more than 8 rows cuBLAS is as fast
+DEEP = 4096  # columns from which a weight is unpacked behind the wait; see `_few_rows_kernel`
 
 
 def prefers_skinny(x: Tensor, weight: Tensor) -> bool:
@@ -116,6 +117,7 @@ def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile) 
         adds_bias=bias is not None,
         block_outputs=tile.outputs,
         block_depth=tile.depth,
+        unpacks_late=depth >= DEEP,
         early=early,
         num_warps=tile.num_warps,
         launch_pdl=early,
@@ -135,9 +137,15 @@ def _few_rows_kernel(
     adds_bias: tl.constexpr,
     block_outputs: tl.constexpr,
     block_depth: tl.constexpr,
+    unpacks_late: tl.constexpr,
     early: tl.constexpr,
 ):
-    """A program's share of the weight is all in flight before it waits for x."""
+    """A program's share of the weight is all in flight before it waits for x.
+
+    Left to itself the compiler unpacks the weight in front of the wait, so that a program first
+    waits for memory. A branch keeps it behind: a token of the 8B takes 2 % less. With short rows it
+    is no gain, and a token of the 0.6B takes 1 % more (`measurements/LEDGER.md`).
+    """
     output = tl.program_id(0) * block_outputs + tl.arange(0, block_outputs)
     needed = output < size
     k = tl.arange(0, block_depth)[None, :]
@@ -149,7 +157,8 @@ def _few_rows_kernel(
         tiles += (tile,)  # type: ignore[assignment]
     if early:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+        if not unpacks_late or size > 0:  # always true, which the compiler does not know
+            tl.extra.cuda.gdc_wait()
     for row in tl.static_range(num_rows):
         total = tl.zeros((block_outputs, block_depth), tl.float32)
         for i in tl.static_range(len(tiles)):
