@@ -707,13 +707,14 @@ def compile_served(index: int, capability: int) -> dict[str, object]:
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options=served.options)
     ptx = compiled.asm["ptx"]
+    waits = "griddepcontrol.wait" in ptx
     return {
         "shared": compiled.metadata.shared,
         "cubin": len(compiled.asm["cubin"]),
         "target": next(line for line in ptx.splitlines() if line.startswith(".target")),
-        "waits": "griddepcontrol.wait" in ptx,
+        "waits": waits,
         "may_wait": any(name.lower() == "early" for name in kernel.arg_names),
-        "early_use": early_use(disassembled(compiled.asm["cubin"])),
+        "early_use": early_use(disassembled(compiled.asm["cubin"])) if waits else "",
     }
 
 
