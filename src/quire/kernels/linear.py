@@ -142,9 +142,9 @@ def _few_rows_kernel(
 ):
     """A program's share of the weight is all in flight before it waits for x.
 
-    Left to itself the compiler unpacks the weight in front of the wait, so that a program first
-    waits for memory. A branch keeps it behind: a token of the 8B takes 2 % less. With short rows it
-    is no gain, and a token of the 0.6B takes 1 % more (`measurements/LEDGER.md`).
+    Left to itself the compiler puts the first instructions of unpacking in front of the wait, so
+    that a program first waits for memory. A branch keeps them behind: a token of the 8B takes 2 %
+    less. A token of the 0.6B, whose rows are short, takes 1 % more (`measurements/LEDGER.md`).
     """
     output = tl.program_id(0) * block_outputs + tl.arange(0, block_outputs)
     needed = output < size
